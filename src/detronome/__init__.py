@@ -1,0 +1,1 @@
+"""Detronome trains, evaluates and deploys detection transformers (DETR) on COCO-format data."""

@@ -1,0 +1,1 @@
+"""Configuration: the settings and their defaults, whole-run presets, overrides, TOML."""

@@ -1,0 +1,222 @@
+"""The whole configuration of a run as frozen dataclasses: the one list of settings, defaults and units.
+
+Every field may be set from the shell (`--set optim.lr=2e-4`), from a TOML file and from Python; presets are
+functions in `presets.py` that return a whole `RunConfig`. Only `build.py` files, the trainer, the api and the
+command line read these records: modules and losses take plain keywords.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = [
+    "AugmentConfig",
+    "BatchConfig",
+    "DataConfig",
+    "DetrConfig",
+    "EvalConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RtDetrConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetrConfig:
+    """Classic DETR: ResNet, transformer encoder and decoder, learned queries (arXiv 2005.12872)."""
+
+    family: Literal["detr"] = "detr"
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    dilation: bool = False
+    """DC5: dilate the last stage instead of striding it. Not visible in a checkpoint's keys."""
+    backbone_norm: Literal["frozen", "trainable"] = "frozen"
+    """`frozen`: BatchNorm as fixed scale and shift, as in the reference; needs pretrained weights."""
+    backbone_weights: str = "imagenet"
+    """`imagenet` (downloaded by torchvision), `none` (random), or a file with a torchvision state dict."""
+    frozen_stages: int = 2
+    """How many parts of the backbone stay fixed: 0 none, 1 the stem, 2 stem and layer1 (reference), ... 5 all."""
+    hidden_dim: int = 256
+    num_heads: int = 8
+    ffn_dim: int = 2048
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 6
+    num_queries: int = 100
+    dropout: float = 0.1
+    pre_norm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RtDetrConfig:
+    """The fast family: compact CNN, queries selected from the feature map, deformable decoder (arXiv 2304.08069)."""
+
+    family: Literal["rtdetr"] = "rtdetr"
+    widths: tuple[int, ...] = (32, 48, 96)
+    """Channels of the backbone's stages at strides 4, 8, 16."""
+    depths: tuple[int, ...] = (1, 2, 1)
+    """Residual blocks of each stage."""
+    hidden_dim: int = 96
+    num_heads: int = 6
+    num_points: int = 4
+    """Sampling points per head in deformable attention."""
+    ffn_dim: int = 192
+    num_decoder_layers: int = 2
+    num_queries: int = 25
+    query_size_prior: float = 0.12
+    """Width and height a proposal starts from, 0-1 of the image."""
+    denoising_groups: int = 2
+    """Groups of noised truth boxes trained beside the queries (arXiv 2203.01305); 0 turns denoising off."""
+    denoising_box_noise: float = 0.4
+    denoising_label_noise: float = 0.25
+
+
+ModelConfig = DetrConfig | RtDetrConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Matching costs and loss weights."""
+
+    classification: Literal["softmax", "quality"] = "softmax"
+    """`softmax`: cross-entropy with a no-object class (DETR). `quality`: sigmoid, targets follow the box's IoU."""
+    cost_class: float = 1.0
+    cost_bbox: float = 5.0
+    cost_giou: float = 2.0
+    weight_class: float = 1.0
+    weight_bbox: float = 5.0
+    weight_giou: float = 2.0
+    no_object_weight: float = 0.1
+    """Weight of the no-object class in the softmax cross-entropy."""
+    quality_exponent: float = 1.5
+    """The `quality` target is IoU to this power once fully ramped up."""
+    quality_ramp: float = 1.5
+    """The exponent grows linearly and is full at 1/ramp of the training; at first every match has target 1."""
+    aux_loss: bool = True
+    """Supervise every decoder layer, not only the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Geometry and colour of training and evaluation images. The defaults are DETR's recipe."""
+
+    sizes: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    """Short sides in pixels, one drawn for each image."""
+    max_size: int = 1333
+    """Longest side in pixels after a resize."""
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.0
+    crop: Literal["none", "detr", "fraction"] = "detr"
+    """`detr`: resize to one of `crop_resize`, cut a window of `crop_px`. `fraction`: cut a window of the same aspect."""
+    crop_probability: float = 0.5
+    crop_resize: tuple[int, ...] = (400, 500, 600)
+    crop_px: tuple[int, int] = (384, 600)
+    crop_fraction: tuple[float, float] = (0.6, 1.0)
+    """Side of a `fraction` window relative to the image's."""
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    """Colour jitter: a factor drawn from 1 - x to 1 + x for each."""
+    eval_size: int = 800
+    """Short side in pixels at evaluation and prediction."""
+    eval_max_size: int = 1333
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Loading."""
+
+    workers: int | Literal["auto"] = "auto"
+    prefetch: int = 2
+    """Batches each worker prepares ahead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """micro_batch_size x accumulation x world_size = global_batch_size."""
+
+    global_batch_size: int = 16
+    micro_batch_size: int | Literal["auto"] = "auto"
+    """Images in one forward pass; the gradient does not depend on it (BatchNorm apart)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW."""
+
+    lr: float = 1e-4
+    backbone_lr: float = 1e-5
+    weight_decay: float = 1e-4
+    decay_one_dimensional: bool = True
+    """Decay biases and norms too, as the reference does."""
+    clip_norm: float = 0.1
+    """Largest total gradient norm; 0 turns clipping off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning-rate factor as a pure function of the step."""
+
+    kind: Literal["constant", "step", "multistep", "exponential", "cyclical", "cosine", "one_cycle"] = "step"
+    warmup_steps: int = 0
+    """Linear rise from 0 before the schedule proper."""
+    drop_epochs: tuple[int, ...] = (200,)
+    """`step`: the first entry is the period. `multistep`: the epochs at which the rate drops."""
+    gamma: float = 0.1
+    """Factor of one drop; for `exponential`, of one epoch."""
+    min_factor: float = 0.0
+    """Where `cosine`, `one_cycle` end and what `cyclical` falls to."""
+    cycle_epochs: float = 10.0
+    """Length of one `cyclical` triangle."""
+    peak_fraction: float = 0.3
+    """Part of `one_cycle` spent rising."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The run."""
+
+    epochs: int = 300
+    seed: int = 42
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights; 0 turns it off. Evaluation uses the average."""
+    log_steps: int = 10
+    """Steps between log records; metrics are read from the device only then."""
+    eval_epochs: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    early_stop_patience: int = 0
+    """Evaluations without a better metric before the run stops; 0 turns it off."""
+    early_stop_min_delta: float = 0.0
+    metric: Literal["AP", "AP50", "AP75"] = "AP"
+    """What `best` and early stopping follow."""
+    max_skipped_steps: int = 20
+    """Consecutive steps with a non-finite loss or gradient before the run stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation."""
+
+    batch_size: int | Literal["auto"] = "auto"
+    max_detections: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that defines a run, beside the data and the output folder."""
+
+    preset: str = "detr-r50"
+    model: ModelConfig = field(default_factory=DetrConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)

@@ -1,0 +1,1 @@
+"""The training run: trainer, step, optimiser, schedule, averaging, guard, checkpoints, evaluation."""

@@ -1,0 +1,1 @@
+"""Pure tensor functions: boxes, padding, assignment, deformable attention."""
