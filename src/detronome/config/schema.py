@@ -65,7 +65,8 @@ class RtDetrConfig:
     """Sampling points per head in deformable attention."""
     ffn_dim: int = 192
     num_decoder_layers: int = 2
-    num_queries: int = 25
+    num_queries: int | Literal["auto"] = "auto"
+    """`auto`: twice the most objects of one training image, at least 25."""
     query_size_prior: float = 0.12
     """Width and height a proposal starts from, 0-1 of the image."""
     denoising_groups: int = 2
@@ -179,7 +180,8 @@ class ScheduleConfig:
 class TrainConfig:
     """The run."""
 
-    epochs: int = 300
+    epochs: int | Literal["auto"] = 300
+    """`auto`: enough for a small detector to level off."""
     seed: int = 42
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -187,8 +189,10 @@ class TrainConfig:
     """Decay of the moving average of the weights; 0 turns it off. Evaluation uses the average."""
     log_steps: int = 10
     """Steps between log records; metrics are read from the device only then."""
-    eval_epochs: int = 1
-    """Epochs between evaluations; the last epoch is always evaluated."""
+    eval_epochs: int | Literal["auto"] = 1
+    """Epochs between evaluations; the last epoch is always evaluated. `auto`: about 20 evaluations in a run."""
+    checkpoint_minutes: float = 5.0
+    """A checkpoint is written with every evaluation, and after this time without one."""
     early_stop_patience: int = 0
     """Evaluations without a better metric before the run stops; 0 turns it off."""
     early_stop_min_delta: float = 0.0

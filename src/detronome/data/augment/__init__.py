@@ -1,0 +1,1 @@
+"""Augmentation: parameters drawn from a counter-based generator, then applied."""

@@ -1,0 +1,1 @@
+"""COCO-format data sets: the folders and the annotation file."""

@@ -1,0 +1,153 @@
+"""Reading a COCO annotation file into columns, or saying everything that is wrong with it.
+
+A sound file takes the fast path: typed decoding that never builds the polygons, then checks on whole columns. Any
+other file is read again as plain JSON by `problems`, which is slow and complete.
+
+Shape letters: `I` images, `A` annotations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from jaxtyping import Bool, Float64, Int32, Int64
+
+from detronome.data.coco.problems import normalise_json
+from detronome.errors import DataError
+from detronome.types import Categories
+
+__all__ = ["CocoAnnotations", "read_annotations"]
+
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: _Int64
+    file_name: Annotated[str, msgspec.Meta(min_length=1)]
+    height: _Pixels
+    width: _Pixels
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    image_id: _Int64
+    category_id: _Int64
+    bbox: tuple[float, float, float, float]
+    id: _Int64 | None = None
+    area: float | None = None
+    iscrowd: int | bool | None = 0
+
+
+class _Category(msgspec.Struct, gc=False):
+    id: _Int64
+    name: str
+
+
+class _File(msgspec.Struct, gc=False):
+    images: Annotated[list[_Image], msgspec.Meta(min_length=1)]
+    annotations: list[_Annotation]
+    categories: Annotated[list[_Category], msgspec.Meta(min_length=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoAnnotations:
+    """One annotation file as columns: images in the file's order, annotations grouped by image, in the file's order."""
+
+    categories: Categories
+    image_ids: Int64[np.ndarray, " I"]
+    file_names: list[str]
+    heights: Int32[np.ndarray, " I"]
+    widths: Int32[np.ndarray, " I"]
+    offsets: Int64[np.ndarray, " I+1"]
+    """The annotations of image i are rows `offsets[i]` to `offsets[i + 1]` of the columns below."""
+    annotation_ids: Int64[np.ndarray, " A"]
+    boxes_xywh: Float64[np.ndarray, "A 4"]
+    """As in the file: left, top, width, height in pixels; sizes may be zero or negative."""
+    labels: Int32[np.ndarray, " A"]
+    """Index into `categories`."""
+    area: Float64[np.ndarray, " A"]
+    """Square pixels; width x height where the file has none."""
+    iscrowd: Bool[np.ndarray, " A"]
+
+
+def read_annotations(annotation_file: Path) -> CocoAnnotations:
+    """Return the annotations of a COCO JSON file.
+
+    Missing `iscrowd`, `area` and annotation ids are filled in; a byte-order mark, unknown keys, empty boxes and
+    images or whole files without annotations are fine.
+
+    Raises:
+        DataError: the file cannot be read or is not sound COCO JSON; all its problems at once, with JSON paths and ids.
+    """
+    try:
+        content = annotation_file.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"the annotation file cannot be read: {error.strerror or error}", where=str(annotation_file)
+        ) from error
+    columns = _decode(content)
+    if columns is None:
+        columns = _decode(normalise_json(content, annotation_file))
+        assert columns is not None, "the slow path accepted a file that the fast path refuses"
+    return columns
+
+
+def _decode(content: bytes) -> CocoAnnotations | None:
+    """Return the columns, or None when anything at all is wrong."""
+    try:
+        file = msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=_File)
+        for image in file.images:
+            image.file_name.encode()
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+    if any("\0" in image.file_name for image in file.images):
+        return None
+    categories = sorted(file.categories, key=lambda category: category.id)
+    category_ids = np.array([category.id for category in categories], np.int64)
+    image_ids = np.array([image.id for image in file.images], np.int64)
+    order = np.argsort(image_ids, kind="stable")
+    sorted_ids = image_ids[order]
+    if (np.diff(category_ids) == 0).any() or (np.diff(sorted_ids) == 0).any():
+        return None
+
+    annotations, count = file.annotations, len(file.annotations)
+    rank = _positions(sorted_ids, np.fromiter((a.image_id for a in annotations), np.int64, count))
+    labels = _positions(category_ids, np.fromiter((a.category_id for a in annotations), np.int64, count))
+    boxes_xywh = np.array([a.bbox for a in annotations], np.float64).reshape(-1, 4)
+    if rank is None or labels is None or not np.isfinite(boxes_xywh).all():
+        return None
+    given = np.fromiter((np.nan if a.area is None else a.area for a in annotations), np.float64, count)
+    numbered = ((i + 1 if a.id is None else a.id) for i, a in enumerate(annotations))
+    annotation_ids = np.fromiter(numbered, np.int64, count)
+    iscrowd = np.fromiter((bool(a.iscrowd) for a in annotations), np.bool_, count)
+
+    image_of = order[rank]
+    by_image = np.argsort(image_of, kind="stable")
+    counts = np.bincount(image_of, minlength=len(image_ids))
+    with np.errstate(over="ignore"):
+        area = np.where(np.isnan(given), boxes_xywh[:, 2] * boxes_xywh[:, 3], given)
+    return CocoAnnotations(
+        categories=Categories(tuple(category_ids.tolist()), tuple(category.name for category in categories)),
+        image_ids=image_ids,
+        file_names=[image.file_name for image in file.images],
+        heights=np.array([image.height for image in file.images], np.int32),
+        widths=np.array([image.width for image in file.images], np.int32),
+        offsets=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
+        annotation_ids=annotation_ids[by_image],
+        boxes_xywh=boxes_xywh[by_image],
+        labels=labels[by_image].astype(np.int32),
+        area=area[by_image],
+        iscrowd=iscrowd[by_image],
+    )
+
+
+def _positions(
+    sorted_keys: Int64[np.ndarray, " K"], wanted: Int64[np.ndarray, " N"]
+) -> Int64[np.ndarray, " N"] | None:
+    """Return where each wanted key stands among the sorted keys, or None when one is not there."""
+    positions = np.searchsorted(sorted_keys, wanted).clip(max=len(sorted_keys) - 1)
+    return positions if np.array_equal(sorted_keys[positions], wanted) else None

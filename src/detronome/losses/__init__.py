@@ -1,0 +1,1 @@
+"""The set-prediction loss: matcher, its terms, and the criterion that sums them."""

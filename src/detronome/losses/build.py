@@ -1,0 +1,30 @@
+"""Build the criterion from the configuration."""
+
+from __future__ import annotations
+
+from detronome.config.schema import LossConfig
+from detronome.losses.matcher import HungarianMatcher
+from detronome.losses.set_criterion import SetCriterion
+
+__all__ = ["build_criterion"]
+
+
+def build_criterion(config: LossConfig) -> SetCriterion:
+    """Return the matcher and losses that the configuration asks for."""
+    matcher = HungarianMatcher(
+        cost_class=config.cost_class,
+        cost_bbox=config.cost_bbox,
+        cost_giou=config.cost_giou,
+        class_cost="softmax" if config.classification == "softmax" else "focal",
+    )
+    return SetCriterion(
+        matcher=matcher,
+        classification=config.classification,
+        weight_class=config.weight_class,
+        weight_bbox=config.weight_bbox,
+        weight_giou=config.weight_giou,
+        no_object_weight=config.no_object_weight,
+        quality_exponent=config.quality_exponent,
+        quality_ramp=config.quality_ramp,
+        aux_loss=config.aux_loss,
+    )

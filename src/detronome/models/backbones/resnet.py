@@ -1,0 +1,273 @@
+"""ResNet (arXiv 1512.03385) under torchvision's parameter names, with the last stage dilated on request (DC5).
+
+Shape letters: `B` batch, `C` channels, `H W` height and width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detronome.errors import CheckpointError, ConfigError, Problem, nearest_name_hint
+from detronome.models.layers.frozen_batch_norm import FrozenBatchNorm2d
+
+__all__ = ["ResNetBackbone", "ResNetName", "load_resnet_weights"]
+
+ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+
+_BLOCKS: dict[str, tuple[int, int, int, int]] = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+}
+_BOTTLENECK = ("resnet50", "resnet101")
+
+
+class ResNetBackbone(nn.Module):
+    """The convolutional part of a ResNet, giving the feature map of each stage.
+
+    Args:
+        name: which ResNet.
+        dilation: dilate the last stage instead of striding it: its map has stride 16, not 32, and the same weights.
+        norm: `frozen` uses fixed scale and shift; `trainable`, BatchNorm.
+        frozen_stages: parts that stay fixed, from the image on: 0 none, 1 the stem, 2 stem and layer1, ... 5 all.
+            BatchNorm in them uses its running statistics in training too.
+
+    Raises:
+        ConfigError: the name is unknown or `frozen_stages` is not 0 to 5.
+    """
+
+    def __init__(
+        self,
+        name: ResNetName = "resnet50",
+        *,
+        dilation: bool = False,
+        norm: Literal["frozen", "trainable"] = "frozen",
+        frozen_stages: int = 2,
+    ) -> None:
+        super().__init__()
+        if name not in _BLOCKS:
+            raise ConfigError(
+                f"there is no backbone {name!r}", where="model.backbone", fix=nearest_name_hint(name, list(_BLOCKS))
+            )
+        if not 0 <= frozen_stages <= 5:
+            raise ConfigError(
+                f"frozen_stages is {frozen_stages}, which is not 0 to 5",
+                where="model.frozen_stages",
+                fix="use 2 to fix the stem and layer1 as the reference does, 0 to train everything",
+            )
+        self.body = _Body(name, dilation=dilation, norm=FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d)
+        self.out_channels = tuple(width * (4 if name in _BOTTLENECK else 1) for width in (64, 128, 256, 512))
+        """Channels of each returned map."""
+        self.frozen_stages = frozen_stages
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
+        """Return the maps after layer1 to layer4, of strides 4, 8, 16 and 32 (16 if dilated)."""
+        return self.body(images)  # type: ignore[no-any-return]
+
+    def train(self, mode: bool = True) -> ResNetBackbone:
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        body = self.body
+        parts: list[list[nn.Module]] = [[body.conv1, body.bn1], *([stage] for stage in body.stages())]
+        return [module for part in parts[: self.frozen_stages] for module in part]
+
+
+class _Body(nn.Module):
+    def __init__(self, name: str, *, dilation: bool, norm: type[nn.Module]) -> None:
+        super().__init__()
+        block = _Bottleneck if name in _BOTTLENECK else _BasicBlock
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = norm(64)
+        channels = 64
+        for stage, (width, depth) in enumerate(zip((64, 128, 256, 512), _BLOCKS[name], strict=True)):
+            stride, spread = (1 if stage == 0 else 2), 1
+            if dilation and stage == 3:
+                stride, spread = 1, 2
+            blocks = nn.Sequential()
+            for index in range(depth):
+                # The first block of a dilated stage still sees undilated input, as in torchvision.
+                blocks.append(
+                    block(
+                        channels,
+                        width,
+                        stride=stride if index == 0 else 1,
+                        dilation=1 if index == 0 else spread,
+                        norm=norm,
+                    )
+                )
+                channels = width * block.expansion
+            self.add_module(f"layer{stage + 1}", blocks)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.to(memory_format=torch.channels_last)
+
+    def stages(self) -> list[nn.Module]:
+        return [self.get_submodule(f"layer{stage}") for stage in (1, 2, 3, 4)]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = F.relu(_conv_norm(x, self.conv1, self.bn1), inplace=True)
+        x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+        maps = []
+        for stage in self.stages():
+            x = stage(x)
+            maps.append(x)
+        return tuple(maps)
+
+
+def _conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+    """Apply a convolution and its norm. A frozen norm is folded into the weights: it then costs no pass over the
+    activations, forward or backward, and keeps none of them for the gradient."""
+    if not isinstance(norm, FrozenBatchNorm2d):
+        return norm(conv(x))  # type: ignore[no-any-return]
+    assert isinstance(conv, nn.Conv2d)
+    scale, shift = norm.scale_and_shift()
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation)
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: type[nn.Module]) -> nn.Sequential | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), norm(out_channels))
+
+
+class _Block(nn.Module):
+    """A residual block: `num_convs` convolutions named conv1, bn1, conv2, ... beside a shortcut."""
+
+    expansion: int
+    num_convs: int
+    downsample: nn.Sequential | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x
+        if self.downsample is not None:
+            conv, norm = self.downsample
+            shortcut = _conv_norm(x, conv, norm)
+        for index in range(1, self.num_convs + 1):
+            x = _conv_norm(x, getattr(self, f"conv{index}"), getattr(self, f"bn{index}"))
+            if index < self.num_convs:
+                x = F.relu(x, inplace=True)
+        return F.relu(x.add_(shortcut), inplace=True)
+
+
+class _BasicBlock(_Block):
+    expansion = 1
+    num_convs = 2
+
+    def __init__(self, in_channels: int, width: int, *, stride: int, dilation: int, norm: type[nn.Module]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        self.bn1 = norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
+        self.bn2 = norm(width)
+        self.downsample = _shortcut(in_channels, width, stride, norm)
+
+
+class _Bottleneck(_Block):
+    expansion = 4
+    num_convs = 3
+
+    def __init__(self, in_channels: int, width: int, *, stride: int, dilation: int, norm: type[nn.Module]) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        self.bn2 = norm(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = norm(out_channels)
+        self.downsample = _shortcut(in_channels, out_channels, stride, norm)
+
+
+def load_resnet_weights(backbone: ResNetBackbone, name: ResNetName, weights: str) -> None:
+    """Fill a backbone with trained weights.
+
+    Args:
+        backbone: changed in place.
+        name: which ResNet the weights are for.
+        weights: `imagenet` (torchvision's first version, the reference's; downloaded once), `none` (nothing is done),
+            or a file with a torchvision state dict, .pth or .safetensors. The classifier in it is ignored.
+
+    Raises:
+        CheckpointError: the weights cannot be had, cannot be read safely, or belong to another network.
+    """
+    if weights == "none":
+        return
+    state = _download(name) if weights == "imagenet" else _read(Path(weights))
+    wanted = backbone.body.state_dict()
+    problems = [
+        Problem(what=f"{key} is missing", where=weights)
+        if key not in state
+        else Problem(what=f"{key} has shape {tuple(state[key].shape)}, not {tuple(value.shape)}", where=weights)
+        for key, value in wanted.items()
+        if not key.endswith("num_batches_tracked") and (key not in state or state[key].shape != value.shape)
+    ]
+    if problems:
+        extra = [Problem(what=f"and {len(problems) - 3} more like these")] if len(problems) > 3 else []
+        fix = Problem(
+            what=f"these are not weights for {name}",
+            where=weights,
+            fix="give a state dict of torchvision's network of that name, or `--set model.backbone=...` to match it",
+        )
+        raise CheckpointError([fix, *problems[:3], *extra])
+    # strict=False: the file may hold the classifier, and lack counters of batches that nothing reads.
+    backbone.body.load_state_dict(state, strict=False)
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights  # type: ignore[import-untyped]
+
+    entry = get_model_weights(name)["IMAGENET1K_V1"]
+    try:
+        return dict(entry.get_state_dict(progress=False, check_hash=True))
+    except (URLError, OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the ImageNet weights of {name} could not be downloaded: {error}",
+            where=str(entry.url),
+            fix="download that file elsewhere and `--set model.backbone_weights=FILE`; or start from random weights "
+            "with `--set model.backbone_weights=none` (then `--set model.backbone_norm=trainable "
+            "--set model.frozen_stages=0` too)",
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(
+            "the file with the backbone's weights does not exist",
+            where=str(path),
+            fix="`--set model.backbone_weights=` takes `imagenet`, `none` or the path of a .pth or .safetensors file",
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"the backbone's weights cannot be read: {error}",
+            where=str(path),
+            fix="give a plain state dict, saved with torch.save(network.state_dict(), FILE) or as safetensors",
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(
+            "the file with the backbone's weights is not a plain state dict",
+            where=str(path),
+            fix="save only network.state_dict()",
+        )
+    return state

@@ -1,0 +1,67 @@
+"""From a configuration to a model: the only place in `models` that reads one."""
+
+from __future__ import annotations
+
+from detronome.config.schema import DetrConfig, ModelConfig, RtDetrConfig
+from detronome.models.backbones.resnet import ResNetBackbone, load_resnet_weights
+from detronome.models.detector import Detector
+from detronome.models.detr.model import DETR
+from detronome.models.rtdetr.model import RTDETR
+
+__all__ = ["build_model"]
+
+
+def build_model(config: ModelConfig, num_classes: int) -> Detector:
+    """Return a new model on the CPU.
+
+    Args:
+        config: which family, and its sizes.
+        num_classes: classes of the data, without no-object.
+
+    Raises:
+        CheckpointError: the backbone's weights cannot be had.
+    """
+    if isinstance(config, DetrConfig):
+        return _build_detr(config, num_classes)
+    return _build_rtdetr(config, num_classes)
+
+
+def _build_detr(config: DetrConfig, num_classes: int) -> DETR:
+    backbone = ResNetBackbone(
+        config.backbone,
+        dilation=config.dilation,
+        norm=config.backbone_norm,
+        frozen_stages=config.frozen_stages,
+    )
+    load_resnet_weights(backbone, config.backbone, config.backbone_weights)
+    return DETR(
+        backbone,
+        num_classes=num_classes,
+        hidden_dim=config.hidden_dim,
+        num_heads=config.num_heads,
+        ffn_dim=config.ffn_dim,
+        num_encoder_layers=config.num_encoder_layers,
+        num_decoder_layers=config.num_decoder_layers,
+        num_queries=config.num_queries,
+        dropout=config.dropout,
+        pre_norm=config.pre_norm,
+    )
+
+
+def _build_rtdetr(config: RtDetrConfig, num_classes: int) -> RTDETR:
+    assert config.num_queries != "auto", "resolved from the data before a model is built"
+    return RTDETR(
+        num_classes=num_classes,
+        widths=config.widths,
+        depths=config.depths,
+        hidden_dim=config.hidden_dim,
+        num_heads=config.num_heads,
+        num_points=config.num_points,
+        ffn_dim=config.ffn_dim,
+        num_decoder_layers=config.num_decoder_layers,
+        num_queries=config.num_queries,
+        query_size_prior=config.query_size_prior,
+        denoising_groups=config.denoising_groups,
+        denoising_box_noise=config.denoising_box_noise,
+        denoising_label_noise=config.denoising_label_noise,
+    )

@@ -1,0 +1,1 @@
+"""Classic DETR (arXiv 2005.12872)."""

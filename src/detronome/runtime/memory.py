@@ -1,0 +1,18 @@
+"""How much memory is in use, in bytes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+__all__ = ["peak_memory_bytes"]
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the highest use so far: of the device's allocator, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
