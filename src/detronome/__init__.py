@@ -1,1 +1,76 @@
-"""Detronome trains, evaluates and deploys detection transformers (DETR) on COCO-format data."""
+"""Detronome trains, evaluates and deploys detection transformers (DETR) on COCO-format data.
+
+    import detronome as dt
+
+    run = dt.train("data/", model="nano")
+    run.metrics["AP"]
+    run.model.predict("photo.jpg").show()
+
+Importing the package does not import torch; the first use of a function does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detronome.api import (
+        Model,
+        Prediction,
+        Run,
+        demo,
+        evaluate,
+        evaluate_results,
+        load,
+        predict,
+        resume,
+        train,
+        write_report,
+    )
+    from detronome.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DetronomeError,
+        MissingExtraError,
+        TrainingError,
+    )
+    from detronome.evaluation.detection import DetectionMetrics
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DetectionMetrics",
+    "DetronomeError",
+    "MissingExtraError",
+    "Model",
+    "Prediction",
+    "Run",
+    "TrainingError",
+    "demo",
+    "evaluate",
+    "evaluate_results",
+    "load",
+    "predict",
+    "resume",
+    "train",
+    "write_report",
+]
+
+_ERRORS = frozenset(name for name in __all__ if name.endswith("Error"))
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'detronome' has no attribute {name!r}")
+    if name in _ERRORS:
+        return getattr(import_module("detronome.errors"), name)
+    if name == "DetectionMetrics":
+        return getattr(import_module("detronome.evaluation.detection"), name)
+    return getattr(import_module("detronome.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -32,6 +32,11 @@ class Categories:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def by_id(self) -> dict[int, str]:
+        """Names by category id."""
+        return dict(zip(self.ids, self.names, strict=True))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:

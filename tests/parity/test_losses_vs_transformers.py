@@ -16,7 +16,11 @@ NUM_CLASSES, NUM_QUERIES, NUM_LAYERS = 11, 20, 4
 
 @pytest.mark.parametrize(
     "num_objects",
-    [pytest.param((3,), id="one-image"), pytest.param((5, 0, 1), id="one-without-objects"), pytest.param((20, 7), id="full")],
+    [
+        pytest.param((3,), id="one-image"),
+        pytest.param((5, 0, 1), id="one-without-objects"),
+        pytest.param((20, 7), id="full"),
+    ],
 )
 def test_every_loss_and_gradient_agrees(num_objects: tuple[int, ...]) -> None:
     from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss

@@ -128,8 +128,13 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Loading."""
+    """Which data, and how it is loaded."""
 
+    root: str = ""
+    """The data folder; set by `DATA` on the command line."""
+    train_split: str = "train"
+    val_split: str = "val"
+    """Evaluated during training; best checkpoint and early stopping follow it. Empty: train without."""
     workers: int | Literal["auto"] = "auto"
     prefetch: int = 2
     """Batches each worker prepares ahead."""

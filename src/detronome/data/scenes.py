@@ -408,7 +408,8 @@ def _gradient(rng: np.random.Generator, size: int) -> Float32[np.ndarray, "S S"]
         distance = np.hypot(x - centre_x, y - centre_y)
         return np.asarray(_smoothstep(distance, 0.0, float(rng.uniform(0.8, 2.0))))
     angle = rng.uniform(0, 2 * math.pi)
-    return np.asarray(_smoothstep(x * np.float32(math.cos(angle)) + y * np.float32(math.sin(angle)), -1.2, 1.2))
+    direction = np.array([math.cos(angle), math.sin(angle)], dtype=np.float32)
+    return np.asarray(_smoothstep(x * direction[0] + y * direction[1], -1.2, 1.2))
 
 
 def _clouds(rng: np.random.Generator, size: int) -> Float32[np.ndarray, "S S"]:

@@ -52,6 +52,7 @@ def evaluate(
     """Return the metrics of a model on a split. The model's mode is restored afterwards."""
     was_training = model.training
     model.eval()
+    evaluator.reset()
     try:
         for batch in batches:
             evaluator.add(
@@ -66,4 +67,4 @@ def evaluate(
             )
     finally:
         model.train(was_training)
-    return evaluator.compute()
+    return evaluator.compute(max_detections=max_detections)

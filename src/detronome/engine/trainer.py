@@ -51,8 +51,9 @@ class RunPlan:
 class Validation:
     """What an evaluation needs."""
 
-    batches: Callable[[], Iterable[Batch]]
-    evaluator: Callable[[], DetectionEvaluator]
+    batches: Iterable[Batch]
+    """All images of the split; iterated once an evaluation."""
+    evaluator: DetectionEvaluator
     max_detections: int
 
 
@@ -195,8 +196,8 @@ class Trainer:
         started = time.perf_counter()
         metrics = evaluate(
             self.evaluated_model,
-            validation.batches(),
-            validation.evaluator(),
+            validation.batches,
+            validation.evaluator,
             categories=self.categories,
             max_detections=validation.max_detections,
             precision=self.training_step.precision,

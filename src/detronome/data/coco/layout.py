@@ -3,6 +3,8 @@
     data/annotations/instances_<split>.json     images in data/images/<split>/, data/images/, data/<split>/ or data/
     data/annotations/instances_train2017.json   the official release: the split may be called `train`
     data/<split>/_annotations.coco.json         Roboflow: images beside the file; `val` may be called `valid`
+
+The image folder is the one in which the first images of the annotation file really lie.
 """
 
 from __future__ import annotations

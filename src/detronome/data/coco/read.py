@@ -145,9 +145,7 @@ def _decode(content: bytes) -> CocoAnnotations | None:
     )
 
 
-def _positions(
-    sorted_keys: Int64[np.ndarray, " K"], wanted: Int64[np.ndarray, " N"]
-) -> Int64[np.ndarray, " N"] | None:
+def _positions(sorted_keys: Int64[np.ndarray, " K"], wanted: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"] | None:
     """Return where each wanted key stands among the sorted keys, or None when one is not there."""
     positions = np.searchsorted(sorted_keys, wanted).clip(max=len(sorted_keys) - 1)
     return positions if np.array_equal(sorted_keys[positions], wanted) else None

@@ -116,13 +116,14 @@ class AnnotationIndex:
 
     @classmethod
     def _load(cls, folder: Path, annotation_file: Path) -> AnnotationIndex | None:
+        if not folder.is_dir():
+            return None
         try:
             return cls(folder, annotation_file)
-        except FileNotFoundError:
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            # Folders are published whole, so this one was damaged later; a cache can always be made again.
             shutil.rmtree(folder, ignore_errors=True)
-        except (OSError, ValueError, KeyError, TypeError, EOFError):  # damaged: a cache is only ever made again
-            shutil.rmtree(folder, ignore_errors=True)
-        return None
+            return None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self._folder, self._annotation_file)
@@ -182,14 +183,13 @@ def _key(annotation_file: Path) -> str:
 
 def _cache_roots() -> list[Path]:
     """Return the folders to look for indexes and to write them in, the preferred first."""
-    chosen = os.environ.get("DETRONOME_CACHE")
-    home = Path(chosen) if chosen else Path("~/.cache/detronome").expanduser()
-    return [home / "index", Path(tempfile.gettempdir()) / f"detronome-{os.getuid()}" / "index"]
+    chosen = os.environ.get("DETRONOME_CACHE") or os.path.expanduser("~/.cache/detronome")
+    return [Path(chosen) / "index", Path(tempfile.gettempdir()) / f"detronome-{os.getuid()}" / "index"]
 
 
 def _write(folder: Path, annotations: CocoAnnotations) -> None:
     names = [name.encode() for name in annotations.file_names]
-    columns = {
+    columns: dict[str, np.ndarray[Any, Any]] = {
         "name_bytes": np.frombuffer(b"".join(names), np.uint8),
         "name_offsets": np.concatenate(([0], np.cumsum([len(name) for name in names]))).astype(np.int64),
     }

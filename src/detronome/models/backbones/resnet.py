@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from detronome.errors import CheckpointError, ConfigError, Problem, nearest_name_hint
 from detronome.models.layers.frozen_batch_norm import FrozenBatchNorm2d
 
-__all__ = ["ResNetBackbone", "ResNetName", "load_resnet_weights"]
-
-ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+__all__ = ["ResNetBackbone", "load_resnet_weights"]
 
 _BLOCKS: dict[str, tuple[int, int, int, int]] = {
     "resnet18": (2, 2, 2, 2),
@@ -34,7 +32,7 @@ class ResNetBackbone(nn.Module):
     """The convolutional part of a ResNet, giving the feature map of each stage.
 
     Args:
-        name: which ResNet.
+        name: resnet18, resnet34, resnet50 or resnet101.
         dilation: dilate the last stage instead of striding it: its map has stride 16, not 32, and the same weights.
         norm: `frozen` uses fixed scale and shift; `trainable`, BatchNorm.
         frozen_stages: parts that stay fixed, from the image on: 0 none, 1 the stem, 2 stem and layer1, ... 5 all.
@@ -46,7 +44,7 @@ class ResNetBackbone(nn.Module):
 
     def __init__(
         self,
-        name: ResNetName = "resnet50",
+        name: str = "resnet50",
         *,
         dilation: bool = False,
         norm: Literal["frozen", "trainable"] = "frozen",
@@ -194,7 +192,7 @@ class _Bottleneck(_Block):
         self.downsample = _shortcut(in_channels, out_channels, stride, norm)
 
 
-def load_resnet_weights(backbone: ResNetBackbone, name: ResNetName, weights: str) -> None:
+def load_resnet_weights(backbone: ResNetBackbone, name: str, weights: str) -> None:
     """Fill a backbone with trained weights.
 
     Args:

@@ -88,4 +88,4 @@ def _attention_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores + mask
-    return dropout(scores.softmax(-1), p) @ v
+    return dropout(scores.softmax(-1).to(v.dtype), p) @ v

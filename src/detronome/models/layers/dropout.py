@@ -41,7 +41,7 @@ def dropout(x: Float[Tensor, "*S"], p: float) -> Float[Tensor, "*S"]:
     """
     if p == 0.0:
         return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if p == 1.0 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
     return _CpuDropout.apply(x, p)  # type: ignore[no-any-return]
 
@@ -49,10 +49,10 @@ def dropout(x: Float[Tensor, "*S"], p: float) -> Float[Tensor, "*S"]:
 class _CpuDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        dropped = round(p * 2**16)
+        dropped = min(round(p * 2**16), 2**16 - 1)
         draws = torch.empty(-(-x.numel() // _LANES), dtype=torch.int64).random_(-(2**63), None)
         keep = (draws.view(torch.int16)[: x.numel()] >= dropped - 2**15).view(x.shape)
-        ctx.scale = 2**16 / max(2**16 - dropped, 1)
+        ctx.scale = 2**16 / (2**16 - dropped)
         ctx.save_for_backward(keep)
         return (x * keep).mul_(ctx.scale)
 

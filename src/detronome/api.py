@@ -1,0 +1,579 @@
+"""The typed functions behind the command line: load, train, resume, evaluate, predict, report, demo.
+
+Everything here is also in the package's namespace: `import detronome as dt; dt.train("data/", model="nano")`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from PIL import Image
+
+from detronome.config.convert import apply_overrides, from_dict, read_toml, to_toml
+from detronome.config.presets import PRESETS, preset
+from detronome.config.schema import RunConfig
+from detronome.data.build import DataSplit, build_eval_batches, open_split, resolve_workers
+from detronome.data.coco.layout import available_splits
+from detronome.data.scenes import write_scenes
+from detronome.data.store.decode import decode_image
+from detronome.deploy.predictor import build_predictor
+from detronome.engine.build import build_trainer
+from detronome.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from detronome.engine.evaluator import evaluate as evaluate_model
+from detronome.engine.events import Observer
+from detronome.engine.resolve import Resolved, resolve
+from detronome.errors import CheckpointError, ConfigError, DataError, MissingExtraError, nearest_name_hint
+from detronome.evaluation.detection import DetectionEvaluator, DetectionMetrics, evaluate_results_file
+from detronome.models.build import build_model
+from detronome.models.detector import Detector
+from detronome.report.gallery import write_gallery
+from detronome.report import html
+from detronome.report.pictures import draw_boxes, save_picture
+from detronome.report.run_log import RunLog
+from detronome.runtime.device import resolve_device
+from detronome.runtime.files import write_atomic
+from detronome.runtime.precision import resolve_precision
+from detronome.types import Categories, Detections
+
+if TYPE_CHECKING:
+    import supervision
+
+__all__ = [
+    "Model",
+    "Prediction",
+    "Run",
+    "demo",
+    "evaluate",
+    "evaluate_results",
+    "load",
+    "predict",
+    "resume",
+    "train",
+    "write_report",
+]
+
+ImageSource = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
+_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The objects found in one image, highest score first, with what is needed to show them."""
+
+    detections: Detections
+    image: UInt8[np.ndarray, "H W 3"]
+    """The image, RGB, upright."""
+    categories: Categories
+    file: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.detections)
+
+    @property
+    def boxes_xyxy(self) -> Float32[np.ndarray, "N 4"]:
+        """Corners (left, top, right, bottom) in pixels."""
+        return self.detections.boxes_xyxy
+
+    @property
+    def scores(self) -> Float32[np.ndarray, " N"]:
+        """Confidence, 0-1."""
+        return self.detections.scores
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " N"]:
+        """Category ids."""
+        return self.detections.labels
+
+    @property
+    def names(self) -> list[str]:
+        """Category names."""
+        by_id = self.categories.by_id
+        return [by_id[int(label)] for label in self.labels]
+
+    def draw(self) -> UInt8[np.ndarray, "H2 W2 3"]:
+        """Return the picture with boxes, names and scores; small images are enlarged."""
+        return draw_boxes(
+            self.image, self.boxes_xyxy, self.labels, names=self.categories.by_id, scores=self.scores
+        )
+
+    def show(self) -> None:
+        """Open the picture in the system's viewer."""
+        Image.fromarray(self.draw()).show()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture; the suffix (.jpg, .png) decides the format."""
+        save_picture(self.draw(), Path(path))
+        return Path(path)
+
+    def to_supervision(self) -> supervision.Detections:
+        """Return `supervision.Detections`; class ids are category ids, names are in `data["class_name"]`.
+
+        Raises:
+            MissingExtraError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise MissingExtraError(
+                "supervision", extra="supervision", needed_for="Prediction.to_supervision"
+            ) from error
+        return supervision.Detections(
+            xyxy=self.boxes_xyxy,
+            confidence=self.scores,
+            class_id=self.labels.astype(int),
+            data={"class_name": np.array(self.names)},
+        )
+
+
+class Model:
+    """A trained detector with what its labels mean: the object that predicts and can be trained further.
+
+    Attributes:
+        config: the resolved configuration it was trained with.
+        categories: what its labels mean.
+        metrics: of the evaluation that chose it; empty where there was none.
+        source: where it was loaded from.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, source: Path, device: str = "auto") -> None:
+        self.checkpoint = checkpoint
+        self.source = source
+        self.config = from_dict(checkpoint.config, where=str(source))
+        self.categories = checkpoint.categories
+        self.metrics = {n: float("nan") if v is None else v for n, v in checkpoint.state.best_metrics.items()}
+        self.device, _ = resolve_device(device)
+
+    @cached_property
+    def detector(self) -> Detector:
+        """The network, in eval mode on the model's device."""
+        detector = build_model(_without_pretrained(self.config).model, len(self.categories))
+        _load_weights(detector, self.checkpoint, self.source)
+        return detector.to(self.device).eval()
+
+    @overload
+    def predict(self, images: ImageSource, *, score: float = ...) -> Prediction: ...
+    @overload
+    def predict(self, images: Sequence[ImageSource], *, score: float = ...) -> list[Prediction]: ...
+    def predict(
+        self, images: ImageSource | Sequence[ImageSource], *, score: float = 0.5
+    ) -> Prediction | list[Prediction]:
+        """Find objects.
+
+        Args:
+            images: a path, a Pillow image or an RGB uint8 array, or a list of them.
+            score: detections below this score are left out.
+
+        Returns:
+            One `Prediction` for one image, a list for a list.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        if isinstance(images, str | Path | Image.Image | np.ndarray):
+            return self._predict_one(images, score)
+        return [self._predict_one(image, score) for image in images]
+
+    @cached_property
+    def _predictor(self) -> Any:
+        return build_predictor(self.config, self.detector, self.categories, self.device)
+
+    def _predict_one(self, source: ImageSource, score: float) -> Prediction:
+        image = _read_image(source)
+        (detections,) = self._predictor.predict([image])
+        return Prediction(
+            detections=detections.above(score),
+            image=image,
+            categories=self.categories,
+            file=Path(source) if isinstance(source, str | Path) else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training run on disk."""
+
+    folder: Path
+    reason: Literal["finished", "early_stop", "interrupted"]
+    metrics: dict[str, float]
+    """Of the best evaluation."""
+    report: Path | None
+    """The page, when the run has ended."""
+
+    @cached_property
+    def model(self) -> Model:
+        """The best checkpoint."""
+        return load(self.folder)
+
+
+def load(source: str | Path, *, device: str = "auto") -> Model:
+    """Load a trained model from a run folder (its best checkpoint) or a checkpoint folder.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+        ConfigError: the name of a preset, which has no weights of its own.
+    """
+    if isinstance(source, str) and source in PRESETS and not Path(source).exists():
+        raise ConfigError(
+            f"{source!r} is a preset: it has no trained weights yet",
+            where="load",
+            fix=f"train it: dt.train(DATA, model={source!r}), or load a run folder",
+        )
+    folder = find_checkpoint(Path(source))
+    return Model(load_checkpoint(folder), source=folder, device=device)
+
+
+def train(
+    data: str | Path,
+    *,
+    model: str | Path | Model = "detr-r50",
+    epochs: int | None = None,
+    out: str | Path | None = None,
+    config: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    observers: Sequence[Observer] = (),
+    tensorboard: bool = False,
+) -> Run:
+    """Train a detector on a data folder, with checkpoints, run log, pictures and a report.
+
+    Args:
+        data: a folder in COCO or Roboflow layout.
+        model: a preset's name, or a run, checkpoint or `Model` to fine-tune.
+        epochs: shortcut for the setting `train.epochs`.
+        out: the run folder, which must not hold a run yet; by default `runs/<preset>`, numbered.
+        config: a TOML file on top of the preset.
+        settings: dotted settings on top of both, e.g. `{"optim.lr": 2e-4}`.
+        observers: are told how the run goes, beside the run log.
+        tensorboard: also write TensorBoard files into the run folder.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: what is wrong with settings, data or the model to start from.
+    """
+    start_from = _as_model(model)
+    run_config = start_from.config if start_from else preset(str(model))
+    if config is not None:
+        run_config = from_dict(read_toml(Path(config)), base=run_config, where=str(config))
+    shortcuts: dict[str, Any] = {"data.root": str(Path(data).resolve())}
+    if epochs is not None:
+        shortcuts["train.epochs"] = epochs
+    run_config = apply_overrides(run_config, {**(settings or {}), **shortcuts})
+    train_split, val_split = _open_splits(run_config)
+    if start_from is not None:
+        _check_classes(start_from, train_split)
+    resolved = resolve(run_config, train_split)
+    run_dir = _new_run_dir(out, resolved.config.preset)
+    write_atomic(run_dir / "config.toml", to_toml(resolved.config))
+    observers = _with_tensorboard(observers, run_dir, tensorboard)
+    return _fit(resolved, train_split, val_split, run_dir, observers, start_from=start_from)
+
+
+def resume(run: str | Path, *, observers: Sequence[Observer] = (), tensorboard: bool = False) -> Run:
+    """Go on with an interrupted run from its last checkpoint; on a CPU, bit for bit as if it had never stopped.
+
+    Raises:
+        CheckpointError: the folder holds no checkpoint of a run, or the data has changed.
+    """
+    run_dir = Path(run)
+    checkpoint = load_checkpoint(find_checkpoint(run_dir, prefer="last"), with_training=True)
+    if not (run_dir / "config.toml").is_file():
+        raise CheckpointError(
+            "not a run folder: config.toml is missing", where=str(run_dir), fix="name the folder of the run"
+        )
+    config = from_dict(checkpoint.config, where=str(run_dir))
+    train_split, val_split = _open_splits(config)
+    resolved = resolve(config, train_split)
+    observers = _with_tensorboard(observers, run_dir, tensorboard)
+    return _fit(resolved, train_split, val_split, run_dir, observers, resume_from=checkpoint)
+
+
+def evaluate(
+    model: str | Path | Model, data: str | Path, *, split: str = "val", device: str = "auto"
+) -> DetectionMetrics:
+    """Measure a model on a split of a data folder.
+
+    Raises:
+        CheckpointError, DataError: the model or the data cannot be used, or their categories differ.
+    """
+    loaded = model if isinstance(model, Model) else load(model, device=device)
+    data_split = open_split(Path(data), split)
+    config = loaded.config
+    workers, _ = resolve_workers(config, loaded.device.type)
+    precision, _ = resolve_precision(config.train.precision, loaded.device)
+    batch_size = 8 if config.eval.batch_size == "auto" else config.eval.batch_size
+    return evaluate_model(
+        loaded.detector,
+        build_eval_batches(
+            config,
+            data_split,
+            loaded.categories,
+            batch_size=batch_size,
+            workers=workers,
+            pin_memory=loaded.device.type == "cuda",
+        ),
+        DetectionEvaluator(data_split.files.annotation_file, unknown_categories="drop"),
+        categories=loaded.categories,
+        max_detections=config.eval.max_detections,
+        precision=precision,
+        device=loaded.device,
+    )
+
+
+def evaluate_results(
+    detections: str | Path,
+    annotations: str | Path,
+    *,
+    iou_type: Literal["bbox", "segm"] = "bbox",
+    max_detections: int = 100,
+) -> DetectionMetrics:
+    """Measure a COCO results file, from any tool, against a COCO annotation file.
+
+    Raises:
+        DataError: a file is missing or malformed.
+    """
+    return evaluate_results_file(
+        Path(detections), Path(annotations), iou_type=iou_type, max_detections=max_detections
+    )
+
+
+def predict(
+    model: str | Path | Model,
+    images: Iterable[str | Path],
+    *,
+    out: str | Path,
+    score: float = 0.5,
+    device: str = "auto",
+) -> list[Prediction]:
+    """Find objects in image files and folders; write pictures and `detections.json` (COCO results) to `out`.
+
+    The results hold every detection; pictures and return value those from `score` on. Image ids are the numbers
+    in COCO's file names where all names are numbers, else 1, 2, ...; each record also has the file's name.
+
+    Raises:
+        CheckpointError: the model cannot be loaded.
+        DataError: an image is missing or cannot be read, or two have the same name.
+    """
+    loaded = model if isinstance(model, Model) else load(model, device=device)
+    files = _image_files(images)
+    ids = _image_ids(files)
+    out_dir = Path(out)
+    predictions, records = [], []
+    for file, image_id in zip(files, ids, strict=True):
+        complete = loaded.predict(file, score=0.0)
+        detections = replace(complete.detections, image_id=image_id)
+        records += [{**record, "file_name": file.name} for record in detections.to_coco()]
+        prediction = replace(complete, detections=detections.above(score))
+        prediction.save(out_dir / f"{file.stem}.jpg")
+        predictions.append(prediction)
+    write_atomic(out_dir / "detections.json", json.dumps(records) + "\n")
+    return predictions
+
+
+def write_report(runs: Sequence[str | Path], *, out: str | Path | None = None) -> Path:
+    """Write the HTML page of a run, or of several beside each other; by default into the first run's folder.
+
+    Raises:
+        DataError: a folder is no run.
+    """
+    folders = [Path(run) for run in runs]
+    name = "report.html" if len(folders) == 1 else "comparison.html"
+    return html.write_report(folders, Path(out) if out else folders[0] / name)
+
+
+def demo(
+    out: str | Path = "detronome-demo",
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    observers: Sequence[Observer] = (),
+) -> Run:
+    """Write the embedded data set, train the small detector on it, and report.
+
+    Args:
+        out: folder for data and run; a finished data set in it is used again, a run in it is replaced by a new one.
+        quick: a few scenes and steps, to see that everything works; says nothing about accuracy.
+        seed: of the training.
+        settings: dotted settings on top of the preset.
+        observers: are told how the run goes.
+
+    Raises:
+        MissingExtraError: scikit-learn, which holds the digits, is not installed.
+    """
+    folder = Path(out)
+    data = folder / ("data-quick" if quick else "data")
+    write_scenes(data, num_train=320 if quick else 4000, num_val=40 if quick else 300)
+    short = {"train.epochs": 2} if quick else {}
+    return train(
+        data,
+        model="demo",
+        out=_numbered(folder / "run"),
+        settings={"train.seed": seed, **short, **(settings or {})},
+        observers=observers,
+    )
+
+
+def _fit(
+    resolved: Resolved,
+    train_split: DataSplit,
+    val_split: DataSplit | None,
+    run_dir: Path,
+    observers: Sequence[Observer],
+    *,
+    start_from: Model | None = None,
+    resume_from: Checkpoint | None = None,
+) -> Run:
+    trainer = build_trainer(
+        resolved,
+        train=train_split,
+        val=val_split,
+        run_dir=run_dir,
+        observers=[RunLog(run_dir / "log.jsonl"), *observers],
+        start_from=start_from.checkpoint if start_from else None,
+        resume_from=resume_from,
+    )
+    result = trainer.fit()
+    page = None
+    if result.reason != "interrupted":
+        model = load(run_dir, device=str(resolved.device))
+        shown = val_split or train_split
+        write_gallery(run_dir / "pictures", model._predictor, shown, model.categories)
+        page = write_report([run_dir])
+    return Run(folder=run_dir, reason=result.reason, metrics=trainer.best_metrics, report=page)
+
+
+def _with_tensorboard(observers: Sequence[Observer], run_dir: Path, wanted: bool) -> Sequence[Observer]:
+    if not wanted:
+        return observers
+    from detronome.report.tensorboard import TensorBoardLog
+
+    return [*observers, TensorBoardLog(run_dir / "tensorboard")]
+
+
+def _open_splits(config: RunConfig) -> tuple[DataSplit, DataSplit | None]:
+    root = Path(config.data.root)
+    train_split = open_split(root, config.data.train_split)
+    if not config.data.val_split:
+        return train_split, None
+    if config.data.val_split == "val" and not {"val", "valid", "val2017", "val2014"} & set(available_splits(root)):
+        raise DataError(
+            "there is no validation split, so nothing can choose the best checkpoint",
+            where=str(root),
+            fix=f"add one, name one of {', '.join(available_splits(root))} with --set data.val_split=NAME, "
+            "or train without: --set data.val_split=''",
+        )
+    return train_split, open_split(root, config.data.val_split)
+
+
+def _as_model(model: str | Path | Model) -> Model | None:
+    """Return the model to fine-tune, or None for the name of a preset."""
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str) and model in PRESETS:
+        return None
+    if Path(model).exists():
+        return load(model)
+    raise ConfigError(
+        f"{str(model)!r} is neither a preset nor a run or checkpoint folder",
+        where="--model",
+        fix=nearest_name_hint(str(model), list(PRESETS)),
+    )
+
+
+def _check_classes(model: Model, split: DataSplit) -> None:
+    theirs, ours = split.index.categories, model.categories
+    if theirs != ours:
+        raise CheckpointError(
+            f"the checkpoint knows {len(ours)} classes ({_few(ours.names)}), the data has {len(theirs)} "
+            f"({_few(theirs.names)})",
+            where=str(split.files.annotation_file),
+            fix="use data with the checkpoint's categories (same ids and names), or train from a preset",
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _load_weights(detector: Detector, checkpoint: Checkpoint, source: Path) -> None:
+    try:
+        detector.load_state_dict(checkpoint.model)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights do not fit the configuration beside them: {error}",
+            where=str(source),
+            fix="use another checkpoint of the run",
+        ) from error
+
+
+def _without_pretrained(config: RunConfig) -> RunConfig:
+    """Return the configuration with nothing to download: the checkpoint holds all the weights."""
+    if config.model.family == "detr":
+        return apply_overrides(config, {"model.backbone_weights": "none"})
+    return config
+
+
+def _new_run_dir(out: str | Path | None, name: str) -> Path:
+    run_dir = _numbered(Path("runs") / name) if out is None else Path(out)
+    if (run_dir / "config.toml").exists():
+        raise ConfigError(
+            "the folder already holds a run",
+            where=str(run_dir),
+            fix=f"choose another --out, or go on with it: detronome train --resume {run_dir}",
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return run_dir
+
+
+def _numbered(path: Path) -> Path:
+    """Return the path, or the first of path-2, path-3, ... that does not exist."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def _read_image(source: ImageSource) -> UInt8[np.ndarray, "H W 3"]:
+    if isinstance(source, str | Path):
+        return decode_image(Path(source))
+    if isinstance(source, Image.Image):
+        return np.asarray(source.convert("RGB"))
+    if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
+        raise DataError(
+            f"an image array must be uint8 [height, width, 3], this is {source.dtype} {list(source.shape)}",
+            fix="convert it to 8-bit RGB",
+        )
+    return source
+
+
+def _image_files(images: Iterable[str | Path]) -> list[Path]:
+    files: list[Path] = []
+    for image in images:
+        path = Path(image)
+        if path.is_dir():
+            files += sorted(p for p in path.iterdir() if p.suffix.lower() in _PICTURE_SUFFIXES)
+        else:
+            files.append(path)
+    if not files:
+        raise DataError("no images", where=", ".join(map(str, images)), fix="name image files or folders of them")
+    names = [file.stem for file in files]
+    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if repeated:
+        raise DataError(
+            f"several images have the same name, and their pictures would overwrite each other: {_few(repeated)}",
+            fix="predict them into different folders",
+        )
+    return files
+
+
+def _image_ids(files: Sequence[Path]) -> list[int]:
+    if all(file.stem.isdigit() for file in files):
+        return [int(file.stem) for file in files]
+    return list(range(1, len(files) + 1))

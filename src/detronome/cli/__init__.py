@@ -1,0 +1,40 @@
+"""The command line: parse, call the api, render. No logic lives here, and no torch is imported for `--help`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App
+
+from detronome.errors import DetronomeError
+
+__all__ = ["app", "main"]
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+app = App(
+    name="detronome",
+    help="Train, evaluate and deploy detection transformers (DETR) on COCO-format data.",
+    help_epilogue="Begin with: detronome demo",
+    version_flags=["--version"],
+)
+app.command("detronome.cli.demo:demo", help="Embedded data: train, evaluate, pictures, report, in minutes on a CPU.")
+app.command("detronome.cli.train:train", help="Train on a data folder.")
+app.command("detronome.cli.evaluate:evaluate", name="eval", help="Measure a checkpoint, or a results file of any tool.")
+app.command("detronome.cli.predict:predict", help="Find objects in images: pictures and COCO results.")
+app.command("detronome.cli.report:report", help="Write the HTML page of a run, or compare several.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 a mistake that the message explains, 130 interrupted."""
+    try:
+        app(arguments)
+    except DetronomeError as error:
+        from detronome.cli.render import print_error
+
+        print_error(error)
+        sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)

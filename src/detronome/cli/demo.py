@@ -1,0 +1,40 @@
+"""`detronome demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from detronome.cli.options import Json, Settings, parse_settings
+from detronome.cli.render import print_json, print_run, run_record
+
+__all__ = ["demo"]
+
+
+def demo(
+    *,
+    out: Path = Path("detronome-demo"),
+    quick: Annotated[bool, Parameter(negative=())] = False,
+    seed: int = 0,
+    settings: Settings = None,
+    json: Json = False,
+) -> int:
+    """Train a detector from scratch on embedded scenes of handwritten digits, then show what it learned.
+
+    Parameters
+    ----------
+    out
+        Folder for data, run, pictures and report.
+    quick
+        Only a few scenes and steps, to see that everything works.
+    seed
+        Of the training.
+    """
+    from detronome import api
+    from detronome.report.console import ConsoleProgress
+
+    run = api.demo(out, quick=quick, seed=seed, settings=parse_settings(settings), observers=[ConsoleProgress()])
+    print_json(run_record(run)) if json else print_run(run)
+    return 130 if run.reason == "interrupted" else 0

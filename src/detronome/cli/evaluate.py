@@ -1,0 +1,65 @@
+"""`detronome eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from detronome.cli.options import Json
+from detronome.cli.render import print_json, print_metrics
+from detronome.errors import ConfigError
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    checkpoint: Path | None = None,
+    data: Path | None = None,
+    /,
+    *,
+    split: str = "val",
+    detections: Path | None = None,
+    annotations: Path | None = None,
+    iou_type: Literal["bbox", "segm"] = "bbox",
+    max_detections: int = 100,
+    device: str = "auto",
+    json: Json = False,
+) -> None:
+    """Print COCO AP and AR: of a checkpoint on a data folder, or of a results file.
+
+    Parameters
+    ----------
+    checkpoint
+        Run or checkpoint folder.
+    data
+        Data folder.
+    split
+        Split of the data folder.
+    detections
+        COCO results file from any tool, instead of a checkpoint.
+    annotations
+        COCO annotation file that goes with --detections.
+    iou_type
+        With --detections: overlap of boxes or of masks.
+    max_detections
+        With --detections: detections counted per image and category.
+    device
+        auto, cpu, cuda, cuda:<n> or mps.
+    """
+    from detronome import api
+
+    if detections is not None or annotations is not None:
+        if detections is None or annotations is None or checkpoint is not None:
+            raise ConfigError(
+                "a results file is measured with --detections and --annotations, both and alone",
+                where="detronome eval",
+                fix="detronome eval --detections RESULTS.json --annotations GT.json",
+            )
+        metrics = api.evaluate_results(detections, annotations, iou_type=iou_type, max_detections=max_detections)
+        title = str(detections)
+    elif checkpoint is None or data is None:
+        raise ConfigError("a checkpoint and a data folder are needed", where="detronome eval", fix="detronome eval CHECKPOINT DATA")
+    else:
+        metrics = api.evaluate(checkpoint, data, split=split, device=device)
+        title = f"{checkpoint} on {data} ({split}, {metrics.num_images} images)"
+    print_json(metrics.to_json()) if json else print_metrics(metrics, title=title)

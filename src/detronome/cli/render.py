@@ -1,0 +1,98 @@
+"""What commands print: data to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from detronome.errors import DetronomeError
+
+if TYPE_CHECKING:
+    from detronome.api import Run
+    from detronome.evaluation.detection import DetectionMetrics
+
+__all__ = ["print_error", "print_json", "print_metrics", "print_run", "run_record"]
+
+
+def print_error(error: DetronomeError) -> None:
+    """Print what was wrong, where, and the fix; all problems."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for problem in error.problems:
+        console.print(Text("error: ", style="bold red") + Text(problem.what))
+        if problem.where:
+            console.print(Text("  where: ", style="dim") + Text(problem.where))
+        if problem.fix:
+            console.print(Text("  fix:   ", style="green") + Text(problem.fix))
+
+
+def print_json(record: Mapping[str, Any]) -> None:
+    """Print a record to stdout as one JSON document; nan becomes null."""
+    json.dump(_without_nan(record), sys.stdout, indent=1)
+    sys.stdout.write("\n")
+
+
+def print_metrics(metrics: DetectionMetrics, *, title: str) -> None:
+    """Print the twelve numbers, the classes and the notes."""
+    console = Console(highlight=False)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("AP", "value", "AR", "value "):
+        table.add_column(heading, justify="right" if heading.startswith("value") else "left")
+    precision = [(n, v) for n, v in metrics.numbers.items() if n.startswith("AP")]
+    recall = [(n, v) for n, v in metrics.numbers.items() if n.startswith("AR")]
+    for (ap, ap_value), (ar, ar_value) in zip(precision, recall, strict=False):
+        table.add_row(ap, _number(ap_value), ar, _number(ar_value))
+    console.print(table)
+    if metrics.per_class_ap:
+        classes = Table(title="AP by class", title_justify="left", box=None, pad_edge=False)
+        classes.add_column("class")
+        classes.add_column("AP", justify="right")
+        for name, value in metrics.per_class_ap.items():
+            classes.add_row(Text(name), _number(value))
+        console.print(classes)
+    for note in metrics.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+
+
+def print_run(run: Run) -> None:
+    """Print where a run's results are, and how to go on."""
+    console = Console(highlight=False, soft_wrap=True)
+    if run.reason == "interrupted":
+        console.print(Text(f"interrupted; go on with: detronome train --resume {run.folder}", style="yellow"))
+        return
+    if run.metrics:
+        shown = "  ".join(f"{name} {_number(run.metrics[name])}" for name in ("AP", "AP50", "AP75"))
+        console.print(Text(shown, style="bold"))
+    console.print(Text(f"best checkpoint  {run.folder / 'checkpoints' / 'best'}"))
+    console.print(Text(f"pictures         {run.folder / 'pictures'}"))
+    console.print(Text(f"report           {run.report}"))
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    """Return a run as plain data."""
+    return {
+        "run": str(run.folder),
+        "reason": run.reason,
+        "metrics": run.metrics,
+        "report": str(run.report) if run.report else None,
+    }
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value

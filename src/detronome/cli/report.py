@@ -1,0 +1,30 @@
+"""`detronome report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from detronome.cli.options import Json
+from detronome.cli.render import print_json
+
+__all__ = ["report"]
+
+
+def report(run: Path, /, *others: Path, out: Path | None = None, json: Json = False) -> None:
+    """Write one self-contained HTML page: curves, metrics, pictures, settings.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    others
+        Further runs, to compare.
+    out
+        The page; by default report.html (or comparison.html) in the first run's folder.
+    """
+    from detronome import api
+
+    page = api.write_report([run, *others], out=out)
+    print_json({"report": str(page)}) if json else Console(highlight=False, soft_wrap=True).print(str(page), markup=False)

@@ -1,0 +1,77 @@
+"""`detronome train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from detronome.cli.options import Json, Settings, parse_settings
+from detronome.cli.render import print_json, print_run, run_record
+from detronome.errors import ConfigError
+
+__all__ = ["train"]
+
+
+def train(
+    data: Path | None = None,
+    /,
+    *,
+    model: str = "detr-r50",
+    epochs: int | None = None,
+    out: Path | None = None,
+    config: Path | None = None,
+    settings: Settings = None,
+    resume: Path | None = None,
+    tensorboard: Annotated[bool, Parameter(negative=())] = False,
+    json: Json = False,
+) -> int:
+    """Train a detector; Ctrl-C saves and leaves a run that --resume continues.
+
+    Parameters
+    ----------
+    data
+        Folder in COCO layout (annotations/instances_train.json, ...) or Roboflow layout.
+    model
+        A preset (nano, detr-r18, detr-r50, detr-r101, each also -dc5), or a run or checkpoint to fine-tune.
+    epochs
+        Shortcut for --set train.epochs=N.
+    out
+        Run folder; by default runs/<preset>, numbered.
+    config
+        TOML file with settings, on top of the preset.
+    resume
+        An interrupted run to go on with; takes data and settings from it.
+    tensorboard
+        Also write TensorBoard files into the run folder.
+    """
+    from detronome import api
+    from detronome.report.console import ConsoleProgress
+
+    observers = [ConsoleProgress()]
+    if resume is not None:
+        given = {"DATA": data, "--epochs": epochs, "--out": out, "--config": config, "--set": settings}
+        extra = [name for name, value in given.items() if value is not None]
+        if extra:
+            raise ConfigError(
+                f"a resumed run keeps its data and settings: {', '.join(extra)} cannot be given with --resume",
+                where=str(resume),
+                fix="leave them out, or start a new run from this one: detronome train DATA --model RUN",
+            )
+        run = api.resume(resume, observers=observers, tensorboard=tensorboard)
+    elif data is None:
+        raise ConfigError("no data folder", where="detronome train", fix="detronome train DATA --model nano")
+    else:
+        run = api.train(
+            data,
+            model=model,
+            epochs=epochs,
+            out=out,
+            config=config,
+            settings=parse_settings(settings),
+            observers=observers,
+            tensorboard=tensorboard,
+        )
+    print_json(run_record(run)) if json else print_run(run)
+    return 130 if run.reason == "interrupted" else 0

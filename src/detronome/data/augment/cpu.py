@@ -1,0 +1,97 @@
+"""Augmentation applied to one image and its boxes in a loader worker.
+
+Shape letters: `H W` height and width of the image as decoded, `h w` after augmentation, `N` boxes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from detronome.data.augment.params import AugmentParams
+
+__all__ = ["apply_to_boxes", "apply_to_image"]
+
+_LUMA = (0.299, 0.587, 0.114)
+"""ITU-R 601 weights of red, green and blue in grey."""
+
+
+def apply_to_image(image: UInt8[np.ndarray, "H W 3"], params: AugmentParams) -> UInt8[Tensor, "3 h w"]:
+    """Return the augmented image; with nothing to do it shares the memory of `image`.
+
+    The result keeps the colours of a pixel side by side in memory (channels last): resizing is several times faster
+    so, and collating copies each image anyway.
+    """
+    pixels = torch.from_numpy(image)
+    flipped = [axis for axis, flip in enumerate((params.vertical_flip, params.horizontal_flip)) if flip]
+    if flipped:
+        pixels = pixels.flip(flipped)
+    if params.resize_hw is not None:
+        pixels = _resize(pixels, params.resize_hw)
+    if params.crop is not None:
+        top, left, height, width = params.crop
+        pixels = pixels[top : top + height, left : left + width]
+    pixels = _resize(pixels, params.final_hw)
+    if (params.brightness, params.contrast, params.saturation) != (1.0, 1.0, 1.0):
+        pixels = _jitter(pixels, params)
+    return pixels.permute(2, 0, 1)
+
+
+def apply_to_boxes(
+    boxes_xyxy: Float64[np.ndarray, "N 4"], size_hw: tuple[int, int], params: AugmentParams
+) -> tuple[Float64[np.ndarray, "K 4"], Bool[np.ndarray, " N"]]:
+    """Return the boxes in pixels of the augmented image, and which of the given ones they are.
+
+    Only a crop drops boxes: those of which nothing is left in the window.
+
+    Args:
+        boxes_xyxy: corners in pixels of the decoded image.
+        size_hw: height and width of the decoded image in pixels.
+        params: what is applied to the image.
+    """
+    boxes = boxes_xyxy.copy()
+    keep = np.ones(len(boxes), np.bool_)
+    height, width = size_hw
+    if params.horizontal_flip:
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    if params.vertical_flip:
+        boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
+    if params.resize_hw is not None:
+        boxes *= _ratios((height, width), params.resize_hw)
+    if params.crop is not None:
+        top, left, height, width = params.crop
+        boxes = (boxes - np.array([left, top, left, top], np.float64)).clip(0.0, np.array([width, height] * 2))
+        keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        boxes = boxes[keep]
+    return boxes * _ratios((height, width), params.final_hw), keep
+
+
+def _ratios(from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Float64[np.ndarray, " 4"]:
+    x, y = to_hw[1] / from_hw[1], to_hw[0] / from_hw[0]
+    return np.array([x, y, x, y])
+
+
+def _resize(pixels: UInt8[Tensor, "a b 3"], to_hw: tuple[int, int]) -> UInt8[Tensor, "c d 3"]:
+    """Resize bilinearly with antialiasing: at most 2 levels from Pillow's, in a fraction of the time."""
+    if tuple(pixels.shape[:2]) == to_hw:
+        return pixels
+    # The batch axis is added before the permutation: only so does torch see channels-last memory, and is 3x faster.
+    planes = pixels[None].permute(0, 3, 1, 2)
+    resized = functional.interpolate(planes, to_hw, mode="bilinear", antialias=True, align_corners=False)
+    return resized[0].permute(1, 2, 0)
+
+
+def _jitter(pixels: UInt8[Tensor, "h w 3"], params: AugmentParams) -> UInt8[Tensor, "h w 3"]:
+    """Scale brightness, then contrast about the mean grey, then saturation about each pixel's grey."""
+    luma = torch.tensor(_LUMA)
+    values = pixels.float()
+    if params.brightness != 1.0:
+        values = (values * params.brightness).clamp_(0.0, 255.0)
+    if params.contrast != 1.0:
+        values = torch.lerp((values @ luma).mean(), values, params.contrast).clamp_(0.0, 255.0)
+    if params.saturation != 1.0:
+        values = torch.lerp((values @ luma)[..., None], values, params.saturation).clamp_(0.0, 255.0)
+    return values.round_().to(torch.uint8)

@@ -1,0 +1,261 @@
+"""From a run's configuration and a data folder to batches."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from detronome.config.schema import AugmentConfig, RunConfig
+from detronome.data import sampler
+from detronome.data.augment.params import AugmentPolicy
+from detronome.data.coco.layout import SplitFiles, find_split
+from detronome.data.dataset import DetectionDataset
+from detronome.data.loader import BatchLoader, BatchStream, eval_batches, train_batches
+from detronome.data.store.index import AnnotationIndex
+from detronome.errors import ConfigError, DataError, Problem
+from detronome.types import Categories
+
+__all__ = [
+    "DataSplit",
+    "augment_policy",
+    "build_eval_batches",
+    "build_train_batches",
+    "label_map",
+    "open_split",
+    "resolve_workers",
+    "steps_per_epoch",
+]
+
+_SHOWN = 10
+_MAX_AUTO_WORKERS = 8
+_SHARED_MEMORY = "/dev/shm"
+
+
+@dataclass(frozen=True)
+class DataSplit:
+    """One split of a data set: where it lies, and its annotations."""
+
+    files: SplitFiles
+    index: AnnotationIndex
+
+
+def open_split(data_dir: Path, split: str) -> DataSplit:
+    """Return a split whose annotation file is sound and whose image files are all there.
+
+    Raises:
+        DataError: folder, split or images are missing, or the annotation file is not sound; all problems of the kind.
+    """
+    files = find_split(Path(data_dir), split)
+    index = AnnotationIndex.open(files.annotation_file)
+    _check_image_files(files, index)
+    return DataSplit(files, index)
+
+
+def steps_per_epoch(config: RunConfig, split: DataSplit) -> int:
+    """Return the number of optimiser steps that one epoch over the split has."""
+    return sampler.steps_per_epoch(len(split.index), config.batch.global_batch_size)
+
+
+def build_train_batches(
+    config: RunConfig,
+    split: DataSplit,
+    categories: Categories,
+    start_step: int,
+    total_steps: int,
+    workers: int,
+    pin_memory: bool,
+) -> BatchStream:
+    """Return the effective batches of the steps from `start_step` to `total_steps`; see `loader.train_batches`.
+
+    Raises:
+        ConfigError: the augmentation's settings make no sense.
+        DataError: the data has categories that the model does not know.
+    """
+    dataset = DetectionDataset(
+        split.index,
+        split.files.images_dir,
+        augment_policy(config.augment),
+        training=True,
+        seed=config.train.seed,
+        label_map=label_map(split, categories),
+    )
+    return train_batches(
+        dataset,
+        seed=config.train.seed,
+        start_step=start_step,
+        total_steps=total_steps,
+        global_batch_size=config.batch.global_batch_size,
+        workers=workers,
+        prefetch=config.data.prefetch,
+        pin_memory=pin_memory,
+    )
+
+
+def build_eval_batches(
+    config: RunConfig, split: DataSplit, categories: Categories, batch_size: int, workers: int, pin_memory: bool
+) -> BatchLoader:
+    """Return all images of the split in the file's order, resized for evaluation; see `loader.eval_batches`.
+
+    Raises:
+        ConfigError: the augmentation's settings make no sense.
+        DataError: the data has categories that the model does not know.
+    """
+    dataset = DetectionDataset(
+        split.index,
+        split.files.images_dir,
+        augment_policy(config.augment),
+        training=False,
+        label_map=label_map(split, categories),
+    )
+    return eval_batches(
+        dataset, batch_size=batch_size, workers=workers, prefetch=config.data.prefetch, pin_memory=pin_memory
+    )
+
+
+def resolve_workers(config: RunConfig, device_type: str) -> tuple[int, str]:
+    """Return (number of worker processes, the reason for it).
+
+    `auto` leaves the processors to the model where it computes on them, and never asks for more shared memory than
+    there is: a container with 64 MiB of it kills its workers otherwise.
+
+    Raises:
+        ConfigError: the number is negative.
+    """
+    if config.data.workers != "auto":
+        if config.data.workers < 0:
+            raise ConfigError(
+                f"{config.data.workers} workers", where="data.workers", fix='give a number from 0, or "auto"'
+            )
+        return config.data.workers, "set by data.workers"
+    cpus = len(os.sched_getaffinity(0))
+    if device_type == "cpu":
+        workers = 0 if cpus <= 2 else min(_MAX_AUTO_WORKERS, max(1, cpus // 4))
+        reason = f"the model computes on the same {cpus} processors"
+    else:
+        workers = min(_MAX_AUTO_WORKERS, max(1, cpus - 1))
+        reason = f"one per processor but one, at most {_MAX_AUTO_WORKERS}; there are {cpus}"
+    held = max(1, _batch_bytes(config) * config.data.prefetch)
+    fitting = _free_shared_memory_bytes() // held
+    if fitting < workers:
+        return fitting, f"{_SHARED_MEMORY} has room for the prefetched batches of {fitting} workers"
+    return workers, reason
+
+
+def label_map(split: DataSplit, categories: Categories) -> Int64[np.ndarray, " K"] | None:
+    """Return the model's label for each label of the data, matched by category id; None where they are the same.
+
+    Categories without any annotation may be unknown to the model (label -1).
+
+    Raises:
+        DataError: annotated categories that the model does not know, or the same ids with quite other names.
+    """
+    ours = split.index.categories
+    if ours == categories:
+        return None
+    label_of = {category_id: label for label, category_id in enumerate(categories.ids)}
+    used = split.index.used_labels()
+    unknown = [label for label in used if ours.ids[label] not in label_of]
+    where = str(split.files.annotation_file)
+    if unknown:
+        named = ", ".join(f"{ours.names[label]!r} (id {ours.ids[label]})" for label in unknown)
+        raise DataError(
+            f"the model does not know {len(unknown)} of the data's categories: {named}",
+            where=where,
+            fix="use data with the categories that the model was trained on, or train a model on this data",
+        )
+    pairs = [(ours.names[label], categories.names[label_of[ours.ids[label]]]) for label in used]
+    if pairs and all(data_name.strip().lower() != name.strip().lower() for data_name, name in pairs):
+        listed = ", ".join(f"{data_name!r} is {name!r}" for data_name, name in pairs[:_SHOWN])
+        raise DataError(
+            f"the data's category ids mean other things to the model: {listed}",
+            where=where,
+            fix="give the data the category ids of the model's classes, or train a model on this data",
+        )
+    return np.array([label_of.get(category_id, -1) for category_id in ours.ids], np.int64)
+
+
+def augment_policy(config: AugmentConfig) -> AugmentPolicy:
+    """Return the augmentation that a configuration asks for.
+
+    Raises:
+        ConfigError: settings out of their range; all of them at once.
+    """
+    checks = [
+        ("sizes", "at least one size of 1 pixel or more", _positive(config.sizes)),
+        ("max_size", "at least the largest of sizes", config.max_size >= max(config.sizes, default=1)),
+        ("horizontal_flip", "a probability from 0 to 1", 0 <= config.horizontal_flip <= 1),
+        ("vertical_flip", "a probability from 0 to 1", 0 <= config.vertical_flip <= 1),
+        ("crop_probability", "a probability from 0 to 1", 0 <= config.crop_probability <= 1),
+        ("crop_resize", "at least one size of 1 pixel or more", _positive(config.crop_resize)),
+        ("crop_px", "a smallest side of 1 pixel or more, then a largest", _ascending(config.crop_px, 1, 2**31)),
+        ("crop_fraction", "a smallest part above 0, then a largest up to 1", _ascending(config.crop_fraction, 1e-6, 1)),
+        ("brightness", "a number from 0 to 1", 0 <= config.brightness <= 1),
+        ("contrast", "a number from 0 to 1", 0 <= config.contrast <= 1),
+        ("saturation", "a number from 0 to 1", 0 <= config.saturation <= 1),
+        ("eval_size", "1 pixel or more", config.eval_size >= 1),
+        ("eval_max_size", "at least eval_size", config.eval_max_size >= config.eval_size),
+    ]
+    problems = [
+        Problem(what=f"{getattr(config, name)!r} is out of range", where=f"augment.{name}", fix=f"give {wanted}")
+        for name, wanted, sound in checks
+        if not sound
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return AugmentPolicy(**asdict(config))
+
+
+def _positive(sizes: tuple[int, ...]) -> bool:
+    return len(sizes) > 0 and min(sizes) >= 1
+
+
+def _ascending(bounds: tuple[float, float], low: float, high: float) -> bool:
+    return low <= bounds[0] <= bounds[1] <= high
+
+
+def _check_image_files(files: SplitFiles, index: AnnotationIndex) -> None:
+    """Compare the file names with listings of their folders: one call a folder, not one a file."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for i in range(len(index)):
+        folder, name = os.path.split(index.image(i).file_name)
+        names[folder].append(name)
+    missing: list[str] = []
+    lowered: set[str] = set()
+    for folder, wanted in names.items():
+        try:
+            present = set(os.listdir(files.images_dir / folder))
+        except (OSError, ValueError):
+            present = set()
+        absent = [name for name in wanted if name not in present]
+        if absent:
+            lowered |= {name.lower() for name in present}
+            missing.extend(os.path.join(folder, name) for name in absent)
+    if not missing:
+        return
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    fix = "copy the files there, or remove their records from the annotation file"
+    if all(os.path.basename(name).lower() in lowered for name in missing):
+        fix = "the files are there, spelt with other capital letters: rename them"
+    raise DataError(
+        f"{len(missing)} of {len(index)} image files are missing: {', '.join(missing[:_SHOWN])}{more}",
+        where=f"{files.images_dir} (named by {files.annotation_file})",
+        fix=fix,
+    )
+
+
+def _batch_bytes(config: RunConfig) -> int:
+    """Return the size of the largest effective batch: three colours and the mask, one byte each."""
+    return config.batch.global_batch_size * 4 * config.augment.max_size * max(config.augment.sizes, default=1)
+
+
+def _free_shared_memory_bytes() -> int:
+    try:
+        status = os.statvfs(_SHARED_MEMORY)
+    except OSError:
+        return 0
+    return status.f_bavail * status.f_frsize

@@ -1,0 +1,158 @@
+"""From an image file to RGB pixels, or to an error that names the file and the reason.
+
+JPEG is decoded strictly: a damaged file is refused, where lenient decoders fill the missing part with grey and the
+training learns from it. Shape letters: `H W` height and width of the upright image.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped, unused-ignore]
+from jaxtyping import Integer, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from detronome.errors import DataError
+
+__all__ = ["decode_image"]
+
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_MAX_PIXELS = 178_956_970
+"""Pillow's limit against decompression bombs, held for every decoder."""
+_UNSUPPORTED_JPEG = ("nsupported", "subsampling", "colorspace", "conversion")
+"""In simplejpeg's words: the file may be sound, but of a kind (precision, sampling) that it does not decode."""
+_ORIENTATION_TAG = 0x0112
+
+
+def decode_image(path: Path, expected_size_hw: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the pixels of an image file as RGB, 0-255, writable and contiguous.
+
+    Greyscale and palettes become RGB, CMYK is converted, transparency is dropped, 16-bit grey is scaled to 8 bits, and
+    of an animation the first frame is taken.
+
+    EXIF orientation: COCO annotations refer to the pixels as stored, so with a size from the annotation file that
+    equals the stored one the tag is ignored; it is obeyed where only the turned image has that size, and always when
+    no size is given (a photo to predict on).
+
+    Args:
+        path: the image file.
+        expected_size_hw: height and width from the annotation file.
+
+    Raises:
+        DataError: the file cannot be read, is no image, is damaged, is too large (more than 179 megapixels) or has
+            another size than the annotation file says.
+    """
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise _error(path, str(reason), "check the file name and the image folder") from error
+    decoded = _decode_jpeg(path, content) if content.startswith(_JPEG_MAGIC) else None
+    if decoded is None:
+        image, orientation = _decode_other(path, content)
+    else:
+        image = decoded
+        orientation = 1 if expected_size_hw == image.shape[:2] else _exif_orientation(content)
+
+    stored_hw = (image.shape[0], image.shape[1])
+    if expected_size_hw is None or (expected_size_hw != stored_hw and expected_size_hw == stored_hw[::-1]):
+        image = _upright(image, orientation)
+    if expected_size_hw is not None and image.shape[:2] != expected_size_hw:
+        raise _error(
+            path,
+            f"it has {stored_hw[1]}x{stored_hw[0]} pixels (width x height), "
+            f"but the annotation file says {expected_size_hw[1]}x{expected_size_hw[0]}",
+            "correct width and height in the annotation file, or restore the image that was annotated",
+        )
+    return np.require(image, requirements=["C", "W"])
+
+
+def _error(path: Path, reason: str, fix: str = "replace the file or remove it from the annotation file") -> DataError:
+    return DataError(f"the image cannot be used: {reason}", where=str(path), fix=fix)
+
+
+def _check_size(path: Path, height: int, width: int) -> None:
+    if height < 1 or width < 1:
+        raise _error(path, f"its size is {width}x{height} pixels")
+    if height * width > _MAX_PIXELS:
+        raise _error(
+            path,
+            f"{width}x{height} pixels are more than the limit of {_MAX_PIXELS // 10**6} megapixels",
+            "cut large images into tiles",
+        )
+
+
+def _decode_jpeg(path: Path, content: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
+    """Return the stored pixels, or None for a kind of JPEG that only Pillow may know."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(content)
+        _check_size(path, height, width)
+        image: UInt8[np.ndarray, "H W 3"] = simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
+    except ValueError as error:
+        if any(word in str(error) for word in _UNSUPPORTED_JPEG):
+            return None
+        raise _error(path, str(error)) from error
+    return image
+
+
+def _decode_other(path: Path, content: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
+    """Return (stored pixels, EXIF orientation) of any file that Pillow reads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(content)) as file:
+                _check_size(path, file.height, file.width)
+                file.load()
+                return _to_rgb(file), _orientation_of(file)
+        except DataError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise _error(path, str(error), "cut large images into tiles") from error
+        except UnidentifiedImageError as error:
+            raise _error(path, "it is not an image, or of a format that Pillow does not read") from error
+        except Exception as error:  # on damaged files Pillow's plugins raise nearly every kind there is
+            raise _error(path, f"{error}" or type(error).__name__) from error
+
+
+def _to_rgb(file: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    if file.mode in ("F", "I") or file.mode.startswith("I;"):
+        values = np.asarray(file)
+        if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+            raise ValueError("its pixels are 32-bit numbers without a known range")
+        return np.repeat(_to_8_bits(values)[:, :, None], 3, axis=2)
+    return np.array(file if file.mode == "RGB" else file.convert("RGB"))
+
+
+def _to_8_bits(values: Integer[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _exif_orientation(content: bytes) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(content)) as file:
+                return _orientation_of(file)
+        except Exception:  # the pixels were decoded: a broken header field is no reason to refuse them
+            return 1
+
+
+def _orientation_of(file: Image.Image) -> int:
+    try:
+        orientation = file.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # EXIF blocks are often malformed, and viewers ignore such blocks
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _upright(image: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarray, "H2 W2 3"]:
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return image

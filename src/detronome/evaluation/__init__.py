@@ -1,0 +1,1 @@
+"""Detection and panoptic metrics: from predictions and truth to the numbers papers print."""

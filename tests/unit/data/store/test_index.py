@@ -1,0 +1,196 @@
+"""The index says what the file says, is compiled once, and is shared by path."""
+
+from __future__ import annotations
+
+import copy
+import json
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detronome.data.store import index as index_module
+from detronome.data.store.index import AnnotationIndex
+from detronome.errors import DataError
+
+CONTENT: dict[str, Any] = {
+    "images": [
+        {"id": 3, "file_name": "größe.png", "height": 40, "width": 60},
+        {"id": 1, "file_name": "sub/empty.png", "height": 30, "width": 20},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 3, "category_id": 5, "bbox": [1, 2, 3, 4]},
+        {"id": 2, "image_id": 3, "category_id": 2, "bbox": [0, 0, 60, 40], "iscrowd": 1, "area": 7},
+    ],
+    "categories": [{"id": 5, "name": "b"}, {"id": 2, "name": "a"}],
+}
+
+
+def write(path: Path, content: Any = CONTENT, indent: int | None = None) -> Path:
+    path.write_text(json.dumps(content, indent=indent))
+    return path
+
+
+def test_no_annotations_at_all(tmp_path: Path) -> None:
+    index = AnnotationIndex.open(write(tmp_path / "a.json", {**CONTENT, "annotations": []}))
+    boxes, labels, area, iscrowd = index.annotations(1)
+    assert boxes.shape == (0, 4)
+    assert labels.shape == area.shape == iscrowd.shape == (0,)
+    assert (len(index), index.num_objects, index.max_objects_per_image) == (2, 0, 0)
+    assert index.used_labels() == []
+
+
+def test_the_index_says_what_the_file_says(tmp_path: Path) -> None:
+    index = AnnotationIndex.open(write(tmp_path / "a.json"))
+    assert index.categories.ids == (2, 5)
+    assert index.categories.names == ("a", "b")
+    assert index.image(0) == index_module.ImageRecord(3, "größe.png", (40, 60))
+    assert index.image(1) == index_module.ImageRecord(1, "sub/empty.png", (30, 20))
+    boxes, labels, area, iscrowd = index.annotations(0)
+    assert boxes.tolist() == [[1, 2, 3, 4], [0, 0, 60, 40]]
+    assert labels.tolist() == [1, 0]
+    assert area.tolist() == [12, 7]
+    assert iscrowd.tolist() == [False, True]
+    assert (index.num_objects, index.max_objects_per_image, index.used_labels()) == (1, 1, [0, 1])
+    with pytest.raises(IndexError):
+        index.image(2)
+
+
+def test_annotations_are_plain_writable_copies(tmp_path: Path) -> None:
+    index = AnnotationIndex.open(write(tmp_path / "a.json"))
+    for column in index.annotations(0):
+        assert type(column) is np.ndarray
+        column[...] = 0
+    assert index.annotations(0)[0].tolist() == [[1, 2, 3, 4], [0, 0, 60, 40]]
+
+
+def test_a_file_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.json")
+    first = AnnotationIndex.open(path)
+    monkeypatch.setattr(index_module, "read_annotations", lambda path: pytest.fail("compiled again"))
+    assert AnnotationIndex.open(path).fingerprint == first.fingerprint
+
+
+def test_a_changed_file_is_compiled_again(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json")
+    before = AnnotationIndex.open(path)
+    write(path, {**CONTENT, "annotations": []})
+    after = AnnotationIndex.open(path)
+    assert (before.num_objects, after.num_objects) == (1, 0)
+    assert before.fingerprint != after.fingerprint
+
+
+def test_the_fingerprint_follows_content_not_formatting(tmp_path: Path) -> None:
+    plain = AnnotationIndex.open(write(tmp_path / "a.json")).fingerprint
+    assert AnnotationIndex.open(write(tmp_path / "b.json", indent=1)).fingerprint == plain
+    moved = copy.deepcopy(CONTENT)
+    moved["annotations"][0]["bbox"][0] += 1e-9
+    assert AnnotationIndex.open(write(tmp_path / "c.json", moved)).fingerprint != plain
+
+
+def test_nothing_is_written_beside_the_data(tmp_path: Path) -> None:
+    AnnotationIndex.open(write(tmp_path / "a.json"))
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_cache_that_cannot_be_written_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "blocked").write_text("a file where the cache folder should be")
+    (tmp_path / "temp").mkdir()
+    monkeypatch.setenv("DETRONOME_CACHE", str(tmp_path / "blocked"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temp"))
+    path = write(tmp_path / "a.json")
+    assert len(AnnotationIndex.open(path)) == 2
+    assert list((tmp_path / "temp").rglob("meta.json"))
+    monkeypatch.setattr(index_module, "read_annotations", lambda path: pytest.fail("compiled again"))
+    assert len(AnnotationIndex.open(path)) == 2
+
+
+def test_no_cache_anywhere_says_which_variable_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("blocked", "temp"):
+        (tmp_path / name).write_text("")
+    monkeypatch.setenv("DETRONOME_CACHE", str(tmp_path / "blocked"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temp"))
+    with pytest.raises(DataError, match="cannot be written anywhere") as caught:
+        AnnotationIndex.open(write(tmp_path / "a.json"))
+    assert "DETRONOME_CACHE" in caught.value.problems[0].fix
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "no meta"])
+def test_a_damaged_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    monkeypatch.setenv("DETRONOME_CACHE", str(tmp_path / "cache"))
+    path = write(tmp_path / "a.json")
+    AnnotationIndex.open(path)
+    (folder,) = (tmp_path / "cache/index").iterdir()
+    if damage == "truncated":
+        os.truncate(folder / "boxes_xywh.npy", 130)
+    else:
+        (folder / ("labels.npy" if damage == "missing" else "meta.json")).unlink()
+    assert AnnotationIndex.open(path).annotations(0)[0].shape == (2, 4)
+
+
+def test_two_may_compile_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is late finds its folder already there and uses it."""
+    path = write(tmp_path / "a.json")
+    read = index_module.read_annotations
+
+    def read_while_another_compiles(file: Path) -> Any:
+        monkeypatch.setattr(index_module, "read_annotations", read)
+        AnnotationIndex.open(file)
+        return read(file)
+
+    monkeypatch.setattr(index_module, "read_annotations", read_while_another_compiles)
+    assert len(AnnotationIndex.open(path)) == 2
+
+
+def test_problems_are_not_cached(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", {})
+    for _ in range(2):
+        with pytest.raises(DataError, match="no list 'images'"):
+            AnnotationIndex.open(path)
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        AnnotationIndex.open(tmp_path / "none.json")
+
+
+def test_pickling_keeps_the_path_alone(tmp_path: Path) -> None:
+    many = [{"id": i, "image_id": 3, "category_id": 2, "bbox": [0, 0, 1, 1]} for i in range(5000)]
+    index = AnnotationIndex.open(write(tmp_path / "a.json", {**CONTENT, "annotations": many}))
+    pickled = pickle.dumps(index)
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled).annotations(0)[0].shape == (5000, 4)
+
+
+def _count(index: AnnotationIndex, answers: Any) -> None:
+    answers.put((len(index), index.annotations(0)[0].sum()))
+
+
+def test_a_spawned_process_maps_the_same_columns(tmp_path: Path) -> None:
+    index = AnnotationIndex.open(write(tmp_path / "a.json"))
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    process = context.Process(target=_count, args=(index, answers))
+    process.start()
+    process.join(60)
+    assert answers.get() == (2, 110.0)
+
+
+def test_real_data(test_data: Path) -> None:
+    for split, expected in {"train": (205, 2804, 28), "val": (87, 1137, 30)}.items():
+        index = AnnotationIndex.open(test_data / f"bccd/annotations/instances_{split}.json")
+        assert (len(index), index.num_objects, index.max_objects_per_image) == expected
+    index = AnnotationIndex.open(test_data / "coco2017_sample/annotations/instances_train.json")
+    assert len(index.categories) == 80
+    assert index.categories.ids[-1] == 90
+    raw = json.loads((test_data / "coco2017_sample/annotations/instances_train.json").read_text())
+    for i in (0, 17, 60):
+        image = raw["images"][i]
+        assert index.image(i).image_id == image["id"]
+        of_image = [a for a in raw["annotations"] if a["image_id"] == image["id"]]
+        boxes, labels, area, iscrowd = index.annotations(i)
+        assert boxes.tolist() == [a["bbox"] for a in of_image]
+        assert [index.categories.ids[label] for label in labels] == [a["category_id"] for a in of_image]
+        assert area.tolist() == [a["area"] for a in of_image]
+        assert iscrowd.tolist() == [bool(a["iscrowd"]) for a in of_image]
