@@ -21,8 +21,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from harness import arguments, compare, report
-from reference_detr import ReferenceCriterion, ReferenceDETR, ReferenceStep
 from torch import Tensor, nn
 
 from detronome.config.schema import DetrConfig, LossConfig
@@ -31,6 +29,8 @@ from detronome.losses.build import build_criterion
 from detronome.models.build import build_model
 from detronome.models.detr.model import DETR
 from detronome.types import Batch, Target
+from harness import arguments, compare, report
+from reference_detr import ReferenceCriterion, ReferenceDETR, ReferenceStep
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "parity"))
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 
@@ -34,8 +33,8 @@ from detronome.errors import CheckpointError, ConfigError, DataError, MissingExt
 from detronome.evaluation.detection import DetectionEvaluator, DetectionMetrics, evaluate_results_file
 from detronome.models.build import build_model
 from detronome.models.detector import Detector
-from detronome.report.gallery import write_gallery
 from detronome.report import html
+from detronome.report.gallery import write_gallery
 from detronome.report.pictures import draw_boxes, save_picture
 from detronome.report.run_log import RunLog
 from detronome.runtime.device import resolve_device
@@ -100,9 +99,7 @@ class Prediction:
 
     def draw(self) -> UInt8[np.ndarray, "H2 W2 3"]:
         """Return the picture with boxes, names and scores; small images are enlarged."""
-        return draw_boxes(
-            self.image, self.boxes_xyxy, self.labels, names=self.categories.by_id, scores=self.scores
-        )
+        return draw_boxes(self.image, self.boxes_xyxy, self.labels, names=self.categories.by_id, scores=self.scores)
 
     def show(self) -> None:
         """Open the picture in the system's viewer."""
@@ -158,8 +155,9 @@ class Model:
         _load_weights(detector, self.checkpoint, self.source)
         return detector.to(self.device).eval()
 
+    # A str is both an image and a sequence of str; the first signature is meant, and wins.
     @overload
-    def predict(self, images: ImageSource, *, score: float = ...) -> Prediction: ...
+    def predict(self, images: ImageSource, *, score: float = ...) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
     def predict(self, images: Sequence[ImageSource], *, score: float = ...) -> list[Prediction]: ...
     def predict(
@@ -337,9 +335,7 @@ def evaluate_results(
     Raises:
         DataError: a file is missing or malformed.
     """
-    return evaluate_results_file(
-        Path(detections), Path(annotations), iou_type=iou_type, max_detections=max_detections
-    )
+    return evaluate_results_file(Path(detections), Path(annotations), iou_type=iou_type, max_detections=max_detections)
 
 
 def predict(

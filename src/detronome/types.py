@@ -114,8 +114,7 @@ class Batch:
             images=self.images.pin_memory(),
             padding_mask=self.padding_mask.pin_memory(),
             targets=tuple(
-                replace(t, boxes_cxcywh=t.boxes_cxcywh.pin_memory(), labels=t.labels.pin_memory())
-                for t in self.targets
+                replace(t, boxes_cxcywh=t.boxes_cxcywh.pin_memory(), labels=t.labels.pin_memory()) for t in self.targets
             ),
         )
 
@@ -156,9 +155,7 @@ class Detections:
     def above(self, score: float) -> Detections:
         """Return only the detections with at least this score."""
         keep = self.scores >= score
-        return replace(
-            self, boxes_xyxy=self.boxes_xyxy[keep], scores=self.scores[keep], labels=self.labels[keep]
-        )
+        return replace(self, boxes_xyxy=self.boxes_xyxy[keep], scores=self.scores[keep], labels=self.labels[keep])
 
     def to_coco(self) -> list[dict[str, Any]]:
         """Return COCO results records: `bbox` is [left, top, width, height] in pixels."""

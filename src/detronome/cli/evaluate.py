@@ -58,7 +58,9 @@ def evaluate(
         metrics = api.evaluate_results(detections, annotations, iou_type=iou_type, max_detections=max_detections)
         title = str(detections)
     elif checkpoint is None or data is None:
-        raise ConfigError("a checkpoint and a data folder are needed", where="detronome eval", fix="detronome eval CHECKPOINT DATA")
+        raise ConfigError(
+            "a checkpoint and a data folder are needed", where="detronome eval", fix="detronome eval CHECKPOINT DATA"
+        )
     else:
         metrics = api.evaluate(checkpoint, data, split=split, device=device)
         title = f"{checkpoint} on {data} ({split}, {metrics.num_images} images)"

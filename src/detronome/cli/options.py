@@ -17,7 +17,7 @@ Settings = Annotated[
         name="--set",
         negative=(),
         consume_multiple=True,
-        help="Settings as section.name=value, e.g. --set optim.lr=2e-4 train.precision=bf16; see docs/configuration.md.",
+        help="Settings as section.name=value, e.g. --set optim.lr=2e-4 train.precision=bf16.",
     ),
 ]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print the result as JSON.")]

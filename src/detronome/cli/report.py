@@ -27,4 +27,7 @@ def report(run: Path, /, *others: Path, out: Path | None = None, json: Json = Fa
     from detronome import api
 
     page = api.write_report([run, *others], out=out)
-    print_json({"report": str(page)}) if json else Console(highlight=False, soft_wrap=True).print(str(page), markup=False)
+    if json:
+        print_json({"report": str(page)})
+    else:
+        Console(highlight=False, soft_wrap=True).print(str(page), markup=False)

@@ -20,7 +20,8 @@ __all__ = ["apply_overrides", "from_dict", "parse_override", "read_toml", "to_di
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Return the configuration as nested plain data, tuples as lists."""
-    return _plain(dataclasses.asdict(config))
+    plain: dict[str, Any] = _plain(dataclasses.asdict(config))
+    return plain
 
 
 def from_dict(data: Mapping[str, Any], *, base: RunConfig | None = None, where: str = "configuration") -> RunConfig:
@@ -97,9 +98,7 @@ def to_toml(config: RunConfig) -> str:
     return tomli_w.dumps(to_dict(config))
 
 
-def _build(
-    record_type: type, data: Any, base: Any, prefix: str, where: str, problems: list[Problem]
-) -> Any:
+def _build(record_type: type, data: Any, base: Any, prefix: str, where: str, problems: list[Problem]) -> Any:
     """Return a record of `record_type` from plain data on top of `base`, collecting problems."""
     if not isinstance(data, Mapping):
         problems.append(Problem(what=f"{prefix.rstrip('.')} must be a section of settings, not {data!r}", where=where))
@@ -140,7 +139,11 @@ def _choose_record(
         return type(current)
     if family not in by_family:
         problems.append(
-            Problem(what=f"unknown {path}.family {family!r}", where=where, fix=nearest_name_hint(str(family), list(by_family)))
+            Problem(
+                what=f"unknown {path}.family {family!r}",
+                where=where,
+                fix=nearest_name_hint(str(family), list(by_family)),
+            )
         )
         return type(current)
     return by_family[family]
@@ -188,14 +191,14 @@ def _describe(hint: Any) -> str:
 
 
 def _record_types(hint: Any) -> list[type]:
-    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    members: tuple[type, ...] = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     return [member for member in members if dataclasses.is_dataclass(member)]
 
 
 def _unknown_fix(prefix: str, key: str, known: Sequence[str]) -> str:
     if not prefix and (section := _section_of(key)):
         return f"did you mean {section}.{key}?"
-    return nearest_name_hint(key, known).replace("'", "`") if prefix else nearest_name_hint(key, known)
+    return nearest_name_hint(key, known)
 
 
 def _missing_section(key: str, where: str) -> Problem:

@@ -78,9 +78,7 @@ def nano() -> RunConfig:
     return RunConfig(
         preset="nano",
         model=RtDetrConfig(denoising_groups=1),
-        loss=LossConfig(
-            classification="quality", cost_class=2.0, weight_class=1.0, weight_bbox=5.0, weight_giou=2.0
-        ),
+        loss=LossConfig(classification="quality", cost_class=2.0, weight_class=1.0, weight_bbox=5.0, weight_giou=2.0),
         augment=AugmentConfig(
             sizes=(192,),
             max_size=256,
@@ -92,9 +90,7 @@ def nano() -> RunConfig:
             eval_max_size=256,
         ),
         batch=BatchConfig(global_batch_size=8),
-        optim=OptimConfig(
-            lr=2e-3, backbone_lr=2e-3, weight_decay=1e-4, decay_one_dimensional=False, clip_norm=1.0
-        ),
+        optim=OptimConfig(lr=2e-3, backbone_lr=2e-3, weight_decay=1e-4, decay_one_dimensional=False, clip_norm=1.0),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=30, min_factor=0.01),
         train=TrainConfig(epochs="auto", eval_epochs="auto", ema_decay=0.997),
     )

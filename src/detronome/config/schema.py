@@ -111,7 +111,7 @@ class AugmentConfig:
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.0
     crop: Literal["none", "detr", "fraction"] = "detr"
-    """`detr`: resize to one of `crop_resize`, cut a window of `crop_px`. `fraction`: cut a window of the same aspect."""
+    """`detr`: resize to one of `crop_resize`, cut a window of `crop_px`. `fraction`: cut one of the image's aspect."""
     crop_probability: float = 0.5
     crop_resize: tuple[int, ...] = (400, 500, 600)
     crop_px: tuple[int, int] = (384, 600)

@@ -75,9 +75,7 @@ class EagerPredictor:
         return detections
 
 
-def build_predictor(
-    config: RunConfig, model: Detector, categories: Categories, device: torch.device
-) -> EagerPredictor:
+def build_predictor(config: RunConfig, model: Detector, categories: Categories, device: torch.device) -> EagerPredictor:
     """Return the predictor that sees images as the run's evaluation did."""
     precision, _ = resolve_precision(config.train.precision, device)
     return EagerPredictor(

@@ -124,9 +124,7 @@ def build_schedule(config: ScheduleConfig, *, steps_per_epoch: int, total_steps:
         case "constant":
             schedule = schedules.constant()
         case "step":
-            schedule = schedules.step_drops(
-                period_steps=config.drop_epochs[0] * steps_per_epoch, gamma=config.gamma
-            )
+            schedule = schedules.step_drops(period_steps=config.drop_epochs[0] * steps_per_epoch, gamma=config.gamma)
         case "multistep":
             milestones = [epoch * steps_per_epoch for epoch in config.drop_epochs]
             schedule = schedules.multistep(milestone_steps=milestones, gamma=config.gamma)
@@ -166,9 +164,7 @@ def _training_step(resolved: Resolved, model: Detector, plan: RunPlan) -> Traini
             weight_decay=config.optim.weight_decay,
             decay_one_dimensional=config.optim.decay_one_dimensional,
         ),
-        schedule=build_schedule(
-            config.schedule, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
-        ),
+        schedule=build_schedule(config.schedule, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps),
         guard=StepGuard(model, max_consecutive=config.train.max_skipped_steps),
         ema=ModelEma(model, decay=config.train.ema_decay) if config.train.ema_decay else None,
         micro_batch_size=config.batch.micro_batch_size,

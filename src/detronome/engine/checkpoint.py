@@ -1,13 +1,13 @@
 """Checkpoints: one folder a step, safetensors and JSON, published whole and verified on loading.
 
-    checkpoints/
-      step-00001200/
-        model.safetensors       weights that were evaluated (the average, where there is one)
-        training.safetensors    raw weights, when `model` holds the average
-        optimizer.safetensors   moments by parameter name
-        state.json              configuration, categories, position, metrics, size and SHA-256 of each file
-      last -> step-00001200
-      best -> step-00000900
+checkpoints/
+  step-00001200/
+    model.safetensors       weights that were evaluated (the average, where there is one)
+    training.safetensors    raw weights, when `model` holds the average
+    optimizer.safetensors   moments by parameter name
+    state.json              configuration, categories, position, metrics, size and SHA-256 of each file
+  last -> step-00001200
+  best -> step-00000900
 """
 
 from __future__ import annotations

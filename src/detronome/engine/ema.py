@@ -22,7 +22,7 @@ class ModelEma:
     def __init__(self, model: Detector, *, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._averaged = list(self.model.parameters())
+        self._averaged: list[Tensor] = list(self.model.parameters())
         self._buffers = list(self.model.buffers())
 
     @torch.no_grad()
@@ -35,9 +35,9 @@ class ModelEma:
             is_applied: 1 when the update was applied, 0 when the step was skipped; on the device, never read.
         """
         decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
-        current = list(model.parameters())
+        current: list[Tensor] = [parameter.detach() for parameter in model.parameters()]
         # Not `_foreach_lerp_`: its weight is a host number, and reading `is_applied` would sync the device.
-        change = torch._foreach_sub([parameter.detach() for parameter in current], self._averaged)
+        change = list(torch._foreach_sub(current, self._averaged))
         torch._foreach_mul_(change, (1 - decay) * is_applied)
         torch._foreach_add_(self._averaged, change)
         torch._foreach_copy_(self._buffers, list(model.buffers()))

@@ -86,9 +86,7 @@ class StepGuard:
                 continue
             self.num_skipped += 1
             self.num_consecutive += 1
-            skipped.append(
-                SkippedStep(verdict.step, verdict.image_ids, f"loss {loss:g}, gradient norm {grad_norm:g}")
-            )
+            skipped.append(SkippedStep(verdict.step, verdict.image_ids, f"loss {loss:g}, gradient norm {grad_norm:g}"))
         if self.num_consecutive > self._max_consecutive:
             last = skipped[-1]
             raise TrainingError(

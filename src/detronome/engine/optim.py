@@ -17,7 +17,7 @@ def build_optimizer(
     with a `_no_decay` twin where vectors are spared. `base_lr` keeps the rate that a schedule multiplies.
     A group with rate 0 is left out and its parameters stay fixed.
     """
-    groups: dict[str, list[Tensor]] = {}
+    groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -33,15 +33,13 @@ def build_optimizer(
                 parameter.requires_grad_(False)
             continue
         decay = 0.0 if group.endswith("_no_decay") else weight_decay
-        settings.append(
-            {"params": parameters, "name": group, "lr": rate, "base_lr": rate, "weight_decay": decay}
-        )
+        settings.append({"params": parameters, "name": group, "lr": rate, "base_lr": rate, "weight_decay": decay})
     return torch.optim.AdamW(settings, lr=lr, fused=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """Return the optimiser's state as flat tensors named `<parameter>.<moment>`."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}.{key}": value
         for parameter, state in optimizer.state.items()
@@ -49,9 +47,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
     }
 
 
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]
-) -> None:
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` returned."""
     parameters = dict(model.named_parameters())
     for full_name, value in tensors.items():

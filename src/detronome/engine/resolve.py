@@ -65,13 +65,13 @@ def resolve(config: RunConfig, train: DataSplit) -> Resolved:
     autos: dict[str, Callable[[RunConfig], tuple[object, str]]] = {
         "train.precision": lambda c: resolve_precision(c.train.precision, resolved.device),
         "data.workers": lambda c: resolve_workers(c, resolved.device.type),
-        "train.epochs": lambda c: _epochs(num_steps),
-        "train.eval_epochs": lambda c: _eval_epochs(c),
+        "train.epochs": lambda _: _epochs(num_steps),
+        "train.eval_epochs": _eval_epochs,
         "batch.micro_batch_size": lambda c: (c.batch.global_batch_size, "the whole effective batch at once"),
-        "eval.batch_size": lambda c: _eval_batch_size(c),
+        "eval.batch_size": _eval_batch_size,
     }
     if isinstance(config.model, RtDetrConfig):
-        autos["model.num_queries"] = lambda c: _num_queries(train.index.max_objects_per_image)
+        autos["model.num_queries"] = lambda _: _num_queries(train.index.max_objects_per_image)
     for key, decide in autos.items():
         section, name = key.split(".")
         if getattr(getattr(resolved.config, section), name) == "auto":
@@ -94,7 +94,7 @@ def check_consistency(config: RunConfig) -> None:
         ),
         (
             config.model.hidden_dim % config.model.num_heads == 0,
-            f"model.hidden_dim = {config.model.hidden_dim} is no multiple of model.num_heads = {config.model.num_heads}",
+            f"model.hidden_dim = {config.model.hidden_dim} is no multiple of num_heads = {config.model.num_heads}",
             "choose a multiple",
         ),
         (config.batch.global_batch_size >= 1, "batch.global_batch_size must be at least 1", "give 1 or more"),
@@ -103,7 +103,11 @@ def check_consistency(config: RunConfig) -> None:
             "batch.micro_batch_size must be at least 1",
             "give 1 or more, or auto",
         ),
-        (config.train.epochs == "auto" or config.train.epochs >= 1, "train.epochs must be at least 1", "give 1 or more"),
+        (
+            config.train.epochs == "auto" or config.train.epochs >= 1,
+            "train.epochs must be at least 1",
+            "give 1 or more",
+        ),
         (
             config.train.eval_epochs == "auto" or config.train.eval_epochs >= 1,
             "train.eval_epochs must be at least 1",

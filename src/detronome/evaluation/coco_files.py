@@ -34,9 +34,11 @@ __all__ = [
 
 _MAX_SHOWN = 10
 _INT64 = 2**63
+_MAX_SIDE_PX = 2**31 - 1
 _CHECK_HINT = "`detronome data check` lists and explains every defect of a data set"
 
 _Id = Annotated[int, msgspec.Meta(ge=-_INT64, le=_INT64 - 1)]
+_Side = Annotated[float, msgspec.Meta(ge=0, le=_MAX_SIDE_PX)]
 _Box = tuple[float, float, float, float]
 _Record = TypeVar("_Record")
 
@@ -86,8 +88,8 @@ class Results:
 
 class _Image(msgspec.Struct, gc=False):
     id: _Id
-    height: int | float | None = None
-    width: int | float | None = None
+    height: _Side | None = None
+    width: _Side | None = None
 
 
 class _Category(msgspec.Struct, gc=False):
@@ -241,7 +243,7 @@ def _bad_boxes(annotations: Sequence[_Annotation], *, where: str) -> Iterable[Pr
 
 
 def _unique_names(categories: Sequence[_Category]) -> tuple[str, ...]:
-    names = [str(category.id) if category.name is None else category.name for category in categories]
+    names = [category.name or str(category.id) for category in categories]
     return tuple(
         name if names.count(name) == 1 else f"{name} (id {category.id})"
         for name, category in zip(names, categories, strict=True)
@@ -467,7 +469,13 @@ class _Checker:
         return float(value)
 
     def size(self, record: Mapping[str, Any], key: str, at: str) -> int | None:
-        return None if record.get(key) is None else int(self.number(record, key, at))
+        value = record.get(key)
+        if value is None:
+            return None
+        if not _is_finite(value) or not 0 <= value <= _MAX_SIDE_PX:
+            self.add(f"{key!r} is {_show(value)}, not a size in pixels", f"{at}.{key}")
+            return None
+        return int(value)
 
     def flag(self, record: Mapping[str, Any], key: str, at: str) -> bool:
         value = record.get(key)
@@ -519,11 +527,15 @@ def _mask_defect(segmentation: Any, size_hw: tuple[int, int]) -> str:
                 return "has a polygon that is not a list of at least three points x, y"
         return "" if all(size_hw) else "is a polygon, and its image has no width and height"
     if isinstance(segmentation, Mapping):
-        if not isinstance(segmentation.get("counts"), (str, list)):
+        counts, size = segmentation.get("counts"), segmentation.get("size")
+        if not isinstance(counts, (str, list)):
             return "has no run lengths 'counts'"
-        size = segmentation.get("size")
         if size != list(size_hw):
             return f"has size {_show(size)}; its image has height and width {list(size_hw)}"
+        if isinstance(counts, list) and not (
+            all(type(run) is int and run >= 0 for run in counts) and sum(counts) == size_hw[0] * size_hw[1]
+        ):
+            return "has run lengths 'counts' that do not add up to its size"
         return ""
     return f"is {_kind(segmentation)}, neither polygons nor run lengths"
 

@@ -108,9 +108,7 @@ class SetCriterion(nn.Module):
         predicted = stack.boxes_cxcywh[layer, matching.image_index, matching.query_index].float()
         truth = boxes_cxcywh[matching.target_index]
         if self.classification == "softmax":
-            loss_ce = softmax_loss(
-                stack.logits, matching, labels, totals, no_object_weight=self.no_object_weight
-            )
+            loss_ce = softmax_loss(stack.logits, matching, labels, totals, no_object_weight=self.no_object_weight)
         else:
             exponent = self.quality_exponent * min(1.0, self.quality_ramp * progress)
             loss_ce = quality_loss(

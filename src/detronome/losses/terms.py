@@ -82,13 +82,13 @@ def quality_loss(
     wanted = torch.zeros_like(logits)
     weight = logits.detach().sigmoid().square_()
     if matching.image_index.shape[0] > 0:
-        where = (layer, matching.image_index, matching.query_index)
-        predicted = cxcywh_to_xyxy(boxes_cxcywh[where].detach().float())
+        matched = (layer, matching.image_index, matching.query_index)
+        predicted = cxcywh_to_xyxy(boxes_cxcywh[matched].detach().float())
         truth = cxcywh_to_xyxy(target_boxes_cxcywh[matching.target_index])
         quality = elementwise_iou(predicted, truth).clamp(0, 1) ** exponent
-        where = (*where, labels[matching.target_index])
-        wanted[where] = quality
-        weight[where] = 1.0
+        positive = (*matched, labels[matching.target_index])
+        wanted[positive] = quality
+        weight[positive] = 1.0
     entropy = F.binary_cross_entropy_with_logits(logits, wanted, weight, reduction="none")
     return entropy.flatten(1).sum(1) / max(totals.num_objects, 1)
 

@@ -42,8 +42,10 @@ def postprocess(
             all query-class pairs, so that a query can give several.
         max_detections: the most detections of one image.
     """
-    select = _best_class_of_each_query if activation == "softmax" else _best_pairs
-    scores, labels, boxes_cxcywh = select(output, max_detections)
+    if activation == "softmax":
+        scores, labels, boxes_cxcywh = _best_class_of_each_query(output)
+    else:
+        scores, labels, boxes_cxcywh = _best_pairs(output, max_detections)
     sizes_hw = torch.tensor(orig_sizes_hw, dtype=torch.float32).view(-1, 2)
     scale = sizes_hw.flip(-1).repeat(1, 2).to(scores.device, non_blocking=True)
     boxes_xyxy = cxcywh_to_xyxy(boxes_cxcywh) * scale[:, None]
@@ -68,7 +70,7 @@ def postprocess(
 _Selected = tuple[Float[Tensor, "B N"], Tensor, Float[Tensor, "B N 4"]]
 
 
-def _best_class_of_each_query(output: ModelOutput, max_detections: int) -> _Selected:
+def _best_class_of_each_query(output: ModelOutput) -> _Selected:
     scores, labels = output.pred_logits.float().softmax(-1)[..., :-1].max(-1)
     return scores, labels, output.pred_boxes.float()
 

@@ -57,9 +57,7 @@ def _areas(a: _Planes, b: _Planes) -> tuple[Tensor, Tensor, Tensor]:
         torch.minimum(ay1, by1) - torch.maximum(ay0, by0)
     ).clamp(min=0)
     union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - intersection
-    hull = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)) * (
-        torch.maximum(ay1, by1) - torch.minimum(ay0, by0)
-    )
+    hull = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)) * (torch.maximum(ay1, by1) - torch.minimum(ay0, by0))
     return intersection, union, hull
 
 

@@ -37,7 +37,8 @@ def write_gallery(
         score: predictions below are not drawn.
     """
     truth_names = split.index.categories.by_id
-    entries, files = [], []
+    entries: list[dict[str, object]] = []
+    files: list[Path] = []
     for i in np.unique(np.linspace(0, len(split.index) - 1, num_pictures).astype(int)):
         record = split.index.image(int(i))
         try:

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
-from detronome.report.numbers import (
+from detronome.report.formats import (
     clean_text,
     format_bytes,
     format_count,
@@ -116,7 +116,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
 
 
 def _trusted_svg(chart: Chart) -> Markup:
-    return Markup(chart.svg)  # noqa: S704 - drawn by plots.py, which escapes all text
+    return Markup(chart.svg)
 
 
 def _view(run: RunFolder) -> _RunView:

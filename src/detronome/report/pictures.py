@@ -92,9 +92,7 @@ def draw_boxes(
 
     crowd = 1.0 if len(order) <= 12 else 0.85
     font = _font(round(max(12.0, side / 46) * crowd))
-    captions = [
-        _caption(int(labels[i]), names, None if scores is None else float(scores[i])) for i in order
-    ]
+    captions = [_caption(int(labels[i]), names, None if scores is None else float(scores[i])) for i in order]
     priority = np.argsort(-np.asarray(scores, dtype=np.float64)[order]) if scores is not None else np.argsort(areas)
     placed: list[_Rect] = []
     for index in priority:
@@ -163,9 +161,7 @@ def _visible(boxes: NDArray[np.float64], width: int, height: int) -> tuple[list[
     limits = np.array([width - 1, height - 1, width - 1, height - 1], dtype=np.float64)
     is_finite = np.isfinite(boxes).all(axis=1)
     with np.errstate(invalid="ignore"):
-        is_inside = (
-            (boxes[:, 2] >= 0) & (boxes[:, 3] >= 0) & (boxes[:, 0] <= limits[0]) & (boxes[:, 1] <= limits[1])
-        )
+        is_inside = (boxes[:, 2] >= 0) & (boxes[:, 3] >= 0) & (boxes[:, 0] <= limits[0]) & (boxes[:, 1] <= limits[1])
         is_box = (boxes[:, 2] >= boxes[:, 0]) & (boxes[:, 3] >= boxes[:, 1])
     order = np.flatnonzero(is_finite & is_inside & is_box)
     return order.tolist(), np.clip(boxes[order], 0, limits)
@@ -175,7 +171,7 @@ def _draw_frame(
     draw: ImageDraw.ImageDraw, box: NDArray[np.float64], color: Color, line: int, size: tuple[int, int]
 ) -> None:
     """Draw a frame with a thin dark edge, so that it stands out on any picture."""
-    x0, y0, x1, y1 = (int(round(value)) for value in box)
+    x0, y0, x1, y1 = (round(value) for value in box)
     edge = max(1, line // 3)
     # A one-pixel object would vanish under its own frame: give it room, inside the picture.
     least = 2 * line + 2
@@ -210,9 +206,9 @@ def _place(
         (x1 - wide, y1 - high),
     )
     best: tuple[float, _Rect | None] = (float("inf"), None)
-    for rank, (left, top) in enumerate(corners):
-        left = min(max(left, 0.0), max(size[0] - 1 - wide, 0.0))
-        top = min(max(top, 0.0), max(size[1] - 1 - high, 0.0))
+    for rank, (wanted_left, wanted_top) in enumerate(corners):
+        left = min(max(wanted_left, 0.0), max(size[0] - 1 - wide, 0.0))
+        top = min(max(wanted_top, 0.0), max(size[1] - 1 - high, 0.0))
         spot = (left, top, left + wide, top + high)
         area = wide * high
         on_labels = sum(_overlap(spot, other) for other in placed) / area
@@ -238,7 +234,7 @@ def _overlaps(a: _Rect, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 def _draw_label(
     draw: ImageDraw.ImageDraw, spot: _Rect, text: str, color: Color, font: ImageFont.FreeTypeFont, line: int
 ) -> None:
-    x0, y0, x1, y1 = (int(round(value)) for value in spot)
+    x0, y0, x1, y1 = (round(value) for value in spot)
     draw.rounded_rectangle((x0, y0, x1, y1), radius=max(2, line), fill=color)
     draw.text((x0 + 2 * line, (y0 + y1) / 2), text, fill=_text_color(color), font=font, anchor="lm")
 

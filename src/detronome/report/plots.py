@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
-from detronome.report.numbers import clean_text, format_fixed, format_significant
+from detronome.report.formats import clean_text, format_fixed, format_significant
 
 __all__ = ["Chart", "Curve", "compare_charts", "draw_chart", "run_charts"]
 
@@ -32,6 +32,15 @@ FALLBACK_COLORS = ("#3b78d8", "#e07b28", "#2a9d74", "#9a64d4", "#d6486f", "#1f97
 
 _LOG_RANGE = 20.0
 """A quantity whose largest value is this many times its smallest is drawn on a log scale."""
+
+_NOISY_POINTS = 40
+"""A noisy curve of fewer points is drawn as it is."""
+
+_DOTTED_POINTS = 12
+"""A calm curve of at most this many points shows them as dots."""
+
+_SMOOTH_POINTS = 400
+"""Points of a smoothed curve: more than a chart has pixels to show."""
 
 # Colours that stand for CSS until the SVG is written; no data can contain them, only style attributes are replaced.
 _TEXT, _GRID, _ALARM, _SERIES = "#0a0c00", "#0a0c01", "#0a0c02", "#0a0b{:02x}"
@@ -50,7 +59,7 @@ class Curve:
     best: float | None = None
     """The x of the point to mark as the best."""
     is_noisy: bool = False
-    """Draw the values faintly and their moving mean over them."""
+    """Draw the values faintly and their moving median over them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +109,7 @@ def run_charts(records: Sequence[Record]) -> list[Chart]:
     drawn = [
         _chart("Average precision", metrics, unit="AP", floor=0.0, is_large=True),
         _chart("Loss", noisy("loss", _column(steps, "loss"), 0), allow_log=True, alarms=skips, is_large=True),
-        _chart("Loss terms, unweighted", terms, allow_log=True, is_large=True),
+        _chart("Loss terms, unweighted", terms, allow_log=True),
         _chart("Gradient norm", noisy("norm", _column(steps, "grad_norm"), 3), allow_log=True, alarms=skips),
         _chart("Learning rate", by_name("learning_rates"), allow_log=True),
         _chart("Images per second", noisy("images/s", _column(steps, "images_per_s"), 2), floor=0.0),
@@ -124,9 +133,9 @@ def compare_charts(runs: Mapping[str, Sequence[Record]]) -> list[Chart]:
                 color=color,
             )
         )
-        losses.append(
-            Curve(label=name, x=_column(steps, "epoch"), y=_column(steps, "loss"), color=color, is_noisy=True)
-        )
+        x, y = _finite(Curve(label=name, x=_column(steps, "epoch"), y=_column(steps, "loss")))
+        x, y = _smooth(x, y) if len(x) >= _NOISY_POINTS else (x, y)  # the noise of several would hide them all
+        losses.append(Curve(label=name, x=x.tolist(), y=y.tolist(), color=color))
     drawn = [
         _chart("AP", metrics, unit="AP", floor=0.0, is_large=True),
         _chart("Loss", losses, allow_log=True, is_large=True),
@@ -169,7 +178,7 @@ def draw_chart(
 
     # The settings of SVG text and ids exist only as rcParams; the context puts them back.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": _FONT_PT}):
-        size = (4.7, 2.5) if is_large else (3.5, 2.05)
+        size = (4.4, 2.35) if is_large else (3.5, 2.05)
         figure = Figure(figsize=size, facecolor="none")
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         _style(axes)
@@ -228,7 +237,7 @@ def _draw_curves(
     figure: Figure,
     axes: Axes,
     cleaned: Sequence[_Cleaned],
-    write: Any,
+    write: Callable[[float], str],
     *,
     floor: float | None,
     allow_log: bool,
@@ -242,7 +251,7 @@ def _draw_curves(
     for curve, x, y in cleaned:
         ends.append((_draw_curve(axes, curve, x, y), curve.label, curve.color))
     _set_limits(axes, cleaned, floor=floor, is_log=is_log)
-    _set_ticks(axes, is_log=is_log, is_share=is_share, write=write)
+    _set_ticks(axes, is_log=is_log, is_share=is_share)
 
     has_names = len(cleaned) > 1
     labels = [f"{_short(label)} {write(y)}" if has_names else write(y) for y, label, _ in ends]
@@ -259,24 +268,34 @@ def _draw_curve(axes: Axes, curve: Curve, x: NDArray[np.float64], y: NDArray[np.
     dashes = "-" if curve.color < len(FALLBACK_COLORS) else "--"
     if len(x) == 1:
         axes.plot(x, y, color=color, marker="o", markersize=4.5, linestyle="none")
-    elif curve.is_noisy and len(x) >= 40:
+    elif curve.is_noisy and len(x) >= _NOISY_POINTS:
         axes.plot(*_thin(x, y, 500), color=color, linewidth=0.7, alpha=0.28)
-        y = _smooth(y)
-        axes.plot(*_thin(x, y, 250), color=color, linewidth=1.5, linestyle=dashes)
+        x, y = _smooth(x, y)
+        axes.plot(x, y, color=color, linewidth=1.5, linestyle=dashes)
     else:
-        marker = {"marker": "o", "markersize": 2.4} if len(x) <= 30 and not curve.is_noisy else {}
-        axes.plot(*_thin(x, y, 500), color=color, linewidth=1.5, linestyle=dashes, **marker)
+        marker = "o" if len(x) <= _DOTTED_POINTS and not curve.is_noisy else ""
+        axes.plot(*_thin(x, y, 500), color=color, linewidth=1.5, linestyle=dashes, marker=marker, markersize=2.4)
     if curve.best is not None and len(x) > 1:
         index = int(np.argmin(np.abs(x - curve.best)))
-        axes.plot(
-            x[index], y[index], marker="o", markersize=8, markerfacecolor="none", markeredgecolor=color,
-            markeredgewidth=1.5,
-        )  # fmt: skip
-        axes.annotate(
-            f"best {format_fixed(float(y[index]))}", (float(x[index]), float(y[index])), xytext=(-4, -8),
-            textcoords="offset points", ha="right", va="top", color=color, fontsize=_FONT_PT, fontweight="bold",
-        )  # fmt: skip
+        _mark_best(axes, float(x[index]), float(y[index]), color, is_left=index < len(x) / 2)
     return float(y[-1])
+
+
+def _mark_best(axes: Axes, x: float, y: float, color: str, *, is_left: bool) -> None:
+    """Ring the best point and name it at the foot of a line dropped from it, where no curve runs."""
+    axes.plot(x, y, marker="o", markersize=7.5, markerfacecolor="none", markeredgecolor=color, markeredgewidth=1.5)
+    axes.plot([x, x], [0.0, y], color=color, linewidth=0.8, linestyle=(0, (2, 2)), alpha=0.7)
+    axes.annotate(
+        f"best {format_fixed(y)}",
+        (x, 0.03),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(5 if is_left else -5, 0),
+        textcoords="offset points",
+        ha="left" if is_left else "right",
+        va="bottom",
+        color=color,
+        fontweight="bold",
+    )
 
 
 def _style(axes: Axes) -> None:
@@ -307,10 +326,10 @@ def _set_limits(axes: Axes, cleaned: Sequence[_Cleaned], *, floor: float | None,
     axes.set_ylim(low - (0.0 if floor is not None and low == floor else 0.06 * span), low + 1.08 * span)
 
 
-def _set_ticks(axes: Axes, *, is_log: bool, is_share: bool, write: Any) -> None:
+def _set_ticks(axes: Axes, *, is_log: bool, is_share: bool) -> None:
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=high - low > 3, steps=[1, 2, 2.5, 5, 10]))
-    axes.set_xlabel("epoch", color=_TEXT, fontsize=_FONT_PT, labelpad=2)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=high - low > 3, steps=[1, 2, 2.5, 5, 10]))
+    axes.set_xlabel("epoch", color=_TEXT, labelpad=2)
     if is_log:
         bottom, top = axes.get_ylim()
         decades = math.log10(top / bottom)
@@ -341,7 +360,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, int]], labels: Sequ
     for rank, index in enumerate(order):
         axes.text(
             1.015, heights[rank], labels[index], transform=axes.transAxes, va="center", ha="left",
-            color=_series_color(ends[index][2]), fontsize=_FONT_PT, parse_math=False,
+            color=_series_color(ends[index][2]), parse_math=False,
         )  # fmt: skip
 
 
@@ -380,7 +399,7 @@ def _inline(document: str, description: str) -> str:
     return svg.strip()
 
 
-def _describe(title: str, cleaned: Sequence[_Cleaned], write: Any, num_alarms: int) -> str:
+def _describe(title: str, cleaned: Sequence[_Cleaned], write: Callable[[float], str], num_alarms: int) -> str:
     parts = [
         f"{clean_text(curve.label)} from {write(float(y[0]))} to {write(float(y[-1]))}"
         f" ({write(float(y.min()))} to {write(float(y.max()))})"
@@ -397,16 +416,16 @@ def _finite(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return x[keep], y[keep]
 
 
-def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the centred moving mean over a twentieth of the points, narrower at the ends."""
-    half = max(1, len(y) // 40)
-    total = np.concatenate([[0.0], np.cumsum(y)])
-    middle = np.arange(len(y))
-    reach = np.minimum(half, np.minimum(middle, len(y) - 1 - middle))
-    reach = np.maximum(reach, np.minimum(half // 2, len(y) - 1))
-    start, stop = np.maximum(middle - reach, 0), np.minimum(middle + reach + 1, len(y))
-    smoothed: NDArray[np.float64] = (total[stop] - total[start]) / (stop - start)
-    return smoothed
+def _smooth(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the moving median over a twentieth of the points, then averaged: single spikes do not bend it."""
+    chunks = np.array_split(np.arange(len(x)), min(len(x), _SMOOTH_POINTS))
+    x = np.array([x[chunk].mean() for chunk in chunks])
+    y = np.array([np.median(y[chunk]) for chunk in chunks])
+    half = max(1, len(x) // 40)
+    for average in (np.median, np.mean):
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(y, half, mode="reflect"), 2 * half + 1)
+        y = np.asarray(average(windows, axis=1), dtype=np.float64)
+    return x, y
 
 
 def _thin(

@@ -8,6 +8,7 @@ import statistics
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +155,10 @@ def _read(path: Path, name: str) -> RunFolder:
         records = []
         gaps.append("There is no log (log.jsonl): the run has not started, or the file was removed.")
     pictures = _read_pictures(path / "pictures")
-    run = RunFolder(
-        path=path, name=name, config=config, config_text=config_text, records=records, pictures=pictures
-    )
+    run = RunFolder(path=path, name=name, config=config, config_text=config_text, records=records, pictures=pictures)
     if records and run.end is None:
         last = records[-1]
-        gaps.append(
-            f"The run has not ended: its last record is of step {last['step']}, {last.get('time', 'time unknown')}."
-        )
+        gaps.append(f"The run has not ended: its last record is of step {last['step']}, {_minute(last.get('time'))}.")
     if records and not run.evaluations:
         gaps.append("There is no evaluation yet, so there is no AP.")
     if not pictures:
@@ -220,6 +217,14 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(value)
+
+
+def _minute(time: object) -> str:
+    """Return an ISO time as `2026-01-31 12:05 UTC`, to the minute."""
+    try:
+        return f"{datetime.fromisoformat(str(time)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return "at an unknown time"
 
 
 def _median(records: Sequence[Record], name: str) -> float | None:

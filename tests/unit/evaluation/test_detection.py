@@ -99,7 +99,7 @@ def test_category_without_ground_truth_is_nan_and_in_no_mean() -> None:
 
 def test_perfect_detections_score_one_without_any_output(capfd: pytest.CaptureFixture[str]) -> None:
     metrics = measure(truth(), PERFECT)
-    assert metrics.numbers["AP"] == metrics.numbers["AP75"] == metrics.numbers["AR_1"] == ONE
+    assert [metrics.numbers[name] for name in ("AP", "AP75", "AR_1")] == [ONE, ONE, ONE]
     assert (metrics.num_images, metrics.num_detections, metrics.max_detections) == (2, 2, 100)
     assert capfd.readouterr() == ("", "")
 
@@ -183,6 +183,12 @@ def test_categories_in_order_of_id() -> None:
 def test_categories_of_one_name_stay_apart() -> None:
     metrics = measure(truth(categories=[{"id": 3, "name": "cat"}, {"id": 8, "name": "cat"}]), PERFECT)
     assert list(metrics.per_class_ap) == ["cat (id 3)", "cat (id 8)"]
+
+
+def test_categories_without_a_name_are_called_by_their_id(capfd: pytest.CaptureFixture[str]) -> None:
+    metrics = measure(truth(categories=[{"id": 3, "name": ""}, {"id": 8}]), PERFECT)
+    assert list(metrics.per_class_ap) == ["3", "8"]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_ids_beyond_double_precision() -> None:
@@ -331,6 +337,7 @@ def test_missing_files(tmp_path: Path) -> None:
         (truth(annotations=[truth()["annotations"][0] | {"iscrowd": "0"}]), "'iscrowd' is '0', neither 0 nor 1"),
         (truth(annotations=[truth()["annotations"][0] | {"area": float("nan")}]), "'area' is nan"),
         (truth(images=[{"id": "5"}]), "'id' is '5', not an integer"),
+        (truth(images=[{"id": 5, "width": -1}, {"id": 9}]), r"'width' is -1, not a size in pixels"),
     ],
 )
 def test_malformed_truth(evaluate: Callable[..., DetectionMetrics], annotations: object, message: str) -> None:
@@ -363,6 +370,8 @@ def test_masks(evaluate: Callable[..., DetectionMetrics]) -> None:
         ([], "is empty"),
         ([[1, 2, 3, 4]], "at least three points"),
         ({"size": [100, 100]}, "no run lengths 'counts'"),
+        ({"size": [100, 100], "counts": [9000, 999]}, "do not add up to its size"),
+        ({"size": [100, 100], "counts": [[10000]]}, "do not add up to its size"),
         ({"size": [50, 100], "counts": "abc"}, r"has size \[50, 100\]; its image has height and width \[100, 100\]"),
     ],
 )

@@ -39,7 +39,7 @@ def test_shapes_in_training(pre_norm: bool, num_encoder_layers: int) -> None:
     for layer in (*output.aux_outputs, output):
         assert layer.pred_logits.shape == (3, 9, 8)
         assert layer.pred_boxes.shape == (3, 9, 4)
-        assert 0 <= layer.pred_boxes.min() and layer.pred_boxes.max() <= 1
+        assert layer.pred_boxes.min() >= 0 and layer.pred_boxes.max() <= 1
 
 
 def test_evaluation_gives_the_last_layer_of_training(model: DETR) -> None:
@@ -107,8 +107,9 @@ def test_gradient_reaches_every_trainable_parameter_and_no_other() -> None:
             assert not parameter.requires_grad and parameter.grad is None, name
         else:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-            # The first decoder layer's queries start from zero values and its keys carry no gradient at first.
-            assert parameter.grad.abs().sum() > 0, name
+            # The first decoder layer starts from zeros: its self-attention sees no values but its own zero bias.
+            if not name.startswith(("transformer.decoder.layers.0.self_attn.", "transformer.decoder.layers.0.norm1.")):
+                assert parameter.grad.abs().sum() > 0, name
 
 
 def test_bfloat16_autocast_keeps_features_narrow_and_outputs_wide(model: DETR) -> None:

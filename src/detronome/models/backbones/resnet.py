@@ -70,7 +70,7 @@ class ResNetBackbone(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
         """Return the maps after layer1 to layer4, of strides 4, 8, 16 and 32 (16 if dilated)."""
-        return self.body(images)  # type: ignore[no-any-return]
+        return self.body(images)
 
     def train(self, mode: bool = True) -> ResNetBackbone:
         super().train(mode)
@@ -131,7 +131,7 @@ def _conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
     """Apply a convolution and its norm. A frozen norm is folded into the weights: it then costs no pass over the
     activations, forward or backward, and keeps none of them for the gradient."""
     if not isinstance(norm, FrozenBatchNorm2d):
-        return norm(conv(x))  # type: ignore[no-any-return]
+        return norm(conv(x))
     assert isinstance(conv, nn.Conv2d)
     scale, shift = norm.scale_and_shift()
     weight = conv.weight * scale[:, None, None, None]
@@ -228,7 +228,7 @@ def load_resnet_weights(backbone: ResNetBackbone, name: str, weights: str) -> No
 
 
 def _download(name: str) -> dict[str, Tensor]:
-    from torchvision.models import get_model_weights  # type: ignore[import-untyped]
+    from torchvision.models import get_model_weights
 
     entry = get_model_weights(name)["IMAGENET1K_V1"]
     try:

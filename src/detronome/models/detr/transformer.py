@@ -105,7 +105,7 @@ class _Decoder(nn.Module):
         for layer in self.layers:
             x = layer(x, queries, keys, memory, mask)
             outputs.append(x)
-        return self.norm(torch.stack(outputs if all_layers else outputs[-1:]))  # type: ignore[no-any-return]
+        return self.norm(torch.stack(outputs if all_layers else outputs[-1:]))
 
 
 class _EncoderLayer(nn.Module):
@@ -124,15 +124,15 @@ class _EncoderLayer(nn.Module):
             x = x + self._attend(self.norm1(x), positions, mask)
             return x + self._feed_forward(self.norm2(x))
         x = self.norm1(x + self._attend(x, positions, mask))
-        return self.norm2(x + self._feed_forward(x))  # type: ignore[no-any-return]
+        return self.norm2(x + self._feed_forward(x))
 
     def _attend(self, x: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         query = x + positions
-        return self.dropout(self.self_attn(query, query, x, mask))  # type: ignore[no-any-return]
+        return self.dropout(self.self_attn(query, query, x, mask))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         x = self.dropout(F.relu(self.linear1(x), inplace=True))
-        return self.dropout(self.linear2(x))  # type: ignore[no-any-return]
+        return self.dropout(self.linear2(x))
 
 
 class _DecoderLayer(nn.Module):
@@ -155,15 +155,15 @@ class _DecoderLayer(nn.Module):
             return x + self._feed_forward(self.norm3(x))
         x = self.norm1(x + self._attend_queries(x, queries))
         x = self.norm2(x + self._attend_memory(x, queries, keys, memory, mask))
-        return self.norm3(x + self._feed_forward(x))  # type: ignore[no-any-return]
+        return self.norm3(x + self._feed_forward(x))
 
     def _attend_queries(self, x: Tensor, queries: Tensor) -> Tensor:
         query = x + queries
-        return self.dropout(self.self_attn(query, query, x))  # type: ignore[no-any-return]
+        return self.dropout(self.self_attn(query, query, x))
 
     def _attend_memory(self, x: Tensor, queries: Tensor, keys: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
-        return self.dropout(self.multihead_attn(x + queries, keys, memory, mask))  # type: ignore[no-any-return]
+        return self.dropout(self.multihead_attn(x + queries, keys, memory, mask))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         x = self.dropout(F.relu(self.linear1(x), inplace=True))
-        return self.dropout(self.linear2(x))  # type: ignore[no-any-return]
+        return self.dropout(self.linear2(x))

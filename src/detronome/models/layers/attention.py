@@ -81,7 +81,7 @@ class MultiHeadAttention(nn.Module):
             out = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
             )
-        return self.out_proj(out.transpose(1, 2).flatten(-2))  # type: ignore[no-any-return]
+        return self.out_proj(out.transpose(1, 2).flatten(-2))
 
 
 def _attention_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:

@@ -43,7 +43,7 @@ def dropout(x: Float[Tensor, "*S"], p: float) -> Float[Tensor, "*S"]:
         return x
     if p == 1.0 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    return _CpuDropout.apply(x, p)  # type: ignore[no-any-return]
+    return _CpuDropout.apply(x, p)
 
 
 class _CpuDropout(torch.autograd.Function):

@@ -43,5 +43,5 @@ class ImageNormalizer(nn.Module):
     ) -> Float[Tensor, "B 3 H W"]:
         """Return normalised images in channels-last memory, the layout in which convolutions are fastest."""
         pixels = images.to(self.scale.dtype, memory_format=torch.channels_last)
-        normalized = torch.addcmul(self.shift, pixels, self.scale)
-        return normalized.masked_fill(padding_mask[:, None], 0.0)
+        # In place, so that the small operands cannot choose the result's memory layout.
+        return pixels.mul_(self.scale).add_(self.shift).masked_fill_(padding_mask[:, None], 0.0)

@@ -27,4 +27,4 @@ class MLP(nn.Module):
         *hidden, last = self.layers
         for layer in hidden:
             x = F.relu(layer(x))
-        return last(x)  # type: ignore[no-any-return]
+        return last(x)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
+from typing import TypeGuard
 
 __all__ = ["clean_text", "format_bytes", "format_count", "format_duration", "format_fixed", "format_significant"]
 
@@ -66,5 +68,5 @@ def clean_text(text: object) -> str:
     return " ".join("".join(char if char.isprintable() else " " for char in str(text)).split())
 
 
-def _is_number(value: float | None) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _is_number(value: float | None) -> TypeGuard[float]:
+    return isinstance(value, float | int | Real) and math.isfinite(value)

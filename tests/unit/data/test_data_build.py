@@ -1,0 +1,139 @@
+"""From a folder and a configuration to batches; each mistake on the way is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from detronome.config.schema import AugmentConfig, BatchConfig, DataConfig, RunConfig
+from detronome.data import build
+from detronome.data.build import (
+    augment_policy,
+    build_eval_batches,
+    build_train_batches,
+    label_map,
+    open_split,
+    resolve_workers,
+    steps_per_epoch,
+)
+from detronome.errors import ConfigError, DataError
+from detronome.types import Categories
+
+WriteCoco = Callable[..., Path]
+CONFIG = RunConfig(
+    augment=AugmentConfig(sizes=(32,), max_size=64, crop="none", eval_size=32, eval_max_size=64),
+    batch=BatchConfig(global_batch_size=4),
+)
+
+
+def test_a_folder_becomes_batches(tmp_path: Path, write_coco: WriteCoco) -> None:
+    write_coco(tmp_path, 10)
+    write_coco(tmp_path, 5, split="val")
+    split, val = open_split(tmp_path, "train"), open_split(tmp_path, "val")
+    assert split.files.images_dir == tmp_path / "images"
+    categories = split.index.categories
+    assert steps_per_epoch(CONFIG, split) == 2
+    batches = list(build_train_batches(CONFIG, split, categories, 0, 5, workers=0, pin_memory=False))
+    assert [len(batch) for batch in batches] == [4] * 5
+    with build_eval_batches(CONFIG, val, categories, batch_size=2, workers=0, pin_memory=False) as evaluation:
+        assert [len(batch) for batch in evaluation] == [2, 2, 1]
+
+
+def test_missing_images_are_listed_up_to_ten(tmp_path: Path, write_coco: WriteCoco) -> None:
+    write_coco(tmp_path, 30)
+    for n in range(30):
+        if n not in (4, 9):
+            (tmp_path / f"images/train_{n}.jpg").unlink()
+    with pytest.raises(DataError, match="28 of 30 image files are missing: train_0.jpg, .* and 18 more") as caught:
+        open_split(tmp_path, "train")
+    assert str(tmp_path / "images") in caught.value.problems[0].where
+    for path in (tmp_path / "images").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="30 of 30"):
+        open_split(tmp_path, "train")
+
+
+def test_names_in_other_capitals_are_recognised(tmp_path: Path, write_coco: WriteCoco) -> None:
+    write_coco(tmp_path, 2)
+    (tmp_path / "images/train_1.jpg").rename(tmp_path / "images/train_1.JPG")
+    with pytest.raises(DataError, match="1 of 2") as caught:
+        open_split(tmp_path, "train")
+    assert "capital letters" in caught.value.problems[0].fix
+
+
+def test_images_in_folders_of_their_own_are_found(tmp_path: Path, write_coco: WriteCoco) -> None:
+    images = [{"id": n, "file_name": f"day{n % 2}/{n}.jpg", "height": 9, "width": 9} for n in range(4)]
+    write_coco(tmp_path, 1, images=images, annotations=[])
+    for n in range(4):
+        (tmp_path / f"images/day{n % 2}").mkdir(exist_ok=True)
+        (tmp_path / f"images/day{n % 2}/{n}.jpg").touch()
+    assert len(open_split(tmp_path, "train").index) == 4
+    (tmp_path / "images/day1/3.jpg").unlink()
+    with pytest.raises(DataError, match="1 of 4 image files are missing: day1/3.jpg"):
+        open_split(tmp_path, "train")
+
+
+def test_categories_are_matched_by_id(tmp_path: Path, write_coco: WriteCoco) -> None:
+    split = open_split(write_coco(tmp_path, 1), "train")
+    assert split.index.categories == Categories((2, 7, 90), ("cat", "dog", "owl"))
+    assert label_map(split, split.index.categories) is None
+    official = Categories(tuple(range(91)), tuple(f"class {i}" for i in range(90)) + ("Owl",))
+    mapped = label_map(split, official)
+    assert mapped is not None and mapped.tolist() == [2, 7, 90]
+
+
+def test_categories_the_model_lacks_are_all_named(tmp_path: Path, write_coco: WriteCoco) -> None:
+    split = open_split(write_coco(tmp_path, 1), "train")
+    with pytest.raises(DataError, match=r"does not know 2 of the data's categories: 'dog' \(id 7\), 'owl' \(id 90\)"):
+        label_map(split, Categories((2, 3), ("cat", "cow")))
+
+
+def test_a_category_without_annotations_may_be_unknown(tmp_path: Path, write_coco: WriteCoco) -> None:
+    categories = [{"id": i, "name": n} for i, n in ((0, "root"), (2, "cat"), (7, "dog"), (90, "owl"))]
+    split = open_split(write_coco(tmp_path, 1, categories=categories), "train")
+    mapped = label_map(split, Categories((2, 7, 90), ("cat", "dog", "owl")))
+    assert mapped is not None and mapped.tolist() == [-1, 0, 1, 2]
+
+
+def test_ids_with_quite_other_meanings_are_refused(tmp_path: Path, write_coco: WriteCoco) -> None:
+    split = open_split(write_coco(tmp_path, 1), "train")
+    with pytest.raises(DataError, match="ids mean other things to the model: 'cat' is 'bicycle', 'dog' is 'train'"):
+        label_map(split, Categories((2, 7, 90), ("bicycle", "train", "toothbrush")))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "device", "workers"), [(1, "cpu", 0), (2, "cpu", 0), (16, "cpu", 4), (1, "cuda", 1), (2, "cuda", 1), (64, "cuda", 8)]
+)  # fmt: skip
+def test_automatic_workers(monkeypatch: pytest.MonkeyPatch, cpus: int, device: str, workers: int) -> None:
+    monkeypatch.setattr(build.os, "sched_getaffinity", lambda pid: set(range(cpus)))
+    monkeypatch.setattr(build, "_free_shared_memory_bytes", lambda: 2**40)
+    number, reason = resolve_workers(CONFIG, device)
+    assert number == workers
+    assert str(cpus) in reason
+
+
+def test_workers_fit_the_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker gives 64 MiB; one prefetched batch of the DETR recipe can be 68 MB."""
+    monkeypatch.setattr(build.os, "sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(build, "_free_shared_memory_bytes", lambda: 64 * 2**20)
+    assert resolve_workers(RunConfig(), "cuda") == (0, "/dev/shm has room for the prefetched batches of 0 workers")
+    assert resolve_workers(CONFIG, "cuda")[0] == 8
+
+
+def test_workers_that_were_asked_for() -> None:
+    assert resolve_workers(replace(CONFIG, data=DataConfig(workers=3)), "cpu") == (3, "set by data.workers")
+    with pytest.raises(ConfigError, match="-1 workers"):
+        resolve_workers(replace(CONFIG, data=DataConfig(workers=-1)), "cpu")
+
+
+def test_all_impossible_augmentations_at_once() -> None:
+    config = AugmentConfig(sizes=(), horizontal_flip=1.5, crop_px=(600, 384), crop_fraction=(0.0, 2.0), contrast=-1)
+    with pytest.raises(ConfigError) as caught:
+        augment_policy(config)
+    assert [problem.where for problem in caught.value.problems] == [
+        f"augment.{name}" for name in ("sizes", "horizontal_flip", "crop_px", "crop_fraction", "contrast")
+    ]
+    assert "(600, 384) is out of range" in str(caught.value)

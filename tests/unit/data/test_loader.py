@@ -1,0 +1,158 @@
+"""Batches do not depend on who makes them; errors and signals reach the right process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detronome.config.schema import AugmentConfig
+from detronome.data.build import augment_policy, open_split
+from detronome.data.dataset import DetectionDataset
+from detronome.data.loader import BatchStream, _Failure, eval_batches, train_batches
+from detronome.errors import DataError, MissingExtraError, TrainingError
+from detronome.types import Batch
+
+SMALL = augment_policy(AugmentConfig(sizes=(32, 40), max_size=64, crop="fraction", eval_size=32, eval_max_size=64))
+WriteCoco = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_coco: WriteCoco) -> Path:
+    return write_coco(tmp_path, 10)
+
+
+def dataset(folder: Path, training: bool = True) -> DetectionDataset:
+    split = open_split(folder, "train")
+    return DetectionDataset(split.index, split.files.images_dir, SMALL, training=training, seed=5)
+
+
+def train(folder: Path, workers: int, **changes: Any) -> BatchStream:
+    options: dict[str, Any] = {"seed": 5, "start_step": 0, "total_steps": 8, "global_batch_size": 3, **changes}
+    return train_batches(dataset(folder), workers=workers, **options)
+
+
+def assert_same(batches: list[Batch], others: list[Batch]) -> None:
+    for one, other in zip(batches, others, strict=True):
+        assert one.image_ids == other.image_ids
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.padding_mask, other.padding_mask)
+        for target, other_target in zip(one.targets, other.targets, strict=True):
+            assert torch.equal(target.boxes_cxcywh, other_target.boxes_cxcywh)
+            assert torch.equal(target.labels, other_target.labels)
+
+
+def wait_until_no_children(before: set[Any]) -> None:
+    deadline = time.monotonic() + 20
+    while set(active_children()) - before:
+        assert time.monotonic() < deadline, "workers are still there"
+        time.sleep(0.02)
+
+
+def test_no_steps_are_no_batches(folder: Path) -> None:
+    assert list(train(folder, 0, total_steps=0)) == []
+
+
+def test_batches_do_not_depend_on_workers_nor_on_a_resume(folder: Path) -> None:
+    whole = list(train(folder, 0))
+    assert [len(batch) for batch in whole] == [3] * 8
+    torch.manual_seed(99)
+    for workers in (1, 2):
+        assert_same(list(train(folder, workers)), whole)
+    assert_same(list(train(folder, 0, start_step=5)), whole[5:])
+    assert_same(list(train(folder, 2, start_step=2, total_steps=4, prefetch=1)), whole[2:4])
+
+
+def test_less_than_a_batch_is_a_batch(folder: Path) -> None:
+    assert [len(batch) for batch in train(folder, 0, global_batch_size=64, total_steps=2)] == [10, 10]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_shows_all_images_in_order_each_time(folder: Path, workers: int) -> None:
+    children = set(active_children())
+    with eval_batches(dataset(folder, training=False), batch_size=4, workers=workers) as batches:
+        assert len(batches) == 3
+        first, pids = list(batches), {child.pid for child in active_children()}
+        assert [image_id for batch in first for image_id in batch.image_ids] == [100 - n for n in range(10)]
+        assert_same(list(batches), first)
+        assert {child.pid for child in active_children()} == pids
+    wait_until_no_children(children)
+
+
+def test_torchs_generator_is_left_alone(folder: Path) -> None:
+    before = torch.get_rng_state()
+    list(train(folder, 0))
+    list(train(folder, 1, total_steps=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_all_bad_images_of_a_batch_reach_the_user(folder: Path, workers: int) -> None:
+    children = set(active_children())
+    stream = train(folder, workers, global_batch_size=10)
+    stream.close()
+    for n in (2, 7):
+        (folder / f"images/train_{n}.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(DataError) as caught:
+        next(train(folder, workers, global_batch_size=10))
+    assert type(caught.value) is DataError
+    assert len(caught.value.problems) == 2
+    assert {problem.where.partition("(")[2] for problem in caught.value.problems} == {"image id 98)", "image id 93)"}
+    assert "Traceback" not in str(caught.value)
+    wait_until_no_children(children)
+
+
+def test_errors_with_other_constructors_keep_kind_and_text() -> None:
+    original = MissingExtraError("skimage", extra="demo", needed_for="the demo")
+    copy = _Failure(type(original), original.problems).to_error()
+    assert type(copy) is MissingExtraError
+    assert (str(copy), copy.problems) == (str(original), original.problems)
+
+
+def test_our_own_bugs_keep_their_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DetectionDataset, "__getitem__", lambda self, key: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        next(train(folder, 0))
+
+
+def test_closing_in_the_middle_ends_the_workers(folder: Path) -> None:
+    children = set(active_children())
+    with train(folder, 2, total_steps=1000) as stream:
+        next(stream)
+        assert len(set(active_children()) - children) == 2
+    wait_until_no_children(children)
+    assert list(stream) == []
+
+
+def test_workers_survive_the_signals_that_stop_a_run(folder: Path) -> None:
+    """Ctrl-C and a scheduler's SIGTERM go to the whole group; the main process still needs its batches to save."""
+    children = set(active_children())
+    with train(folder, 1, total_steps=30) as stream:
+        next(stream)
+        (worker,) = set(active_children()) - children
+        assert worker.pid is not None
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            os.kill(worker.pid, number)
+        assert len(list(stream)) == 29
+    wait_until_no_children(children)
+
+
+def test_a_killed_worker_is_explained(folder: Path) -> None:
+    children = set(active_children())
+    stream = train(folder, 1, total_steps=10_000)
+    next(stream)
+    (worker,) = set(active_children()) - children
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(TrainingError, match="a data worker was killed") as caught:
+        for _ in stream:
+            pass
+    assert "data.workers" in caught.value.problems[0].fix
+    wait_until_no_children(children)

@@ -1,0 +1,57 @@
+"""The order is a pure function of (seed, step) and covers each epoch once."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detronome.data.sampler import StepSampler, epoch_permutation, step_indices, steps_per_epoch
+
+
+@pytest.mark.parametrize(("n", "batch", "steps"), [(1, 16, 1), (15, 16, 1), (16, 16, 1), (31, 16, 1), (32, 16, 2)])
+def test_steps_of_an_epoch(n: int, batch: int, steps: int) -> None:
+    assert steps_per_epoch(n, batch) == steps
+
+
+@given(st.integers(0, 5), st.integers(0, 3), st.integers(1, 60), st.integers(1, 20))
+def test_an_epoch_shows_each_image_at_most_once(seed: int, epoch: int, n: int, batch: int) -> None:
+    steps = steps_per_epoch(n, batch)
+    drawn = [step_indices(seed, epoch * steps + k, n, batch) for k in range(steps)]
+    assert {e for e, _ in drawn} == {epoch}
+    indices = [int(i) for _, step in drawn for i in step]
+    assert len(set(indices)) == len(indices) == (n if n < batch else steps * batch)
+    assert set(indices) <= set(range(n))
+
+
+def test_epochs_and_seeds_have_their_own_orders() -> None:
+    orders = {tuple(epoch_permutation(seed, epoch, 50).tolist()) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+    assert all(sorted(order) == list(range(50)) for order in orders)
+
+
+def test_the_order_is_the_same_in_every_version() -> None:
+    """Changing it would break the resume of every run there is."""
+    assert epoch_permutation(42, 0, 10).tolist() == [6, 9, 8, 3, 0, 4, 5, 2, 1, 7]
+
+
+def test_orders_cannot_be_changed_by_accident() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        epoch_permutation(0, 0, 5)[0] = 1
+
+
+def sampler(start_step: int, total_steps: int = 12) -> StepSampler:
+    return StepSampler(seed=7, start_step=start_step, total_steps=total_steps, num_images=10, global_batch_size=3)
+
+
+@pytest.mark.parametrize("k", [0, 1, 3, 5, 12])
+def test_a_resumed_order_is_the_rest_of_the_whole(k: int) -> None:
+    whole = list(sampler(0))
+    assert len(whole) == len(sampler(0)) == 12
+    assert list(sampler(k)) == whole[k:]
+    assert [epoch for epoch, _ in (step[0] for step in whole)] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+
+
+def test_nothing_is_left_after_the_end() -> None:
+    assert list(sampler(20)) == []
+    assert len(sampler(20)) == 0
