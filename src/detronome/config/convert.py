@@ -186,7 +186,7 @@ def _describe(hint: Any) -> str:
         return " or ".join(_describe(arg) for arg in args)
     if origin is tuple:
         variable = args[1] is Ellipsis
-        return f"a list of {_describe(args[0])}s" if variable else f"a list of {len(args)} {_describe(args[0])}s"
+        return f"a list, each {_describe(args[0])}" if variable else f"a list of {len(args)}, each {_describe(args[0])}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
 
 

@@ -1,6 +1,6 @@
 """Box arithmetic. The format is in the name: `xyxy` corners, `cxcywh` centre and size, `xywh` corner and size.
 
-Shape letters: `*S` any leading shape, `N M` numbers of boxes. All functions accept zero boxes.
+Shape letters: `*S` any leading shape (`*#S`: shapes that broadcast), `N M` numbers of boxes. All functions accept zero boxes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def elementwise_giou(a_xyxy: Float[Tensor, "*S 4"], b_xyxy: Float[Tensor, "*S 4"
     return _giou(a_xyxy.unbind(-1), b_xyxy.unbind(-1))
 
 
-def pairwise_giou(a_xyxy: Float[Tensor, "*S N 4"], b_xyxy: Float[Tensor, "*S M 4"]) -> Float[Tensor, "*S N M"]:
+def pairwise_giou(a_xyxy: Float[Tensor, "*#S N 4"], b_xyxy: Float[Tensor, "*#S M 4"]) -> Float[Tensor, "*#S N M"]:
     """Return the generalised IoU of every box in `a` with every box in `b`, -1 to 1.
 
     Works on coordinate planes: broadcasting a trailing dimension of 4 is about twice as slow.

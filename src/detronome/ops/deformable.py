@@ -35,4 +35,4 @@ def deformable_sample(
     ]
     all_points = torch.stack(sampled, dim=-2) if levels > 1 else sampled[0].unsqueeze(-2)
     summed = (all_points * weights.reshape(batch * heads, 1, queries, levels, points)).sum((-2, -1))
-    return summed.view(batch, -1, queries).transpose(1, 2)
+    return summed.view(batch, heads * summed.shape[1], queries).transpose(1, 2)

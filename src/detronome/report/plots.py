@@ -377,6 +377,7 @@ def _inline(document: str, description: str) -> str:
     """Return the SVG element alone, scaling with its container, in the page's colours."""
     svg = document[document.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # nothing refers to them, and a page holds many charts
     view_box = re.search(r'viewBox="([^"]*)"', svg)
     assert view_box is not None
     opening = (
@@ -407,7 +408,7 @@ def _describe(title: str, cleaned: Sequence[_Cleaned], write: Callable[[float], 
     ]
     if num_alarms:
         parts.append(f"{num_alarms} skipped steps")
-    return f"{title} over the epochs: {'; '.join(parts) or 'nothing recorded yet'}"
+    return f"{clean_text(title)} over the epochs: {'; '.join(parts) or 'nothing recorded yet'}"
 
 
 def _finite(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_missing_images_are_listed_up_to_ten(tmp_path: Path, write_coco: WriteCo
     for n in range(30):
         if n not in (4, 9):
             (tmp_path / f"images/train_{n}.jpg").unlink()
-    with pytest.raises(DataError, match="28 of 30 image files are missing: train_0.jpg, .* and 18 more") as caught:
+    with pytest.raises(DataError, match=r"28 of 30 image files are missing: train_0.jpg, .* and 18 more") as caught:
         open_split(tmp_path, "train")
     assert str(tmp_path / "images") in caught.value.problems[0].where
     for path in (tmp_path / "images").iterdir():
@@ -72,7 +73,7 @@ def test_images_in_folders_of_their_own_are_found(tmp_path: Path, write_coco: Wr
         (tmp_path / f"images/day{n % 2}/{n}.jpg").touch()
     assert len(open_split(tmp_path, "train").index) == 4
     (tmp_path / "images/day1/3.jpg").unlink()
-    with pytest.raises(DataError, match="1 of 4 image files are missing: day1/3.jpg"):
+    with pytest.raises(DataError, match=r"1 of 4 image files are missing: day1/3\.jpg"):
         open_split(tmp_path, "train")
 
 
@@ -80,7 +81,7 @@ def test_categories_are_matched_by_id(tmp_path: Path, write_coco: WriteCoco) -> 
     split = open_split(write_coco(tmp_path, 1), "train")
     assert split.index.categories == Categories((2, 7, 90), ("cat", "dog", "owl"))
     assert label_map(split, split.index.categories) is None
-    official = Categories(tuple(range(91)), tuple(f"class {i}" for i in range(90)) + ("Owl",))
+    official = Categories(tuple(range(91)), (*(f"class {i}" for i in range(90)), "Owl"))
     mapped = label_map(split, official)
     assert mapped is not None and mapped.tolist() == [2, 7, 90]
 
@@ -105,10 +106,11 @@ def test_ids_with_quite_other_meanings_are_refused(tmp_path: Path, write_coco: W
 
 
 @pytest.mark.parametrize(
-    ("cpus", "device", "workers"), [(1, "cpu", 0), (2, "cpu", 0), (16, "cpu", 4), (1, "cuda", 1), (2, "cuda", 1), (64, "cuda", 8)]
-)  # fmt: skip
+    ("cpus", "device", "workers"),
+    [(1, "cpu", 0), (2, "cpu", 0), (16, "cpu", 4), (1, "cuda", 1), (2, "cuda", 1), (64, "cuda", 8)],
+)
 def test_automatic_workers(monkeypatch: pytest.MonkeyPatch, cpus: int, device: str, workers: int) -> None:
-    monkeypatch.setattr(build.os, "sched_getaffinity", lambda pid: set(range(cpus)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
     monkeypatch.setattr(build, "_free_shared_memory_bytes", lambda: 2**40)
     number, reason = resolve_workers(CONFIG, device)
     assert number == workers
@@ -117,7 +119,7 @@ def test_automatic_workers(monkeypatch: pytest.MonkeyPatch, cpus: int, device: s
 
 def test_workers_fit_the_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Docker gives 64 MiB; one prefetched batch of the DETR recipe can be 68 MB."""
-    monkeypatch.setattr(build.os, "sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     monkeypatch.setattr(build, "_free_shared_memory_bytes", lambda: 64 * 2**20)
     assert resolve_workers(RunConfig(), "cuda") == (0, "/dev/shm has room for the prefetched batches of 0 workers")
     assert resolve_workers(CONFIG, "cuda")[0] == 8

@@ -47,8 +47,14 @@ def test_an_image_without_objects_stays(tmp_path: Path, write_coco: WriteCoco) -
 
 def test_boxes_are_clamped_and_empty_ones_and_crowds_left_out(tmp_path: Path, write_coco: WriteCoco) -> None:
     boxes: list[list[float]] = [
-        [-10, -10, 20, 20], [30, 10, 100, 100], [5, 5, 0, 5], [5, 5, 5, -1], [40, 0, 9, 9], [-9, 0, 9, 9], [0, 0, 40, 20]
-    ]  # fmt: skip
+        [-10, -10, 20, 20],
+        [30, 10, 100, 100],
+        [5, 5, 0, 5],
+        [5, 5, 5, -1],
+        [40, 0, 9, 9],
+        [-9, 0, 9, 9],
+        [0, 0, 40, 20],
+    ]
     content = one_image(boxes)
     content["annotations"].append({"id": 99, "image_id": 8, "category_id": 2, "bbox": [0, 0, 9, 9], "iscrowd": 1})
     folder = write_coco(tmp_path, 1, **content)

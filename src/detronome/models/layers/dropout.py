@@ -54,9 +54,9 @@ class _CpuDropout(torch.autograd.Function):
         keep = (draws.view(torch.int16)[: x.numel()] >= dropped - 2**15).view(x.shape)
         ctx.scale = 2**16 / (2**16 - dropped)
         ctx.save_for_backward(keep)
-        return (x * keep).mul_(ctx.scale)
+        return keep.to(x.dtype).mul_(x).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return (grads[0] * keep).mul_(ctx.scale), None
+        return keep.to(grads[0].dtype).mul_(grads[0]).mul_(ctx.scale), None

@@ -143,7 +143,7 @@ def test_colour_factors_do_what_they_say() -> None:
     image = photo(16, 16)
     grey = np.array([0.299, 0.587, 0.114])
 
-    def jittered(**factors: float) -> np.ndarray[Any, Any]:
+    def jittered(**factors: Any) -> np.ndarray[Any, Any]:
         result = apply_to_image(image, AugmentParams(final_hw=(16, 16), **factors))
         assert result.dtype == torch.uint8
         return result.permute(1, 2, 0).numpy().astype(float)

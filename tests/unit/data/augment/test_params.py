@@ -54,8 +54,8 @@ def test_any_image_gets_possible_geometry(size_hw: tuple[int, int], seed: int) -
         before_crop = params.resize_hw or size_hw
         if params.crop:
             top, left, height, width = params.crop
-            assert 0 <= top and 1 <= height and top + height <= before_crop[0]
-            assert 0 <= left and 1 <= width and left + width <= before_crop[1]
+            assert top >= 0 and height >= 1 and top + height <= before_crop[0]
+            assert left >= 0 and width >= 1 and left + width <= before_crop[1]
         assert min(params.final_hw) >= 1
         assert min(evaluation_params(policy, size_hw).final_hw) >= 1
 

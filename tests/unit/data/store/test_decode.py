@@ -210,7 +210,7 @@ def test_a_jpeg_that_only_pillow_knows_is_left_to_it(tmp_path: Path, monkeypatch
     def refuse(*args: Any, **options: Any) -> None:
         raise ValueError("Could not determine subsampling level of JPEG image")
 
-    monkeypatch.setattr(decode.simplejpeg, "decode_jpeg_header", refuse)
+    monkeypatch.setattr("simplejpeg.decode_jpeg_header", refuse)
     np.testing.assert_array_equal(decode_image(path), wanted)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detronome.data.coco.read import read_annotations
 from detronome.data.store import index as index_module
 from detronome.data.store.index import AnnotationIndex
 from detronome.errors import DataError
@@ -135,7 +136,7 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.Monke
 def test_two_may_compile_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that is late finds its folder already there and uses it."""
     path = write(tmp_path / "a.json")
-    read = index_module.read_annotations
+    read = read_annotations
 
     def read_while_another_compiles(file: Path) -> Any:
         monkeypatch.setattr(index_module, "read_annotations", read)

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_events import ended, evaluated, logged, skipped, started, whole_run
+
+from detronome.errors import DataError
+from detronome.report.run_log import RunLog, read_run_log
+
+
+def _steps(path: Path) -> list[tuple[str, int]]:
+    return [(record["kind"], record["step"]) for record in read_run_log(path)]
+
+
+def test_an_empty_log_has_no_records(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.touch()
+    assert read_run_log(path) == []
+
+
+def test_every_event_is_one_line_with_a_time_and_valid_json(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "log.jsonl"
+    log = RunLog(path)
+    events = list(whole_run())
+    for event in events:
+        log(event)
+    lines = path.read_text().splitlines()
+    assert len(lines) == len(events)
+    for line in lines:
+        record = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        assert datetime.fromisoformat(record["time"]).tzinfo is not None
+    assert _steps(path)[0] == ("start", 0)
+    assert _steps(path)[-1] == ("end", 100)
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    log(logged(1, loss=math.inf))
+    (record,) = read_run_log(log.path)
+    assert record["loss"] is None
+    assert record["losses"] == {"loss_bbox": 0.1, "loss_giou": None}
+
+
+def test_numpy_numbers_are_written_as_numbers(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    log(logged(1, loss=np.float32(0.5)))  # type: ignore[arg-type]
+    assert read_run_log(log.path)[0]["loss"] == 0.5
+
+
+def test_a_resumed_log_reads_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    straight, resumed = RunLog(tmp_path / "a.jsonl"), RunLog(tmp_path / "b.jsonl")
+    for event in whole_run():
+        straight(event)
+    for event in whole_run():
+        if event.step <= 57 and not isinstance(event, type(ended())):
+            resumed(event)
+    resumed(ended(57, "interrupted"))
+    again = RunLog(resumed.path)
+    again(started(step=30))
+    for event in whole_run():
+        if event.step > 30:
+            again(event)
+    records = [record for record in _steps(resumed.path) if record != ("start", 30)]
+    assert records == _steps(straight.path)
+
+
+def test_a_torn_last_line_is_left_out_and_removed_by_a_resume(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    for event in (started(), logged(10), evaluated(10, 0.1), logged(20)):
+        log(event)
+    whole = log.path.read_bytes()
+    for cut in range(1, 60):
+        log.path.write_bytes(whole[:-cut])
+        assert _steps(log.path)[:3] == [("start", 0), ("step", 10), ("eval", 10)]
+    log(started(step=10))
+    log(skipped(11))
+    assert _steps(log.path) == [("start", 0), ("step", 10), ("eval", 10), ("start", 10), ("skip", 11)]
+
+
+def test_a_run_that_starts_over_keeps_the_old_log_aside(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    log(started())
+    log(logged(10))
+    log(started())
+    assert _steps(log.path) == [("start", 0)]
+    assert _steps(tmp_path / "log.jsonl.previous") == [("start", 0), ("step", 10)]
+
+
+def test_a_log_that_cannot_be_written_warns_once_and_does_not_raise(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = RunLog(tmp_path)  # a folder
+    with caplog.at_level(logging.WARNING):
+        log(logged(1))
+        log(logged(2))
+    assert len(caplog.records) == 1
+    assert "training goes on" in caplog.text
+
+
+def test_a_missing_log_says_what_where_and_how_to_fix_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no run log") as caught:
+        read_run_log(tmp_path / "log.jsonl")
+    (problem,) = caught.value.problems
+    assert problem.where == str(tmp_path / "log.jsonl")
+    assert "detronome train" in problem.fix
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"[1, 2]", b'{"step": 1}', b"\xff\xfe"])
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"kind": "step", "step": 1}\n' + line + b'\n{"kind": "step", "step": 2}\n')
+    with pytest.raises(DataError, match="is no record") as caught:
+        read_run_log(path)
+    assert caught.value.problems[0].where.endswith("line 2")
+
+
+def test_the_report_does_not_import_torch() -> None:
+    modules = ["run_log", "html", "plots", "console", "pictures", "tensorboard"]
+    code = "; ".join(f"import detronome.report.{name}" for name in modules)
+    subprocess.run([sys.executable, "-c", f"{code}; import sys; assert 'torch' not in sys.modules"], check=True)
