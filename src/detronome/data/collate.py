@@ -1,10 +1,11 @@
 """Samples to one batch, in a form that crosses from a worker to the main process cheaply.
 
-Shape letters: `B` images, `H W` padded height and width, `h w` of one image, `N` objects of the whole batch.
+Shape letters: `B` images, `H W` padded height and width, `N` objects of the whole batch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from detronome.types import Batch, Target
 
@@ -59,7 +61,7 @@ class PackedBatch:
         return self.unpack().pin_memory()
 
 
-def pack(samples: Sequence[tuple[UInt8[Tensor, "3 h w"], Target]], *, pad_multiple: int = 1) -> PackedBatch:
+def pack(samples: Sequence[tuple[UInt8[Tensor, "3 _ _"], Target]], *, pad_multiple: int = 1) -> PackedBatch:
     """Pad images right and bottom with 0 to the largest height and width, and join their targets.
 
     Args:
@@ -68,7 +70,7 @@ def pack(samples: Sequence[tuple[UInt8[Tensor, "3 h w"], Target]], *, pad_multip
     """
     sizes = [target.size_hw for _, target in samples]
     height, width = (-(-max(side) // pad_multiple) * pad_multiple for side in zip(*sizes, strict=True))
-    images = torch.zeros((len(samples), 3, height, width), dtype=torch.uint8)
+    images = _zero_images(len(samples), height, width)
     padding_mask = torch.ones((len(samples), height, width), dtype=torch.bool)
     for b, (image, target) in enumerate(samples):
         h, w = target.size_hw
@@ -87,6 +89,16 @@ def pack(samples: Sequence[tuple[UInt8[Tensor, "3 h w"], Target]], *, pad_multip
     )
 
 
-def collate(samples: Sequence[tuple[UInt8[Tensor, "3 h w"], Target]], *, pad_multiple: int = 1) -> Batch:
+def _zero_images(num_images: int, height: int, width: int) -> UInt8[Tensor, "B 3 H W"]:
+    """Return black images: in a worker, in the shared memory through which they leave it, saving a copy of them all."""
+    shape = (num_images, 3, height, width)
+    if get_worker_info() is None:
+        return torch.zeros(shape, dtype=torch.uint8)
+    # As in torch's own collate functions; the system hands out such memory zeroed.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def collate(samples: Sequence[tuple[UInt8[Tensor, "3 _ _"], Target]], *, pad_multiple: int = 1) -> Batch:
     """Return a batch of the samples; see `pack` for the padding."""
     return pack(samples, pad_multiple=pad_multiple).unpack()

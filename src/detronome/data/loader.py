@@ -61,7 +61,9 @@ def train_batches(
         num_images=len(dataset),
         global_batch_size=global_batch_size,
     )
-    return iter(BatchLoader(dataset, sampler, workers, prefetch, pin_memory, pad_multiple))
+    return iter(
+        BatchLoader(dataset, sampler, workers, prefetch, pin_memory, pad_multiple=pad_multiple, keep_workers=False)
+    )
 
 
 def eval_batches(
@@ -79,7 +81,7 @@ def eval_batches(
     """
     indices = range(len(dataset))
     batches = [[(0, i) for i in indices[start : start + batch_size]] for start in indices[::batch_size]]
-    return BatchLoader(dataset, batches, workers, prefetch, pin_memory, pad_multiple)
+    return BatchLoader(dataset, batches, workers, prefetch, pin_memory, pad_multiple=pad_multiple, keep_workers=True)
 
 
 class BatchLoader:
@@ -92,17 +94,19 @@ class BatchLoader:
         workers: int,
         prefetch: int,
         pin_memory: bool,
+        *,
         pad_multiple: int,
+        keep_workers: bool,
     ) -> None:
         self._num_batches = len(keys)  # type: ignore[arg-type]
-        self._loader: DataLoader[PackedBatch | _Failure] | None = DataLoader(
+        self._loader: DataLoader[PackedBatch | _Failure] = DataLoader(
             _StepDataset(dataset, pad_multiple),
             sampler=keys,
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
-            persistent_workers=workers > 0,
+            persistent_workers=keep_workers and workers > 0,
             pin_memory=pin_memory,
             worker_init_fn=_shield_from_signals,
             # Its own generator: otherwise starting a pass would draw from torch's global one.
@@ -113,12 +117,11 @@ class BatchLoader:
         return self._num_batches
 
     def __iter__(self) -> BatchStream:
-        assert self._loader is not None, "the loader is closed"
         return BatchStream(self._loader)
 
     def close(self) -> None:
-        """End the workers, once no pass is under way."""
-        self._loader = None
+        """End the workers; another pass would start new ones."""
+        _end_workers(self._loader, self._loader._iterator)
 
     def __enter__(self) -> Self:
         return self
@@ -133,7 +136,13 @@ class BatchStream(Iterator[Batch]):
     """One pass over the batches. The workers begin at once, so that they fill up while the model is being built."""
 
     def __init__(self, loader: DataLoader[PackedBatch | _Failure]) -> None:
+        self._loader = loader
+        handler = signal.getsignal(signal.SIGCHLD)
         self._items: Iterator[PackedBatch | Batch | _Failure] | None = iter(loader)
+        if signal.getsignal(signal.SIGCHLD) is not handler:
+            # Torch has installed a handler that raises wherever the program is when a worker dies, perhaps in the
+            # middle of an update. Waiting for a batch notices it too.
+            signal.signal(signal.SIGCHLD, handler)
 
     def __next__(self) -> Batch:
         if self._items is None:
@@ -143,23 +152,29 @@ class BatchStream(Iterator[Batch]):
         except StopIteration:
             self.close()
             raise
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+        except Exception as error:
+            self._abort()
+            if not _tells_of_a_dead_worker(error):
                 raise
-            self.close()
             raise TrainingError(
                 "a data worker was killed, most often because memory or /dev/shm was full",
-                where=str(error).splitlines()[0],
+                where=f"{error}".partition("\n")[0],
                 fix="lower data.workers or data.prefetch, or give the container more shared memory (--shm-size)",
             ) from error
         if isinstance(item, _Failure):
-            self.close()
+            self._abort()
             raise item.to_error()
         return item.unpack() if isinstance(item, PackedBatch) else item
 
     def close(self) -> None:
-        """End the pass, and the workers if they serve no other."""
-        # The last reference: torch ends the workers when its iterator is deleted.
+        """End the pass, and the workers if they are not kept for another."""
+        if self._loader.persistent_workers:
+            self._items = None
+        else:
+            self._abort()
+
+    def _abort(self) -> None:
+        _end_workers(self._loader, self._items)
         self._items = None
 
     def __enter__(self) -> Self:
@@ -202,6 +217,22 @@ class _StepDataset(Dataset["PackedBatch | _Failure"]):
         if errors:
             return _Failure(type(errors[0]), tuple(problem for error in errors for problem in error.problems))
         return pack(samples, pad_multiple=self._pad_multiple)
+
+
+def _end_workers(loader: DataLoader[PackedBatch | _Failure], items: object) -> None:
+    """End the workers now. Torch does so when its iterator is deleted, but an error's traceback keeps that alive."""
+    shut_down = getattr(items, "_shutdown_workers", None)
+    if shut_down is not None:
+        shut_down()
+    loader._iterator = None
+
+
+def _tells_of_a_dead_worker(error: Exception) -> bool:
+    """Whether a worker died, as opposed to raised: a broken connection shows it sooner than torch's own look round."""
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        return text.startswith("DataLoader worker")
+    return isinstance(error, ConnectionError | EOFError | FileNotFoundError) and "in DataLoader worker" not in text
 
 
 def _unchanged(item: Any) -> Any:

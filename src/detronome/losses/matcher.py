@@ -18,15 +18,17 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from detronome.ops.assignment import assign
-from detronome.ops.boxes import cxcywh_to_xyxy, pairwise_giou
+from detronome.ops.boxes import pairwise_l1_and_giou
 from detronome.types import Target
 
 __all__ = ["HungarianMatcher", "LayerStack", "Matching"]
 
 _UNUSABLE_COST = 1e6
 """Stands for a non-finite cost in the solver; `Matching.is_finite` says that it happened."""
+_CACHED_NUMBERS = 2**17
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,10 @@ class HungarianMatcher:
         counts = [target.num_objects for target in targets]
         if max(counts, default=0) == 0:
             return [_empty_matching(stack) for stack in stacks]
-        labels, boxes = _pad_targets(targets, max(counts))
+        labels, boxes = _pad_targets(targets)
         costs = [self.cost(stack, labels, boxes) for stack in stacks]
-        on_host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy().astype(np.float64)
+        flat = [cost.flatten() for cost in costs]
+        on_host = (torch.cat(flat) if len(flat) > 1 else flat[0]).double().cpu().numpy()
         matchings = []
         start = 0
         for cost in costs:
@@ -89,24 +92,21 @@ class HungarianMatcher:
         self, stack: LayerStack, labels: Int64[Tensor, "B T"], boxes_cxcywh: Float[Tensor, "B T 4"]
     ) -> Float[Tensor, "L B T Q"]:
         """Return the cost of each query for each target of its own image, in float32."""
-        logits = stack.logits.float()
-        predicted = stack.boxes_cxcywh.float()
-        l1 = torch.zeros(())
-        for predicted_plane, target_plane in zip(predicted.unbind(-1), boxes_cxcywh.unbind(-1), strict=True):
-            difference = (predicted_plane.unsqueeze(-2) - target_plane.unsqueeze(-1)).abs_()
-            l1 = difference if l1.ndim == 0 else l1.add_(difference)
-        giou = pairwise_giou(cxcywh_to_xyxy(boxes_cxcywh), cxcywh_to_xyxy(predicted))
-        chosen = labels.unsqueeze(-2).expand(*logits.shape[:-1], labels.shape[-1])
-        if self.class_cost == "softmax":
-            log_probability = logits.gather(-1, chosen) - logits.logsumexp(-1, keepdim=True)
-            classification = -log_probability.exp()
-        else:
-            classification = _focal_cost(logits.gather(-1, chosen))
-        return (
-            l1.mul_(self.cost_bbox)
-            .sub_(giou, alpha=self.cost_giou)
-            .add_(classification.transpose(-1, -2), alpha=self.cost_class)
-        )
+        l1, giou = pairwise_l1_and_giou(boxes_cxcywh.unsqueeze(0), stack.boxes_cxcywh.float())
+        cost = l1.mul_(self.cost_bbox).sub_(giou, alpha=self.cost_giou)
+        chosen = labels.unsqueeze(-2).expand(-1, stack.logits.shape[2], -1)
+        # In pieces that stay in the processor's cache: a large batch's softmax is bound by memory.
+        layers_at_once = max(1, _CACHED_NUMBERS // stack.logits[0].numel())
+        for logits, part in zip(stack.logits.split(layers_at_once), cost.split(layers_at_once), strict=True):
+            classification = self._class_cost(logits.float(), chosen.expand(len(logits), -1, -1, -1))
+            part.add_(classification.transpose(-1, -2), alpha=self.cost_class)
+        return cost
+
+    def _class_cost(self, logits: Float[Tensor, "l B Q C"], chosen: Int64[Tensor, "l B Q T"]) -> Tensor:
+        if self.class_cost == "focal":
+            return _focal_cost(logits.gather(-1, chosen))
+        # On a CPU the whole softmax is twice as fast as logsumexp, which alone would do.
+        return logits.softmax(-1).gather(-1, chosen).neg_()
 
 
 def _focal_cost(logits: Tensor) -> Tensor:
@@ -116,14 +116,10 @@ def _focal_cost(logits: Tensor) -> Tensor:
     return present - absent
 
 
-def _pad_targets(targets: Sequence[Target], length: int) -> tuple[Tensor, Tensor]:
-    """Stack labels and boxes of all images to one length; the padding's costs are never read."""
-    device = targets[0].labels.device
-    labels = torch.zeros(len(targets), length, dtype=torch.int64, device=device)
-    boxes = torch.full((len(targets), length, 4), 0.5, device=device)
-    for i, target in enumerate(targets):
-        labels[i, : target.num_objects] = target.labels
-        boxes[i, : target.num_objects] = target.boxes_cxcywh
+def _pad_targets(targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    """Stack labels and boxes of all images to the longest; the padding's costs are never read."""
+    labels = pad_sequence([target.labels for target in targets], batch_first=True)
+    boxes = pad_sequence([target.boxes_cxcywh for target in targets], batch_first=True, padding_value=0.5)
     return labels, boxes
 
 

@@ -30,5 +30,5 @@ def assign(
     solved = []
     for problem, count in zip(cost, num_targets, strict=True):
         target, query = linear_sum_assignment(problem[:count])
-        solved.append((target.astype(np.int64), query.astype(np.int64)))
+        solved.append((target.astype(np.int64, copy=False), query.astype(np.int64, copy=False)))
     return solved

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["cxcywh_to_xyxy", "elementwise_giou", "elementwise_iou", "pairwise_giou", "xyxy_to_cxcywh"]
+__all__ = ["cxcywh_to_xyxy", "elementwise_giou", "elementwise_iou", "pairwise_l1_and_giou", "xyxy_to_cxcywh"]
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Float[Tensor, "*S 4"]) -> Float[Tensor, "*S 4"]:
@@ -26,41 +26,51 @@ def xyxy_to_cxcywh(boxes_xyxy: Float[Tensor, "*S 4"]) -> Float[Tensor, "*S 4"]:
 
 def elementwise_iou(a_xyxy: Float[Tensor, "*S 4"], b_xyxy: Float[Tensor, "*S 4"]) -> Float[Tensor, "*S"]:
     """Return the IoU of each box in `a` with its partner in `b` (0 where both are empty)."""
-    intersection, union, _ = _areas(a_xyxy.unbind(-1), b_xyxy.unbind(-1))
+    intersection, union, _ = _areas(a_xyxy, b_xyxy)
     return intersection / union.clamp(min=_EPSILON)
 
 
 def elementwise_giou(a_xyxy: Float[Tensor, "*S 4"], b_xyxy: Float[Tensor, "*S 4"]) -> Float[Tensor, "*S"]:
     """Return the generalised IoU (arXiv 1902.09630) of each box in `a` with its partner in `b`, -1 to 1."""
-    return _giou(a_xyxy.unbind(-1), b_xyxy.unbind(-1))
+    return _giou(*_areas(a_xyxy, b_xyxy))
 
 
-def pairwise_giou(a_xyxy: Float[Tensor, "*#S N 4"], b_xyxy: Float[Tensor, "*#S M 4"]) -> Float[Tensor, "*#S N M"]:
-    """Return the generalised IoU of every box in `a` with every box in `b`, -1 to 1.
+def pairwise_l1_and_giou(
+    a_cxcywh: Float[Tensor, "*#S N 4"], b_cxcywh: Float[Tensor, "*#S M 4"]
+) -> tuple[Float[Tensor, "*#S N M"], Float[Tensor, "*#S N M"]]:
+    """Return the L1 distance and the generalised IoU of every box in `a` with every box in `b`.
 
-    Works on coordinate planes: broadcasting a trailing dimension of 4 is about twice as slow.
+    `a` and `b` must have as many dimensions. Works with the coordinate as the outermost dimension, x and y at once:
+    broadcasting a trailing dimension of 4 is several times slower.
     """
-    a = tuple(plane.unsqueeze(-1) for plane in a_xyxy.unbind(-1))
-    b = tuple(plane.unsqueeze(-2) for plane in b_xyxy.unbind(-1))
-    return _giou(a, b)
+    a = a_cxcywh.movedim(-1, 0).contiguous().unsqueeze(-1)
+    b = b_cxcywh.movedim(-1, 0).contiguous().unsqueeze(-2)
+    l1 = (a - b).abs_().sum(0)
+    half_a, half_b = 0.5 * a[2:], 0.5 * b[2:]
+    overlap = torch.minimum(a[:2] + half_a, b[:2] + half_b).sub_(torch.maximum(a[:2] - half_a, b[:2] - half_b))
+    hull = (a[2:] + b[2:]).sub_(overlap)
+    overlap.clamp_(min=0)
+    intersection = overlap[0] * overlap[1]
+    union = (a[2] * a[3] + b[2] * b[3]).sub_(intersection)
+    return l1, _giou(intersection, union, hull[0] * hull[1])
 
 
 _EPSILON = 1e-9
 """Area below which a box counts as empty; keeps 0/0 out of the loss without changing any real value."""
 
-_Planes = tuple[Tensor, ...]
+
+def _areas(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the areas of intersection, union and hull of each box with its partner."""
+    size_a, size_b = a_xyxy[..., 2:] - a_xyxy[..., :2], b_xyxy[..., 2:] - b_xyxy[..., :2]
+    overlap = torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
+    # Two intervals and their signed overlap (negative: the gap) add up to their hull.
+    hull = size_a + size_b - overlap
+    overlap = overlap.clamp(min=0)
+    intersection = overlap[..., 0] * overlap[..., 1]
+    union = size_a[..., 0] * size_a[..., 1] + size_b[..., 0] * size_b[..., 1] - intersection
+    return intersection, union, hull[..., 0] * hull[..., 1]
 
 
-def _areas(a: _Planes, b: _Planes) -> tuple[Tensor, Tensor, Tensor]:
-    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a, b
-    intersection = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp(min=0) * (
-        torch.minimum(ay1, by1) - torch.maximum(ay0, by0)
-    ).clamp(min=0)
-    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - intersection
-    hull = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)) * (torch.maximum(ay1, by1) - torch.minimum(ay0, by0))
-    return intersection, union, hull
-
-
-def _giou(a: _Planes, b: _Planes) -> Tensor:
-    intersection, union, hull = _areas(a, b)
-    return intersection / union.clamp(min=_EPSILON) - (hull - union) / hull.clamp(min=_EPSILON)
+def _giou(intersection: Tensor, union: Tensor, hull: Tensor) -> Tensor:
+    # 1 is subtracted last: union / hull is 1 when the hull holds nothing but the boxes.
+    return intersection / union.clamp(min=_EPSILON) + (union / hull.clamp(min=_EPSILON) - 1)

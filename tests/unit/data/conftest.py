@@ -1,10 +1,9 @@
-"""Small COCO data sets written on the spot, the shared test data where it is there, and a cache of our own."""
+"""Small COCO data sets written on the spot."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,6 @@ import pytest
 from PIL import Image
 
 WriteCoco = Callable[..., Path]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep the indexes that tests compile away from the user's cache."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETRONOME_CACHE", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="session")
-def test_data() -> Path:
-    """The folder with real images and annotations; tests that need it are skipped where it is absent."""
-    default = Path(__file__).parents[3] / "../shared/data"
-    folder = Path(os.environ.get("DETRONOME_TEST_DATA", default)).resolve()
-    if not folder.is_dir():
-        pytest.skip("no test data; set DETRONOME_TEST_DATA")
-    return folder
 
 
 @pytest.fixture(scope="session")

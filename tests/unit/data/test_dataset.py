@@ -116,8 +116,8 @@ def test_it_pickles_to_its_path(tmp_path: Path, write_coco: WriteCoco) -> None:
     assert torch.equal(pickle.loads(pickled)[0, 3][0], data[0, 3][0])
 
 
-def test_grey_crowded_and_empty_images_of_coco(test_data: Path) -> None:
-    split = open_split(test_data / "coco2017_sample", "train")
+def test_grey_crowded_and_empty_images_of_coco(shared_data: Path) -> None:
+    split = open_split(shared_data / "coco2017_sample", "train")
     policy = augment_policy(AugmentConfig())
     data = DetectionDataset(split.index, split.files.images_dir, policy, training=False)
     targets = [data[0, i] for i in range(len(data))]

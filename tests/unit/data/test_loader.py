@@ -16,7 +16,7 @@ import torch
 from detronome.config.schema import AugmentConfig
 from detronome.data.build import augment_policy, open_split
 from detronome.data.dataset import DetectionDataset
-from detronome.data.loader import BatchStream, _Failure, eval_batches, train_batches
+from detronome.data.loader import BatchStream, _Failure, _tells_of_a_dead_worker, eval_batches, train_batches
 from detronome.errors import DataError, MissingExtraError, TrainingError
 from detronome.types import Batch
 
@@ -93,6 +93,21 @@ def test_torchs_generator_is_left_alone(folder: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    ("error", "dead"),
+    [
+        (RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly"), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (EOFError(), True),
+        (FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0."), False),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0."), False),
+        (ZeroDivisionError(), False),
+    ],
+)
+def test_a_dead_worker_is_told_from_a_bug(error: Exception, dead: bool) -> None:
+    assert _tells_of_a_dead_worker(error) == dead
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_all_bad_images_of_a_batch_reach_the_user(folder: Path, workers: int) -> None:
     children = set(active_children())
@@ -116,10 +131,11 @@ def test_errors_with_other_constructors_keep_kind_and_text() -> None:
     assert (str(copy), copy.problems) == (str(original), original.problems)
 
 
-def test_our_own_bugs_keep_their_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_our_own_bugs_keep_their_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     monkeypatch.setattr(DetectionDataset, "__getitem__", lambda self, key: 1 // 0)
     with pytest.raises(ZeroDivisionError):
-        next(train(folder, 0))
+        next(train(folder, workers))
 
 
 def test_closing_in_the_middle_ends_the_workers(folder: Path) -> None:
@@ -156,3 +172,10 @@ def test_a_killed_worker_is_explained(folder: Path) -> None:
             pass
     assert "data.workers" in caught.value.problems[0].fix
     wait_until_no_children(children)
+
+
+def test_a_dead_worker_interrupts_nothing_but_the_wait_for_a_batch(folder: Path) -> None:
+    handler = signal.getsignal(signal.SIGCHLD)
+    with train(folder, 1) as stream:
+        next(stream)
+        assert signal.getsignal(signal.SIGCHLD) is handler

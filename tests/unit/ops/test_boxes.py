@@ -10,7 +10,7 @@ from detronome.ops.boxes import (
     cxcywh_to_xyxy,
     elementwise_giou,
     elementwise_iou,
-    pairwise_giou,
+    pairwise_l1_and_giou,
     xyxy_to_cxcywh,
 )
 
@@ -25,13 +25,17 @@ def test_no_boxes() -> None:
     none = torch.empty(0, 4)
     assert cxcywh_to_xyxy(none).shape == (0, 4)
     assert elementwise_giou(none, none).shape == (0,)
-    assert pairwise_giou(none, torch.rand(3, 4)).shape == (0, 3)
+    l1, giou = pairwise_l1_and_giou(none, torch.rand(3, 4))
+    assert l1.shape == giou.shape == (0, 3)
 
 
 @given(seed=st.integers(0, 10_000), n=st.integers(0, 6), m=st.integers(0, 6))
 def test_overlaps_equal_torchvision(seed: int, n: int, m: int) -> None:
     a, b = _boxes(seed, n), _boxes(seed + 1, m)
-    torch.testing.assert_close(pairwise_giou(a, b), generalized_box_iou(a, b), atol=1e-6, rtol=1e-5)
+    centred_a, centred_b = xyxy_to_cxcywh(a), xyxy_to_cxcywh(b)
+    l1, giou = pairwise_l1_and_giou(centred_a, centred_b)
+    torch.testing.assert_close(l1, torch.cdist(centred_a, centred_b, p=1), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(giou, generalized_box_iou(a, b), atol=1e-5, rtol=1e-5)
     few = min(n, m)
     torch.testing.assert_close(
         elementwise_iou(a[:few], b[:few]), box_iou(a[:few], b[:few]).diagonal(), atol=1e-6, rtol=1e-5

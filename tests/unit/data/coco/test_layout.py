@@ -116,7 +116,7 @@ def test_a_broken_annotation_file_is_not_judged_here(tmp_path: Path, content: by
     assert find_split(tmp_path, "train").images_dir == tmp_path / "images"
 
 
-def test_real_data(test_data: Path) -> None:
+def test_real_data(shared_data: Path) -> None:
     for name, splits in (("bccd", ["test", "train", "val"]), ("coco2017_sample", ["train", "val"])):
-        assert available_splits(test_data / name) == splits
-        assert find_split(test_data / name, "train").images_dir == test_data / name / "images"
+        assert available_splits(shared_data / name) == splits
+        assert find_split(shared_data / name, "train").images_dir == shared_data / name / "images"

@@ -29,13 +29,13 @@ SIXTEEN_BIT = {"i_trns.png", "16bit.cropped.tif"}
 
 
 @pytest.fixture(scope="session")
-def odd(test_data: Path) -> Path:
-    return test_data / "odd_images/images"
+def odd(shared_data: Path) -> Path:
+    return shared_data / "odd_images/images"
 
 
 @pytest.fixture(scope="session")
-def manifest(test_data: Path) -> list[dict[str, Any]]:
-    images: list[dict[str, Any]] = json.loads((test_data / "odd_images/manifest.json").read_text())["images"]
+def manifest(shared_data: Path) -> list[dict[str, Any]]:
+    images: list[dict[str, Any]] = json.loads((shared_data / "odd_images/manifest.json").read_text())["images"]
     return images
 
 

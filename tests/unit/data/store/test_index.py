@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -164,28 +165,22 @@ def test_pickling_keeps_the_path_alone(tmp_path: Path) -> None:
     assert pickle.loads(pickled).annotations(0)[0].shape == (5000, 4)
 
 
-def _count(index: AnnotationIndex, answers: Any) -> None:
-    answers.put((len(index), index.annotations(0)[0].sum()))
-
-
 def test_a_spawned_process_maps_the_same_columns(tmp_path: Path) -> None:
     index = AnnotationIndex.open(write(tmp_path / "a.json"))
-    context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
-    process = context.Process(target=_count, args=(index, answers))
-    process.start()
-    process.join(60)
-    assert answers.get() == (2, 110.0)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(AnnotationIndex.image, index, 1).result(60) == index.image(1)
+        boxes, *_ = pool.submit(AnnotationIndex.annotations, index, 0).result(60)
+    assert boxes.tolist() == [[1, 2, 3, 4], [0, 0, 60, 40]]
 
 
-def test_real_data(test_data: Path) -> None:
+def test_real_data(shared_data: Path) -> None:
     for split, expected in {"train": (205, 2804, 28), "val": (87, 1137, 30)}.items():
-        index = AnnotationIndex.open(test_data / f"bccd/annotations/instances_{split}.json")
+        index = AnnotationIndex.open(shared_data / f"bccd/annotations/instances_{split}.json")
         assert (len(index), index.num_objects, index.max_objects_per_image) == expected
-    index = AnnotationIndex.open(test_data / "coco2017_sample/annotations/instances_train.json")
+    index = AnnotationIndex.open(shared_data / "coco2017_sample/annotations/instances_train.json")
     assert len(index.categories) == 80
     assert index.categories.ids[-1] == 90
-    raw = json.loads((test_data / "coco2017_sample/annotations/instances_train.json").read_text())
+    raw = json.loads((shared_data / "coco2017_sample/annotations/instances_train.json").read_text())
     for i in (0, 17, 60):
         image = raw["images"][i]
         assert index.image(i).image_id == image["id"]
