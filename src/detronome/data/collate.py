@@ -95,7 +95,7 @@ def _zero_images(num_images: int, height: int, width: int) -> UInt8[Tensor, "B 3
     if get_worker_info() is None:
         return torch.zeros(shape, dtype=torch.uint8)
     # As in torch's own collate functions; the system hands out such memory zeroed.
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 

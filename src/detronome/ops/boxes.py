@@ -1,6 +1,6 @@
 """Box arithmetic. The format is in the name: `xyxy` corners, `cxcywh` centre and size, `xywh` corner and size.
 
-Shape letters: `*S` any leading shape (`*#S`: shapes that broadcast), `N M` numbers of boxes. All functions accept no boxes.
+Shape letters: `*S` any leading shape (`*#S`: shapes that broadcast), `N M` numbers of boxes, which may be 0.
 """
 
 from __future__ import annotations
