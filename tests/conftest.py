@@ -6,10 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Must run before the first import of these packages: it rewrites them to check their shape annotations.
 install_import_hook(["detronome.ops", "detronome.losses", "detronome.models"], "beartype.beartype")
+
+# Shared machines stall for longer than any sensible deadline.
+settings.register_profile("detronome", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("detronome")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
