@@ -6,7 +6,8 @@ Everything here is also in the package's namespace: `import detronome as dt; dt.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from detronome.config.convert import apply_overrides, from_dict, read_toml, to_toml
 from detronome.config.presets import PRESETS, preset
@@ -255,7 +256,7 @@ def train(
         ConfigError, DataError, CheckpointError: what is wrong with settings, data or the model to start from.
     """
     start_from = _as_model(model)
-    run_config = start_from.config if start_from else preset(str(model))
+    run_config = _for_this_machine(start_from.config) if start_from else preset(str(model))
     if config is not None:
         run_config = from_dict(read_toml(Path(config)), base=run_config, where=str(config))
     shortcuts: dict[str, Any] = {"data.root": str(Path(data).resolve())}
@@ -267,7 +268,8 @@ def train(
         _check_classes(start_from, train_split)
     resolved = resolve(run_config, train_split)
     run_dir = _new_run_dir(out, resolved.config.preset)
-    write_atomic(run_dir / "config.toml", to_toml(resolved.config))
+    with _writing(run_dir):
+        write_atomic(run_dir / "config.toml", to_toml(resolved.config))
     observers = _with_tensorboard(observers, run_dir, tensorboard)
     return _fit(resolved, train_split, val_split, run_dir, observers, start_from=start_from)
 
@@ -275,11 +277,19 @@ def train(
 def resume(run: str | Path, *, observers: Sequence[Observer] = (), tensorboard: bool = False) -> Run:
     """Go on with an interrupted run from its last checkpoint; on a CPU, bit for bit as if it had never stopped.
 
+    Args:
+        run: the run folder, or one checkpoint in it: later steps are then done again.
+        observers: are told how the run goes, beside the run log.
+        tensorboard: also write TensorBoard files into the run folder.
+
     Raises:
         CheckpointError: the folder holds no checkpoint of a run, or the data has changed.
     """
     run_dir = Path(run)
-    checkpoint = load_checkpoint(find_checkpoint(run_dir, prefer="last"), with_training=True)
+    folder = find_checkpoint(run_dir, prefer="last")
+    checkpoint = load_checkpoint(folder, with_training=True)
+    if not (run_dir / "config.toml").is_file():
+        run_dir = folder.parent.parent
     if not (run_dir / "config.toml").is_file():
         raise CheckpointError(
             "not a run folder: config.toml is missing", where=str(run_dir), fix="name the folder of the run"
@@ -304,23 +314,23 @@ def evaluate(
     config = loaded.config
     workers, _ = resolve_workers(config, loaded.device.type)
     precision, _ = resolve_precision(config.train.precision, loaded.device)
-    batch_size = 8 if config.eval.batch_size == "auto" else config.eval.batch_size
-    return evaluate_model(
-        loaded.detector,
-        build_eval_batches(
-            config,
-            data_split,
-            loaded.categories,
-            batch_size=batch_size,
-            workers=workers,
-            pin_memory=loaded.device.type == "cuda",
-        ),
-        DetectionEvaluator(data_split.files.annotation_file, unknown_categories="drop"),
-        categories=loaded.categories,
-        max_detections=config.eval.max_detections,
-        precision=precision,
-        device=loaded.device,
-    )
+    with build_eval_batches(
+        config,
+        data_split,
+        loaded.categories,
+        batch_size=8 if config.eval.batch_size == "auto" else config.eval.batch_size,
+        workers=workers,
+        pin_memory=loaded.device.type == "cuda",
+    ) as batches:
+        return evaluate_model(
+            loaded.detector,
+            batches,
+            DetectionEvaluator(data_split.files.annotation_file, unknown_categories="drop"),
+            categories=loaded.categories,
+            max_detections=config.eval.max_detections,
+            precision=precision,
+            device=loaded.device,
+        )
 
 
 def evaluate_results(
@@ -340,7 +350,7 @@ def evaluate_results(
 
 def predict(
     model: str | Path | Model,
-    images: Iterable[str | Path],
+    images: str | Path | Iterable[str | Path],
     *,
     out: str | Path,
     score: float = 0.5,
@@ -355,8 +365,8 @@ def predict(
         CheckpointError: the model cannot be loaded.
         DataError: an image is missing or cannot be read, or two have the same name.
     """
+    files = _image_files([images] if isinstance(images, str | Path) else images)
     loaded = model if isinstance(model, Model) else load(model, device=device)
-    files = _image_files(images)
     ids = _image_ids(files)
     out_dir = Path(out)
     predictions, records = [], []
@@ -365,21 +375,27 @@ def predict(
         detections = replace(complete.detections, image_id=image_id)
         records += [{**record, "file_name": file.name} for record in detections.to_coco()]
         prediction = replace(complete, detections=detections.above(score))
-        prediction.save(out_dir / f"{file.stem}.jpg")
+        with _writing(out_dir):
+            prediction.save(out_dir / f"{file.stem}.jpg")
         predictions.append(prediction)
-    write_atomic(out_dir / "detections.json", json.dumps(records) + "\n")
+    with _writing(out_dir):
+        write_atomic(out_dir / "detections.json", json.dumps(records) + "\n")
     return predictions
 
 
-def write_report(runs: Sequence[str | Path], *, out: str | Path | None = None) -> Path:
+def write_report(runs: str | Path | Sequence[str | Path], *, out: str | Path | None = None) -> Path:
     """Write the HTML page of a run, or of several beside each other; by default into the first run's folder.
 
     Raises:
         DataError: a folder is no run.
+        ConfigError: no run is named, or the page cannot be written.
     """
-    folders = [Path(run) for run in runs]
-    name = "report.html" if len(folders) == 1 else "comparison.html"
-    return html.write_report(folders, Path(out) if out else folders[0] / name)
+    folders = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    if not folders:
+        raise ConfigError("no run to report on", where="write_report", fix="name one run folder or more")
+    page = Path(out) if out else folders[0] / ("report.html" if len(folders) == 1 else "comparison.html")
+    with _writing(page):
+        return html.write_report(folders, page)
 
 
 def demo(
@@ -404,7 +420,8 @@ def demo(
     """
     folder = Path(out)
     data = folder / ("data-quick" if quick else "data")
-    write_scenes(data, num_train=320 if quick else 4000, num_val=40 if quick else 300)
+    with _writing(folder):
+        write_scenes(data, num_train=320 if quick else 4000, num_val=40 if quick else 300)
     short = {"train.epochs": 2} if quick else {}
     return train(
         data,
@@ -439,7 +456,8 @@ def _fit(
     if result.reason != "interrupted":
         model = load(run_dir, device=str(resolved.device))
         shown = val_split or train_split
-        write_gallery(run_dir / "pictures", model._predictor, shown, model.categories)
+        with _writing(run_dir / "pictures"):
+            write_gallery(run_dir / "pictures", model._predictor, shown, model.categories)
         page = write_report([run_dir])
     return Run(folder=run_dir, reason=result.reason, metrics=trainer.best_metrics, report=page)
 
@@ -515,16 +533,36 @@ def _without_pretrained(config: RunConfig) -> RunConfig:
     return config
 
 
+def _for_this_machine(config: RunConfig) -> RunConfig:
+    """Return the configuration with device and workers to be decided anew: it may come from another machine."""
+    return apply_overrides(config, {"train.device": "auto", "data.workers": "auto"})
+
+
 def _new_run_dir(out: str | Path | None, name: str) -> Path:
     run_dir = _numbered(Path("runs") / name) if out is None else Path(out)
-    if (run_dir / "config.toml").exists():
+    # A start that failed before its first checkpoint has left a config.toml, and nothing that could be resumed.
+    if any((run_dir / "checkpoints").glob("step-*")):
         raise ConfigError(
             "the folder already holds a run",
             where=str(run_dir),
             fix=f"choose another --out, or go on with it: detronome train --resume {run_dir}",
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
+    with _writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn the disk's refusal into an error that says where."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write there: {error.strerror or error}",
+            where=str(error.filename or path),
+            fix="choose a folder with free space that you may write to, with --out",
+        ) from error
 
 
 def _numbered(path: Path) -> Path:
@@ -540,13 +578,13 @@ def _read_image(source: ImageSource) -> UInt8[np.ndarray, "H W 3"]:
     if isinstance(source, str | Path):
         return decode_image(Path(source))
     if isinstance(source, Image.Image):
-        return np.asarray(source.convert("RGB"))
-    if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
+        return np.array(ImageOps.exif_transpose(source).convert("RGB"))
+    if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or source.size == 0:
         raise DataError(
             f"an image array must be uint8 [height, width, 3], this is {source.dtype} {list(source.shape)}",
             fix="convert it to 8-bit RGB",
         )
-    return source
+    return np.require(source, requirements=["C", "W"])
 
 
 def _image_files(images: Iterable[str | Path]) -> list[Path]:
@@ -570,6 +608,8 @@ def _image_files(images: Iterable[str | Path]) -> list[Path]:
 
 
 def _image_ids(files: Sequence[Path]) -> list[int]:
-    if all(file.stem.isdigit() for file in files):
-        return [int(file.stem) for file in files]
+    if all(file.stem.isdecimal() and len(file.stem) < 19 for file in files):
+        ids = [int(file.stem) for file in files]
+        if len(set(ids)) == len(ids):
+            return ids
     return list(range(1, len(files) + 1))

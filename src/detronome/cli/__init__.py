@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App
+from cyclopts import App, CycloptsError
 
-from detronome.errors import DetronomeError
+from detronome.errors import ConfigError, DetronomeError
 
 __all__ = ["app", "main"]
 
@@ -19,6 +19,8 @@ app = App(
     help="Train, evaluate and deploy detection transformers (DETR) on COCO-format data.",
     help_epilogue="Begin with: detronome demo",
     version_flags=["--version"],
+    print_error=False,
+    exit_on_error=False,
 )
 app.command("detronome.cli.demo:demo", help="Embedded data: train, evaluate, pictures, report, in minutes on a CPU.")
 app.command("detronome.cli.train:train", help="Train on a data folder.")
@@ -31,6 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a mistake that the message explains, 130 interrupted."""
     try:
         app(arguments)
+    except CycloptsError as error:
+        from detronome.cli.render import print_error
+
+        error.verbose = False
+        command = " ".join(("detronome", *(error.command_chain or ())))
+        print_error(ConfigError(str(error), where=command, fix=f"see {command} --help"))
+        sys.exit(EXIT_ERROR)
     except DetronomeError as error:
         from detronome.cli.render import print_error
 

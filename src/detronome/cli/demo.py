@@ -35,6 +35,10 @@ def demo(
     from detronome import api
     from detronome.report.console import ConsoleProgress
 
-    run = api.demo(out, quick=quick, seed=seed, settings=parse_settings(settings), observers=[ConsoleProgress()])
+    progress = ConsoleProgress()
+    try:
+        run = api.demo(out, quick=quick, seed=seed, settings=parse_settings(settings), observers=[progress])
+    finally:
+        progress.close()
     print_json(run_record(run)) if json else print_run(run)
     return 130 if run.reason == "interrupted" else 0

@@ -41,7 +41,8 @@ def print_json(record: Mapping[str, Any]) -> None:
 def print_metrics(metrics: DetectionMetrics, *, title: str) -> None:
     """Print the twelve numbers, the classes and the notes."""
     console = Console(highlight=False)
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
     for heading in ("AP", "value", "AR", "value "):
         table.add_column(heading, justify="right" if heading.startswith("value") else "left")
     precision = [(n, v) for n, v in metrics.numbers.items() if n.startswith("AP")]
@@ -50,7 +51,8 @@ def print_metrics(metrics: DetectionMetrics, *, title: str) -> None:
         table.add_row(ap, _number(ap_value), ar, _number(ar_value))
     console.print(table)
     if metrics.per_class_ap:
-        classes = Table(title="AP by class", title_justify="left", box=None, pad_edge=False)
+        console.print()
+        classes = Table(box=None, pad_edge=False)
         classes.add_column("class")
         classes.add_column("AP", justify="right")
         for name, value in metrics.per_class_ap.items():
@@ -69,7 +71,8 @@ def print_run(run: Run) -> None:
     if run.metrics:
         shown = "  ".join(f"{name} {_number(run.metrics[name])}" for name in ("AP", "AP50", "AP75"))
         console.print(Text(shown, style="bold"))
-    console.print(Text(f"best checkpoint  {run.folder / 'checkpoints' / 'best'}"))
+    kept = "best" if run.metrics else "last"
+    console.print(Text(f"{kept} checkpoint  {run.folder / 'checkpoints' / kept}"))
     console.print(Text(f"pictures         {run.folder / 'pictures'}"))
     console.print(Text(f"report           {run.report}"))
 

@@ -13,12 +13,14 @@ from detronome.errors import ConfigError
 
 __all__ = ["train"]
 
+_DEFAULT_MODEL = "detr-r50"
+
 
 def train(
     data: Path | None = None,
     /,
     *,
-    model: str = "detr-r50",
+    model: str = _DEFAULT_MODEL,
     epochs: int | None = None,
     out: Path | None = None,
     config: Path | None = None,
@@ -49,29 +51,34 @@ def train(
     from detronome import api
     from detronome.report.console import ConsoleProgress
 
-    observers = [ConsoleProgress()]
-    if resume is not None:
-        given = {"DATA": data, "--epochs": epochs, "--out": out, "--config": config, "--set": settings}
-        extra = [name for name, value in given.items() if value is not None]
-        if extra:
-            raise ConfigError(
-                f"a resumed run keeps its data and settings: {', '.join(extra)} cannot be given with --resume",
-                where=str(resume),
-                fix="leave them out, or start a new run from this one: detronome train DATA --model RUN",
+    progress = ConsoleProgress()
+    try:
+        if resume is not None:
+            given = {"DATA": data, "--epochs": epochs, "--out": out, "--config": config, "--set": settings}
+            extra = [name for name, value in given.items() if value is not None]
+            if model != _DEFAULT_MODEL:
+                extra.append("--model")
+            if extra:
+                raise ConfigError(
+                    f"a resumed run keeps its data and settings: {', '.join(extra)} cannot be given with --resume",
+                    where=str(resume),
+                    fix="leave them out, or start a new run from this one: detronome train DATA --model RUN",
+                )
+            run = api.resume(resume, observers=[progress], tensorboard=tensorboard)
+        elif data is None:
+            raise ConfigError("no data folder", where="detronome train", fix="detronome train DATA --model nano")
+        else:
+            run = api.train(
+                data,
+                model=model,
+                epochs=epochs,
+                out=out,
+                config=config,
+                settings=parse_settings(settings),
+                observers=[progress],
+                tensorboard=tensorboard,
             )
-        run = api.resume(resume, observers=observers, tensorboard=tensorboard)
-    elif data is None:
-        raise ConfigError("no data folder", where="detronome train", fix="detronome train DATA --model nano")
-    else:
-        run = api.train(
-            data,
-            model=model,
-            epochs=epochs,
-            out=out,
-            config=config,
-            settings=parse_settings(settings),
-            observers=observers,
-            tensorboard=tensorboard,
-        )
+    finally:
+        progress.close()
     print_json(run_record(run)) if json else print_run(run)
     return 130 if run.reason == "interrupted" else 0

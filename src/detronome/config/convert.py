@@ -70,7 +70,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"{text!r} is not key=value", where="--set", fix="write e.g. --set optim.lr=2e-4")
+        raise ConfigError(
+            f"{text!r} is not key=value", where="--set", fix="write e.g. --set optim.lr=2e-4; DATA stands before --set"
+        )
     try:
         return key.strip(), tomllib.loads(f"v = {value.strip()}")["v"]
     except tomllib.TOMLDecodeError:
@@ -135,9 +137,9 @@ def _choose_record(
     """Return the record type that `family` names, or the current one."""
     by_family = {getattr(record, "family", record.__name__): record for record in records}
     family = value.get("family") if isinstance(value, Mapping) else None
-    if family is None:
+    if family is None or len(records) == 1:
         return type(current)
-    if family not in by_family:
+    if not isinstance(family, str) or family not in by_family:
         problems.append(
             Problem(
                 what=f"unknown {path}.family {family!r}",
@@ -150,6 +152,8 @@ def _choose_record(
 
 
 _REFUSED = object()
+_LARGEST = 1e300
+"""Beyond are inf, nan and whole numbers that are no float."""
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -169,7 +173,7 @@ def _convert(value: Any, hint: Any) -> Any:
         result = tuple(_convert(item, kind) for item, kind in zip(items, kinds, strict=True))
         return _REFUSED if _REFUSED in result else result
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < _LARGEST else _REFUSED
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) is not (hint is bool):

@@ -4,10 +4,11 @@ beside `resolve.py`."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from detronome.config.convert import to_dict
-from detronome.config.schema import RunConfig, ScheduleConfig
+from detronome.config.schema import DetrConfig, RunConfig, ScheduleConfig
 from detronome.data.build import DataSplit, build_eval_batches, build_train_batches
 from detronome.data.sampler import steps_per_epoch
 from detronome.engine import schedule as schedules
@@ -73,7 +74,7 @@ def build_trainer(
         checkpoint_s=config.train.checkpoint_minutes * 60,
         metric=config.train.metric,
     )
-    model = _model(config, categories, start_from).to(device)
+    model = _model(config, categories, source).to(device)
     workers, pin_memory = config.data.workers, device.type == "cuda"
     trainer = Trainer(
         step=_training_step(resolved, model, plan),
@@ -142,11 +143,22 @@ def build_schedule(config: ScheduleConfig, *, steps_per_epoch: int, total_steps:
     return schedules.with_warmup(schedule, warmup_steps=config.warmup_steps)
 
 
-def _model(config: RunConfig, categories: Categories, start_from: Checkpoint | None) -> Detector:
+def _model(config: RunConfig, categories: Categories, source: Checkpoint | None) -> Detector:
     seed_torch("init", config.train.seed)
-    model = build_model(config.model, len(categories))
-    if start_from is not None:
-        model.load_state_dict(start_from.model)
+    model_config = config.model
+    if source is not None and isinstance(model_config, DetrConfig):
+        # The checkpoint holds all the weights: nothing to download.
+        model_config = replace(model_config, backbone_weights="none")
+    model = build_model(model_config, len(categories))
+    if source is not None:
+        try:
+            model.load_state_dict(source.model)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the checkpoint's weights do not fit the model that the settings describe: {error}",
+                where="model",
+                fix="leave the model.* settings as the checkpoint has them, or train from a preset",
+            ) from error
     return model
 
 

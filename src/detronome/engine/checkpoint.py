@@ -12,6 +12,7 @@ checkpoints/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -75,6 +76,9 @@ class CheckpointFolder:
         """
         folder = self.path / f"step-{checkpoint.state.step:08d}"
         try:
+            self._delete_leftovers()
+            if folder.exists() and not _is_whole(folder):
+                shutil.rmtree(folder)
             if not folder.exists():
                 with atomic_directory(folder) as temporary:
                     _write(checkpoint, temporary)
@@ -89,6 +93,14 @@ class CheckpointFolder:
                 fix="free disk space or choose another --out; older checkpoints are intact",
             ) from error
         return folder
+
+    def _delete_leftovers(self) -> None:
+        """Remove what a killed process was writing."""
+        for path in self.path.glob(".*.tmp"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def _delete_unused(self) -> None:
         used = {(self.path / name).resolve() for name in ("last", "best")}
@@ -156,13 +168,14 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
         "state": vars(checkpoint.state),
         "files": files,
     }
+    record["sha256"] = _digest(record)
     (folder / "state.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        version = record["format_version"]
+        version, digest = record["format_version"], record.pop("sha256")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"not a readable checkpoint: {error!r}", where=str(path), fix="use an older checkpoint of the run"
@@ -173,7 +186,25 @@ def _read_record(path: Path) -> dict[str, Any]:
             where=str(path),
             fix="use the version of detronome that wrote it",
         )
+    if digest != _digest(record):
+        raise CheckpointError(
+            "the content does not have the SHA-256 it was written with",
+            where=str(path),
+            fix="the file is damaged: use another checkpoint of the run",
+        )
     return record
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        files = _read_record(folder / "state.json")["files"]
+    except CheckpointError:
+        return False
+    return all(_verify(folder / name, expected) is None for name, expected in files.items())
 
 
 def _verify(path: Path, expected: dict[str, Any]) -> Problem | None:

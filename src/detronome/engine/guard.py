@@ -48,6 +48,7 @@ class StepGuard:
         self.num_consecutive = 0
         self._max_consecutive = max_consecutive
         self._pending: list[_Verdict] = []
+        self._last: SkippedStep | None = None
         self._statistics = [
             buffer
             for module in model.modules()
@@ -70,11 +71,7 @@ class StepGuard:
         return is_applied
 
     def drain(self) -> list[SkippedStep]:
-        """Read the verdicts since the last call: one host sync.
-
-        Raises:
-            TrainingError: too many steps in a row were skipped.
-        """
+        """Read the verdicts since the last call: one host sync."""
         pending, self._pending = self._pending, []
         if not pending:
             return []
@@ -87,11 +84,20 @@ class StepGuard:
             self.num_skipped += 1
             self.num_consecutive += 1
             skipped.append(SkippedStep(verdict.step, verdict.image_ids, f"loss {loss:g}, gradient norm {grad_norm:g}"))
-        if self.num_consecutive > self._max_consecutive:
-            last = skipped[-1]
+        if skipped:
+            self._last = skipped[-1]
+        return skipped
+
+    def check(self) -> None:
+        """Stop a run that only skips.
+
+        Raises:
+            TrainingError: more than `max_consecutive` steps in a row were skipped, as far as `drain` has read.
+        """
+        if self.num_consecutive > self._max_consecutive and self._last is not None:
             raise TrainingError(
-                f"{self.num_consecutive} steps in a row had a loss or gradient that is not finite ({last.reason})",
-                where=f"step {last.step}, images {last.image_ids}",
+                f"{self.num_consecutive} steps in a row had a loss or gradient that is not finite "
+                f"({self._last.reason})",
+                where=f"step {self._last.step}, images {self._last.image_ids}",
                 fix="lower optim.lr, train in fp32 (--set train.precision=fp32), or check these images' boxes",
             )
-        return skipped

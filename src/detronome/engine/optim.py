@@ -53,5 +53,9 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
     for full_name, value in tensors.items():
         name, key = full_name.rsplit(".", 1)
         parameter = parameters[name]
-        # AdamW keeps its step count on the parameter's device when fused.
-        optimizer.state[parameter][key] = value.to(parameter.device)
+        # AdamW keeps its step count on the parameter's device when fused. Moments must have the parameter's memory
+        # layout (channels-last convolutions): the fused kernel walks both in the order in which they lie.
+        like = parameter if value.shape == parameter.shape else value
+        optimizer.state[parameter][key] = torch.empty_like(like, dtype=value.dtype, device=parameter.device).copy_(
+            value
+        )

@@ -20,7 +20,7 @@ from detronome.runtime.precision import resolve_precision
 
 __all__ = ["Resolved", "check_consistency", "resolve"]
 
-_STEPS_TO_LEARN = 3500
+_STEPS_TO_LEARN = 2500
 """Updates after which small detectors trained from scratch had levelled off on the data sets measured."""
 _FEWEST_QUERIES = 25
 
@@ -59,6 +59,8 @@ def resolve(config: RunConfig, train: DataSplit) -> Resolved:
     check_consistency(config)
     resolved = Resolved(config)
     resolved.device, device_reason = resolve_device(config.train.device)
+    if config.train.precision == "fp16" and resolved.device.type == "cpu":
+        raise ConfigError("fp16 needs a GPU", where="train.precision", fix="use bf16 or fp32")
     if config.train.device == "auto":
         resolved._take("train.device", str(resolved.device), device_reason)
     num_steps = steps_per_epoch(len(train.index), config.batch.global_batch_size)
@@ -93,27 +95,15 @@ def check_consistency(config: RunConfig) -> None:
             f"set loss.classification={wanted}",
         ),
         (
-            config.model.hidden_dim % config.model.num_heads == 0,
+            config.model.num_heads < 1 or config.model.hidden_dim % config.model.num_heads == 0,
             f"model.hidden_dim = {config.model.hidden_dim} is no multiple of num_heads = {config.model.num_heads}",
             "choose a multiple",
         ),
-        (config.batch.global_batch_size >= 1, "batch.global_batch_size must be at least 1", "give 1 or more"),
         (
-            config.batch.micro_batch_size == "auto" or config.batch.micro_batch_size >= 1,
-            "batch.micro_batch_size must be at least 1",
-            "give 1 or more, or auto",
+            config.model.family != "detr" or config.model.hidden_dim % 4 == 0,
+            f"model.hidden_dim = {config.model.hidden_dim} is no multiple of 4, as the position encoding needs",
+            "choose a multiple of 4",
         ),
-        (
-            config.train.epochs == "auto" or config.train.epochs >= 1,
-            "train.epochs must be at least 1",
-            "give 1 or more",
-        ),
-        (
-            config.train.eval_epochs == "auto" or config.train.eval_epochs >= 1,
-            "train.eval_epochs must be at least 1",
-            "give 1 or more",
-        ),
-        (config.train.log_steps >= 1, "train.log_steps must be at least 1", "give 1 or more"),
         (config.optim.lr > 0, "optim.lr must be above 0", "give e.g. 1e-4"),
         (0 <= config.train.ema_decay < 1, "train.ema_decay must be from 0 to below 1", "0 turns averaging off"),
         (
@@ -122,7 +112,6 @@ def check_consistency(config: RunConfig) -> None:
             "give one number, or set schedule.kind=multistep",
         ),
         (bool(config.augment.sizes), "augment.sizes is empty", "give at least one short side in pixels"),
-        (config.train.precision != "fp16" or config.train.device != "cpu", "fp16 needs a GPU", "use bf16 or fp32"),
     ]
     if isinstance(config.model, RtDetrConfig):
         checks.append(
@@ -133,8 +122,73 @@ def check_consistency(config: RunConfig) -> None:
             )
         )
     problems = [Problem(what=what, where="configuration", fix=fix) for is_fine, what, fix in checks if not is_fine]
+    problems += _out_of_range(config)
     if problems:
         raise ConfigError(problems)
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "model.hidden_dim": (1, math.inf),
+    "model.num_heads": (1, math.inf),
+    "model.ffn_dim": (1, math.inf),
+    "model.num_encoder_layers": (0, math.inf),
+    "model.num_decoder_layers": (1, math.inf),
+    "model.num_queries": (1, math.inf),
+    "model.num_points": (1, math.inf),
+    "model.widths": (1, math.inf),
+    "model.depths": (1, math.inf),
+    "model.dropout": (0, 0.99),
+    "model.query_size_prior": (0.001, 0.999),
+    "model.denoising_groups": (0, math.inf),
+    "model.denoising_box_noise": (0, 1),
+    "model.denoising_label_noise": (0, 1),
+    "loss.cost_class": (0, math.inf),
+    "loss.cost_bbox": (0, math.inf),
+    "loss.cost_giou": (0, math.inf),
+    "loss.weight_class": (0, math.inf),
+    "loss.weight_bbox": (0, math.inf),
+    "loss.weight_giou": (0, math.inf),
+    "loss.no_object_weight": (1e-6, math.inf),
+    "loss.quality_exponent": (0, math.inf),
+    "loss.quality_ramp": (0, math.inf),
+    "data.prefetch": (1, math.inf),
+    "batch.global_batch_size": (1, math.inf),
+    "batch.micro_batch_size": (1, math.inf),
+    "optim.backbone_lr": (0, math.inf),
+    "optim.weight_decay": (0, math.inf),
+    "optim.clip_norm": (0, math.inf),
+    "schedule.warmup_steps": (0, math.inf),
+    "schedule.drop_epochs": (1, math.inf),
+    "schedule.gamma": (0, 1),
+    "schedule.min_factor": (0, 1),
+    "schedule.cycle_epochs": (1e-6, math.inf),
+    "schedule.peak_fraction": (0, 1),
+    "train.epochs": (1, math.inf),
+    "train.eval_epochs": (1, math.inf),
+    "train.log_steps": (1, math.inf),
+    "train.checkpoint_minutes": (0, math.inf),
+    "train.early_stop_patience": (0, math.inf),
+    "train.early_stop_min_delta": (0, math.inf),
+    "train.max_skipped_steps": (0, math.inf),
+    "eval.batch_size": (1, math.inf),
+    "eval.max_detections": (1, math.inf),
+}
+"""Smallest and largest value of each number that has bounds of its own, of every entry where it is a list."""
+
+
+def _out_of_range(config: RunConfig) -> list[Problem]:
+    problems = []
+    for key, (low, high) in _RANGES.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name, "auto")
+        numbers = value if isinstance(value, tuple) else () if value == "auto" else (value,)
+        if not all(low <= number <= high for number in numbers):
+            bounds = f"{low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}"
+            shown = list(value) if isinstance(value, tuple) else value
+            problems.append(
+                Problem(what=f"{key} = {shown} is out of range", where="configuration", fix=f"give {bounds}")
+            )
+    return problems
 
 
 def _epochs(num_steps: int) -> tuple[int, str]:

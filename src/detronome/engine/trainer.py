@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -128,19 +129,22 @@ class Trainer:
     def fit(self) -> FitResult:
         """Train to the end of the plan, to an early stop, or to the user's interruption."""
         started = time.perf_counter()
-        reason: Literal["finished", "early_stop", "interrupted"] = "finished"
         window = _Window(self)
         last_saved = time.perf_counter()
-        with StopRequest() as stop:
-            batches = self.batches(self.step)
+        validation_batches = self.validation.batches if self.validation is not None else ()
+        with StopRequest() as stop, _closing(validation_batches), _closing(self.batches(self.step)) as batches:
             self.model.train()
-            while self.step < self.plan.total_steps:
+            if self.step == 0:
+                self._save()  # A run killed before its first evaluation can be resumed too.
+            is_stopping = False
+            while self.step < self.plan.total_steps and not self.best.should_stop and not is_stopping:
                 batch = window.fetch(batches)
                 result = self._train_one(batch)
                 window.add(result, len(batch))
 
+                is_stopping = stop.is_set
                 is_evaluated = self._is_evaluation_step()
-                is_saved = is_evaluated or time.perf_counter() - last_saved > self.plan.checkpoint_s or stop.is_set
+                is_saved = is_evaluated or is_stopping or time.perf_counter() - last_saved > self.plan.checkpoint_s
                 if is_saved or self.step % self.plan.log_steps == 0:
                     self._report_skips()
                     self._tell(window.close())
@@ -151,14 +155,9 @@ class Trainer:
                     self._save()
                     last_saved = time.perf_counter()
                     window.restart()
-                if self.best.should_stop:
-                    reason = "early_stop"
-                    break
-                if stop.is_set:
-                    reason = "interrupted" if self.step < self.plan.total_steps else "finished"
-                    break
-            if isinstance(batches, Iterator) and hasattr(batches, "close"):
-                batches.close()
+        reason: Literal["finished", "early_stop", "interrupted"] = "finished"
+        if self.step < self.plan.total_steps:
+            reason = "early_stop" if self.best.should_stop else "interrupted"
         self._tell(
             RunEnded(
                 step=self.step,
@@ -245,11 +244,12 @@ class Trainer:
                 training=self.model.state_dict() if has_ema else None,
                 optimizer=optimizer_tensors(self.training_step.optimizer, self.model),
             ),
-            is_best=self.best.step == self.step,
+            is_best=self.step > 0 and self.best.step == self.step,
         )
 
     def _report_skips(self) -> None:
-        for skipped in self.training_step.guard.drain():
+        guard = self.training_step.guard
+        for skipped in guard.drain():
             self._tell(
                 StepSkipped(
                     step=skipped.step,
@@ -258,11 +258,26 @@ class Trainer:
                     image_ids=skipped.image_ids,
                 )
             )
+        guard.check()
 
     def _tell(self, event: Event | None) -> None:
         if event is not None:
             for observer in self.observers:
                 observer(event)
+
+
+_T = TypeVar("_T")
+
+
+@contextmanager
+def _closing(batches: _T) -> Iterator[_T]:
+    """End loader workers also when the run ends with an error."""
+    try:
+        yield batches
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
 
 
 class _Window:

@@ -16,19 +16,16 @@ __all__ = ["assign"]
 
 
 def assign(
-    cost: Float[np.ndarray, "P T Q"], num_targets: Sequence[int]
-) -> list[tuple[Int64[np.ndarray, " M"], Int64[np.ndarray, " M"]]]:
-    """Solve `P` assignment problems.
+    costs: Sequence[Float[np.ndarray, "_ _"]],
+) -> tuple[list[Int64[np.ndarray, " _"]], list[Int64[np.ndarray, " _"]]]:
+    """Solve assignment problems of any sizes.
 
     Args:
-        cost: finite costs; rows beyond a problem's number of targets are ignored. float64 spares a conversion.
-        num_targets: how many rows of each problem are real, one number a problem.
+        costs: one matrix of finite costs a problem.
 
     Returns:
-        For each problem the chosen (target, query) indices, ascending by target; `M` = min(targets, queries).
+        For each problem the chosen targets, ascending, and for each problem their queries;
+        `M` = min(targets, queries).
     """
-    solved = []
-    for problem, count in zip(cost, num_targets, strict=True):
-        target, query = linear_sum_assignment(problem[:count])
-        solved.append((target.astype(np.int64, copy=False), query.astype(np.int64, copy=False)))
-    return solved
+    solved = [linear_sum_assignment(cost) for cost in costs]
+    return [target for target, _ in solved], [query for _, query in solved]

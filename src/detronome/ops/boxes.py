@@ -45,11 +45,14 @@ def pairwise_l1_and_giou(
     """
     a = a_cxcywh.movedim(-1, 0).contiguous().unsqueeze(-1)
     b = b_cxcywh.movedim(-1, 0).contiguous().unsqueeze(-2)
-    l1 = (a - b).abs_().sum(0)
-    half_a, half_b = 0.5 * a[2:], 0.5 * b[2:]
-    overlap = torch.minimum(a[:2] + half_a, b[:2] + half_b).sub_(torch.maximum(a[:2] - half_a, b[:2] - half_b))
-    hull = (a[2:] + b[2:]).sub_(overlap)
-    overlap.clamp_(min=0)
+    distance = (a - b).abs_()
+    l1 = distance.sum(0)
+    # Two intervals overlap by half their lengths' sum less the distance of their centres, or, where one holds the
+    # other, less half the lengths' difference. Their hull is longer than that half by as much as the overlap is shorter.
+    reach = torch.maximum(distance[:2], distance[2:].mul_(0.5))
+    half_sum = 0.5 * a[2:] + 0.5 * b[2:]
+    overlap = (half_sum - reach).clamp_(min=0)
+    hull = half_sum.add_(reach)
     intersection = overlap[0] * overlap[1]
     union = (a[2] * a[3] + b[2] * b[3]).sub_(intersection)
     return l1, _giou(intersection, union, hull[0] * hull[1])

@@ -1,7 +1,7 @@
 """Denoising queries: noised truth boxes trained to find their way back, without matching (arXiv 2203.01305).
 
 Shape letters: `B` batch, `R` denoising queries (groups x most targets of one image), `Q` ordinary queries,
-`D` hidden dimension.
+`A` = R + Q, `D` hidden dimension.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class DenoisingQueries:
     content: Float[Tensor, "B R D"]
     reference_boxes: Float[Tensor, "B R 4"]
     """Noised truth, cxcywh, 0-1 of the unpadded image."""
-    attention_mask: Bool[Tensor, "R+Q R+Q"]
+    attention_mask: Bool[Tensor, "A A"]
     """True where attention is forbidden: groups see only themselves, ordinary queries see no denoising query."""
     matches: tuple[tuple[Tensor, Tensor], ...]
     """For each image (query index, target index)."""
