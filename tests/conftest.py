@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,3 +88,35 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(record))
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> dict[str, Any]:
+    """Settings that make `nano` train in a second: 5 thousand parameters, images of 64 pixels."""
+    return {
+        "model.widths": [8, 16, 16],
+        "model.depths": [1, 1, 1],
+        "model.hidden_dim": 16,
+        "model.num_heads": 2,
+        "model.num_points": 2,
+        "model.ffn_dim": 16,
+        "augment.sizes": [64],
+        "augment.max_size": 96,
+        "augment.eval_size": 64,
+        "augment.eval_max_size": 96,
+        "train.log_steps": 1,
+        "train.eval_epochs": 1,
+        "train.device": "cpu",
+        "data.workers": 0,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_run(blocks: Path, tiny_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of one epoch; not to be written to."""
+    import detronome as dt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETRONOME_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        folder = tmp_path_factory.mktemp("tiny") / "run"
+        return dt.train(blocks, model="nano", epochs=1, out=folder, settings=tiny_settings).folder

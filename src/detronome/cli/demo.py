@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.console import Console
 
 from detronome.cli.options import Json, Settings, parse_settings
 from detronome.cli.render import print_json, print_run, run_record
@@ -37,6 +38,7 @@ def demo(
 
     progress = ConsoleProgress()
     try:
+        Console(stderr=True, highlight=False).print(f"scenes of handwritten digits go to {out}", markup=False)
         run = api.demo(out, quick=quick, seed=seed, settings=parse_settings(settings), observers=[progress])
     finally:
         progress.close()

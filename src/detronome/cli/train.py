@@ -40,7 +40,7 @@ def train(
     epochs
         Shortcut for --set train.epochs=N.
     out
-        Run folder; by default runs/<preset>, numbered.
+        Run folder; by default runs/PRESET, numbered.
     config
         TOML file with settings, on top of the preset.
     resume

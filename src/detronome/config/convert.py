@@ -103,7 +103,14 @@ def to_toml(config: RunConfig) -> str:
 def _build(record_type: type, data: Any, base: Any, prefix: str, where: str, problems: list[Problem]) -> Any:
     """Return a record of `record_type` from plain data on top of `base`, collecting problems."""
     if not isinstance(data, Mapping):
-        problems.append(Problem(what=f"{prefix.rstrip('.')} must be a section of settings, not {data!r}", where=where))
+        section = prefix.rstrip(".")
+        problems.append(
+            Problem(
+                what=f"{section} must be a section of settings, not {data!r}",
+                where=where,
+                fix=f"write [{section}] and below it one name = value a line",
+            )
+        )
         return base
     hints = get_type_hints(record_type)
     values = {}

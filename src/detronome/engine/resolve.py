@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from detronome.config.schema import RtDetrConfig, RunConfig
-from detronome.data.build import DataSplit, resolve_workers
+from detronome.data.build import DataSplit, augment_policy, resolve_workers
 from detronome.data.sampler import steps_per_epoch
 from detronome.errors import ConfigError, Problem
 from detronome.runtime.device import resolve_device
@@ -111,7 +111,6 @@ def check_consistency(config: RunConfig) -> None:
             f"the schedule 'step' takes one period, schedule.drop_epochs has {len(config.schedule.drop_epochs)}",
             "give one number, or set schedule.kind=multistep",
         ),
-        (bool(config.augment.sizes), "augment.sizes is empty", "give at least one short side in pixels"),
     ]
     if isinstance(config.model, RtDetrConfig):
         checks.append(
@@ -123,6 +122,10 @@ def check_consistency(config: RunConfig) -> None:
         )
     problems = [Problem(what=what, where="configuration", fix=fix) for is_fine, what, fix in checks if not is_fine]
     problems += _out_of_range(config)
+    try:
+        augment_policy(config.augment)
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError(problems)
 
@@ -151,6 +154,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "loss.no_object_weight": (1e-6, math.inf),
     "loss.quality_exponent": (0, math.inf),
     "loss.quality_ramp": (0, math.inf),
+    "data.workers": (0, math.inf),
     "data.prefetch": (1, math.inf),
     "batch.global_batch_size": (1, math.inf),
     "batch.micro_batch_size": (1, math.inf),

@@ -45,17 +45,16 @@ def pairwise_l1_and_giou(
     """
     a = a_cxcywh.movedim(-1, 0).contiguous().unsqueeze(-1)
     b = b_cxcywh.movedim(-1, 0).contiguous().unsqueeze(-2)
+    size_a, size_b = a[2:], b[2:]
     distance = (a - b).abs_()
     l1 = distance.sum(0)
     # Two intervals overlap by half their lengths' sum less the distance of their centres, or, where one holds the
-    # other, less half the lengths' difference. Their hull is longer than that half by as much as the overlap is shorter.
+    # other, less half the lengths' difference. Their hull is longer than that half sum by what the overlap is shorter.
+    half_sum = (size_a + size_b).mul_(0.5)
     reach = torch.maximum(distance[:2], distance[2:].mul_(0.5))
-    half_sum = 0.5 * a[2:] + 0.5 * b[2:]
-    overlap = (half_sum - reach).clamp_(min=0)
-    hull = half_sum.add_(reach)
-    intersection = overlap[0] * overlap[1]
-    union = (a[2] * a[3] + b[2] * b[3]).sub_(intersection)
-    return l1, _giou(intersection, union, hull[0] * hull[1])
+    intersection = (half_sum - reach).clamp_(min=0).prod(0)
+    union = (size_a.prod(0) + size_b.prod(0)).sub_(intersection)
+    return l1, _giou(intersection, union, half_sum.add_(reach).prod(0))
 
 
 _EPSILON = 1e-9

@@ -1,204 +1,292 @@
-"""The training step: the same gradient however a batch is cut, and steps that must change nothing."""
-
-import copy
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from detronome.config.presets import nano, preset
-from detronome.config.schema import DetrConfig, RtDetrConfig
+from detronome.config.schema import DetrConfig, LossConfig, RtDetrConfig
+from detronome.engine import schedule as schedules
 from detronome.engine.ema import ModelEma
-from detronome.engine.guard import StepGuard
-from detronome.engine.optim import build_optimizer
-from detronome.engine.schedule import constant
+from detronome.engine.guard import SkippedStep, StepGuard
+from detronome.engine.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from detronome.engine.step import TrainingStep
-from detronome.errors import TrainingError
 from detronome.losses.build import build_criterion
 from detronome.models.build import build_model
 from detronome.models.detector import Detector
 from detronome.types import Batch, Target
 
-CLASSIC = DetrConfig(
-    backbone="resnet18",
-    backbone_weights="none",
-    hidden_dim=32,
-    num_heads=2,
-    ffn_dim=48,
-    num_encoder_layers=1,
-    num_decoder_layers=2,
-    num_queries=7,
-    dropout=0.0,
-)
-FAST = RtDetrConfig(widths=(8, 16, 16), hidden_dim=16, num_heads=2, ffn_dim=16, num_queries=6, denoising_groups=1)
+CPU = torch.device("cpu")
 
 
-def make_batch(num_images: int = 8) -> Batch:
-    """Images of different sizes, so that there is padding, with 0 to 4 objects."""
-    # A seed with no activation so near 0 that rounding flips its ReLU: the gradient jumps there, however it is cut.
-    random = torch.Generator().manual_seed(5)
-    padding_mask = torch.ones(num_images, 64, 96, dtype=torch.bool)
+def small_detr(**changes: object) -> Detector:
+    torch.manual_seed(0)
+    config = DetrConfig(
+        backbone="resnet18",
+        backbone_weights="none",
+        frozen_stages=0,
+        hidden_dim=16,
+        num_heads=2,
+        ffn_dim=32,
+        num_encoder_layers=1,
+        num_decoder_layers=2,
+        num_queries=6,
+        dropout=0.0,
+        **changes,  # type: ignore[arg-type]
+    )
+    return build_model(config, 3).train()
+
+
+def batch_of(counts: Sequence[int], sizes_hw: Sequence[tuple[int, int]] = ((64, 64),), *, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [sizes_hw[i % len(sizes_hw)] for i in range(len(counts))]
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    images = torch.zeros(len(counts), 3, height, width, dtype=torch.uint8)
+    padding_mask = torch.ones(len(counts), height, width, dtype=torch.bool)
     targets = []
-    for i in range(num_images):
-        height, width, count = 64 - 8 * (i % 3), 96 - 16 * (i % 2), i % 5
-        padding_mask[i, :height, :width] = False
-        targets.append(
-            Target(
-                boxes_cxcywh=torch.rand(count, 4, generator=random) * 0.4 + 0.3,
-                labels=torch.randint(3, (count,), generator=random),
-                image_id=50 + i,
-                size_hw=(height, width),
-                orig_size_hw=(height, width),
-            )
-        )
-    images = torch.randint(256, (num_images, 3, 64, 96), generator=random, dtype=torch.uint8)
+    for i, (count, (h, w)) in enumerate(zip(counts, sizes, strict=True)):
+        images[i, :, :h, :w] = torch.randint(0, 256, (3, h, w), generator=generator, dtype=torch.uint8)
+        padding_mask[i, :h, :w] = False
+        boxes = torch.rand(count, 4, generator=generator) * 0.4 + torch.tensor([0.3, 0.3, 0.1, 0.1])
+        labels = torch.randint(0, 3, (count,), generator=generator)
+        targets.append(Target(boxes_cxcywh=boxes, labels=labels, image_id=100 + i, size_hw=(h, w), orig_size_hw=(h, w)))
     return Batch(images=images, padding_mask=padding_mask, targets=tuple(targets))
 
 
-def make_step(model: Detector, *, micro_batch_size: int = 8, clip_norm: float = 0.0, name: str = "detr-r50", **guard):
-    optimizer = build_optimizer(model, lr=1e-3, backbone_lr=1e-4, weight_decay=1e-4, decay_one_dimensional=False)
+def training_step(
+    model: Detector,
+    *,
+    micro_batch_size: int = 8,
+    clip_norm: float = 0.0,
+    max_consecutive: int = 5,
+    lr: float = 1e-3,
+    ema: bool = False,
+) -> TrainingStep:
     return TrainingStep(
         model=model,
-        criterion=build_criterion(preset(name).loss),
-        optimizer=optimizer,
-        schedule=constant(),
-        guard=StepGuard(model, max_consecutive=guard.get("max_consecutive", 3)),
-        ema=ModelEma(model, decay=0.9),
+        criterion=build_criterion(LossConfig()),
+        optimizer=build_optimizer(model, lr=lr, backbone_lr=lr, weight_decay=1e-4, decay_one_dimensional=True),
+        schedule=schedules.constant(),
+        guard=StepGuard(model, max_consecutive=max_consecutive),
+        ema=ModelEma(model, decay=0.9) if ema else None,
         micro_batch_size=micro_batch_size,
         clip_norm=clip_norm,
         precision="fp32",
-        device=torch.device("cpu"),
+        device=CPU,
     )
 
 
-def classic() -> Detector:
-    torch.manual_seed(0)
-    return build_model(CLASSIC, 3).train()
+def everything(step: TrainingStep) -> dict[str, Tensor]:
+    tensors = {f"model.{name}": value for name, value in step.model.state_dict().items()}
+    tensors |= {f"optim.{n}": value for n, value in optimizer_tensors(step.optimizer, step.model).items()}
+    if step.ema is not None:
+        tensors |= {f"ema.{name}": value for name, value in step.ema.model.state_dict().items()}
+    return {name: value.clone() for name, value in tensors.items()}
 
 
-def fast() -> Detector:
-    torch.manual_seed(0)
-    return build_model(FAST, 3).train()
+def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
+    assert before.keys() == after.keys()
+    return [name for name, value in before.items() if not torch.equal(value, after[name])]
 
 
-@pytest.mark.parametrize("micro_batch_size", [4, 2, 1, 3])
-def test_the_gradient_does_not_depend_on_the_cut(micro_batch_size: int) -> None:
-    batch = make_batch()
-    gradients, losses = [], []
-    for size in (8, micro_batch_size):
-        model = classic().double()
-        step = make_step(model, micro_batch_size=size)
-        loss, _ = step._accumulate(batch, progress=0.5)
-        losses.append(loss)
-        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
-    whole, cut = (torch.cat([g.flatten() for g in one.values()]) for one in gradients)
-    assert gradients[0].keys() == gradients[1].keys()
-    assert (cut - whole).norm() / whole.norm() < 1e-6
+SAME_SIZE = ((64, 64),)
+PADDED = ((64, 64), (48, 80), (33, 65))
 
 
-@pytest.mark.parametrize("micro_batch_size", [4, 2, 1])
-def test_the_gradient_does_not_depend_on_the_cut_in_fp32(micro_batch_size: int) -> None:
-    whole, cut = [], []
-    for size, kept in ((8, whole), (micro_batch_size, cut)):
-        model = classic()
-        make_step(model, micro_batch_size=size)._accumulate(make_batch(), progress=0.5)
-        kept.extend(p.grad.flatten() for p in model.parameters() if p.grad is not None)
-    difference = (torch.cat(cut) - torch.cat(whole)).norm() / torch.cat(whole).norm()
-    assert difference < 1e-6
+@pytest.fixture(scope="module")
+def whole() -> dict[tuple[tuple[int, int], ...], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
+    """Loss, its terms and all gradients of the effective batch in one piece, for both kinds of sizes."""
+    return {sizes: gradients(8, COUNTS, sizes) for sizes in (SAME_SIZE, PADDED)}
 
 
-def test_clipping_limits_the_norm_and_reports_the_one_before() -> None:
-    model = classic()
-    step = make_step(model, clip_norm=0.1)
-    step._accumulate(make_batch(), 0.0)
-    before = step._clip()
-    after = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    assert before > 0.1 and after == pytest.approx(0.1, rel=1e-4)
+COUNTS = (3, 0, 1, 8, 0, 2, 5, 1)
+"""Objects an image; 8 are more than the model has queries."""
 
 
-@pytest.mark.parametrize(("make", "name"), [(classic, "detr-r50"), (fast, "nano")])
-def test_a_step_that_is_not_finite_changes_nothing(make, name: str) -> None:
-    model = make()
-    step = make_step(model, name=name)
-    batch = make_batch()
-    step(batch, step=0, progress=0.0)
-    step.guard.drain()
-    before = copy.deepcopy(model.state_dict())
-    moments = copy.deepcopy(step.optimizer.state_dict()["state"])
-    average = copy.deepcopy(step.ema.model.state_dict())
+def gradients(
+    micro_batch_size: int, counts: Sequence[int], sizes_hw: Sequence[tuple[int, int]]
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    step = training_step(small_detr(), micro_batch_size=micro_batch_size)
+    loss, losses = step._accumulate(batch_of(counts, sizes_hw), progress=0.5)
+    return loss, losses, {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
 
-    poisoned = Batch(
-        images=batch.images,
-        padding_mask=batch.padding_mask,
-        targets=tuple(Target(**{**vars_of(t), "boxes_cxcywh": t.boxes_cxcywh * torch.nan}) for t in batch.targets),
-    )
-    step(poisoned, step=1, progress=0.0)
+
+def relative_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    total = torch.stack([grad.norm() for grad in theirs.values()]).norm()
+    assert total > 0
+    return float(torch.stack([(ours[name] - grad).norm() for name, grad in theirs.items()]).norm() / total)
+
+
+@pytest.mark.parametrize("sizes_hw", [SAME_SIZE, PADDED], ids=["same size", "padded"])
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 4])
+def test_gradient_does_not_depend_on_the_cut(
+    micro_batch_size: int,
+    sizes_hw: tuple[tuple[int, int], ...],
+    whole: dict[tuple[tuple[int, int], ...], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]],
+) -> None:
+    loss, losses, grads = whole[sizes_hw]
+    cut_loss, cut_losses, cut_grads = gradients(micro_batch_size, COUNTS, sizes_hw)
+    torch.testing.assert_close(cut_loss, loss, rtol=1e-6, atol=0)
+    assert cut_losses.keys() == losses.keys()
+    for name in losses:
+        torch.testing.assert_close(cut_losses[name], losses[name], rtol=2e-6, atol=1e-7)
+    assert cut_grads.keys() == grads.keys()
+    # Float32 rounding differs with the shape of a convolution's input: 2e-6 was measured for single images.
+    assert relative_difference(cut_grads, grads) <= 5e-6
+
+
+def test_gradient_of_the_fast_family_does_not_depend_on_the_cut_either() -> None:
+    def run(micro_batch_size: int) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        config = RtDetrConfig(widths=(8, 8, 16), depths=(1, 1, 1), hidden_dim=16, num_heads=2, ffn_dim=16)
+        model = build_model(replace(config, num_queries=6, denoising_groups=0), 3).train()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        step = training_step(model, micro_batch_size=micro_batch_size)
+        step.criterion = build_criterion(LossConfig(classification="quality"))
+        step._accumulate(batch_of(COUNTS, PADDED), progress=0.5)
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    grads, cut_grads = run(8), run(2)
+    assert cut_grads.keys() == grads.keys()
+    assert relative_difference(cut_grads, grads) <= 5e-6
+
+
+def test_a_batch_without_any_object_trains_the_no_object_class() -> None:
+    loss, losses, grads = gradients(8, (0, 0), SAME_SIZE)
+    assert loss.isfinite() and loss > 0
+    assert losses["loss_bbox"] == 0 and losses["loss_giou"] == 0
+    assert all(grad.isfinite().all() for grad in grads.values())
+    cut_loss, _, _ = gradients(1, (0, 0), SAME_SIZE)
+    torch.testing.assert_close(cut_loss, loss, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("clip_norm", [0.1, 1e9])
+def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_reported(clip_norm: float) -> None:
+    batch = batch_of((2, 1))
+    reference = training_step(small_detr())
+    reference._accumulate(batch, progress=0.5)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in reference.model.parameters() if p.grad is not None])
+
+    step = training_step(small_detr(), clip_norm=clip_norm)
+    step._accumulate(batch, progress=0.5)
+    torch.testing.assert_close(step._clip(), norm)
+    clipped = torch.nn.utils.get_total_norm([p.grad for p in step.model.parameters() if p.grad is not None])
+    torch.testing.assert_close(clipped, norm.clamp(max=clip_norm), rtol=1e-4, atol=0)
+
+
+def test_the_schedule_multiplies_each_groups_own_rate() -> None:
+    step = training_step(small_detr())
+    step.schedule = lambda number: 0.5**number
+    step(batch_of((1,)), step=3, progress=0.0)
+    assert [group["lr"] for group in step.optimizer.param_groups] == [1e-3 / 8, 1e-3 / 8]
+
+
+class PoisonedCriterion(nn.Module):
+    """The loss of the wrapped criterion, made non-finite when told to."""
+
+    def __init__(self, criterion: nn.Module) -> None:
+        super().__init__()
+        self.criterion = criterion
+        self.factor = 1.0
+
+    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+        return self.criterion(*args, **kwargs)
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        return self.criterion.total(losses) * self.factor
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+@pytest.mark.parametrize("num_good", [0, 2])
+def test_a_step_that_is_not_finite_changes_no_bit_and_is_told(factor: float, num_good: int) -> None:
+    step = training_step(small_detr(backbone_norm="trainable"), ema=True)
+    step.criterion = criterion = PoisonedCriterion(step.criterion)  # type: ignore[assignment]
+    for number in range(num_good):
+        step(batch_of((2, 0), seed=number), step=number, progress=0.1)
+    before = everything(step)
+
+    criterion.factor = factor
+    step(batch_of((1, 3), seed=9), step=num_good, progress=0.1)
+    after = everything(step)
+    if num_good == 0:  # the optimiser has made its state, all zero
+        made = after.keys() - before.keys()
+        assert all(name.startswith("optim.") and not after[name].any() for name in made)
+        before |= {name: after[name] for name in made}
+    assert differing(before, after) == []
     (skipped,) = step.guard.drain()
-    assert skipped.step == 1 and skipped.image_ids == batch.image_ids and "nan" in skipped.reason
-    assert_same(model.state_dict(), before)
-    assert_same(step.ema.model.state_dict(), average)
-    for key, state in step.optimizer.state_dict()["state"].items():
-        assert_same(state, moments[key])
+    assert isinstance(skipped, SkippedStep)
+    assert (skipped.step, skipped.image_ids) == (num_good, [100, 101])
 
-    step(batch, step=2, progress=0.0)
+    criterion.factor = 1.0
+    step(batch_of((2, 0), seed=10), step=num_good + 1, progress=0.1)
+    changed = differing(before, everything(step))
     assert step.guard.drain() == []
-    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {name.partition(".")[0] for name in changed} == {"model", "optim", "ema"}
+    assert all(value.isfinite().all() for value in everything(step).values())
 
 
-def test_bad_batch_norm_statistics_are_put_back() -> None:
-    model = fast()
-    step = make_step(model, name="nano")
+def test_weights_that_have_become_nan_do_not_break_the_matcher() -> None:
+    step = training_step(small_detr())
     with torch.no_grad():
-        next(model.parameters()).fill_(torch.inf)
-    statistics = {n: b.clone() for n, b in model.named_buffers()}
-    step(make_batch(), step=0, progress=0.0)
+        next(p for name, p in step.model.named_parameters() if "class_embed" in name).fill_(math.nan)
+    step(batch_of((2, 0, 1)), step=0, progress=0.1)
     assert len(step.guard.drain()) == 1
-    assert_same(dict(model.named_buffers()), statistics)
 
 
-def test_too_many_bad_steps_in_a_row_stop_the_run() -> None:
-    model = classic()
-    step = make_step(model, max_consecutive=2)
-    with torch.no_grad():
-        next(p for p in model.parameters() if p.requires_grad).fill_(torch.nan)
-    for number in range(3):
-        step(make_batch(2), step=number, progress=0.0)
-    step.guard.drain()
-    with pytest.raises(TrainingError, match="3 steps in a row"):
-        step.guard.check()
+def toy() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"backbone": nn.Conv2d(3, 4, 3), "norm": nn.LayerNorm(4), "head": nn.Linear(4, 2)})
 
 
-def test_parameter_groups() -> None:
-    optimizer = build_optimizer(classic(), lr=1e-3, backbone_lr=1e-4, weight_decay=0.1, decay_one_dimensional=False)
-    groups = {group["name"]: group for group in optimizer.param_groups}
-    assert {n: (g["lr"], g["weight_decay"]) for n, g in groups.items()} == {
-        "model": (1e-3, 0.1),
-        "model_no_decay": (1e-3, 0.0),
-        "backbone": (1e-4, 0.1),
+def test_groups_give_the_backbone_its_rate_and_spare_vectors_from_decay() -> None:
+    model = toy()
+    optimizer = build_optimizer(model, lr=1e-3, backbone_lr=1e-4, weight_decay=0.05, decay_one_dimensional=False)
+    groups = {g["name"]: (g["lr"], g["base_lr"], g["weight_decay"], len(g["params"])) for g in optimizer.param_groups}
+    assert groups == {
+        "model": (1e-3, 1e-3, 0.05, 1),
+        "model_no_decay": (1e-3, 1e-3, 0.0, 3),
+        "backbone": (1e-4, 1e-4, 0.05, 1),
+        "backbone_no_decay": (1e-4, 1e-4, 0.0, 1),
     }
-    model = classic()
-    frozen = build_optimizer(model, lr=1e-3, backbone_lr=0.0, weight_decay=0.1, decay_one_dimensional=True)
-    assert [group["name"] for group in frozen.param_groups] == ["model"]
-    assert not any(p.requires_grad for n, p in model.named_parameters() if "backbone" in n)
 
 
-def test_no_objects_in_the_whole_batch() -> None:
-    batch = make_batch(1)
-    assert batch.num_objects == 0
-    for make, name in ((classic, "detr-r50"), (fast, "nano")):
-        step = make_step(make(), name=name)
-        result = step(batch, step=0, progress=0.0)
-        assert result.loss.isfinite() and step.guard.drain() == []
+def test_vectors_decay_too_where_asked() -> None:
+    optimizer = build_optimizer(toy(), lr=1e-3, backbone_lr=1e-4, weight_decay=0.05, decay_one_dimensional=True)
+    assert [(g["name"], len(g["params"])) for g in optimizer.param_groups] == [("model", 4), ("backbone", 2)]
 
 
-def test_nano_preset_is_sound() -> None:
-    assert nano().loss.classification == "quality"
+def test_rate_zero_leaves_the_backbone_out_and_fixed() -> None:
+    model = toy()
+    optimizer = build_optimizer(model, lr=1e-3, backbone_lr=0.0, weight_decay=0.05, decay_one_dimensional=True)
+    assert [g["name"] for g in optimizer.param_groups] == ["model"]
+    assert not any(p.requires_grad for p in model["backbone"].parameters())  # type: ignore[index]
+    assert all(p.requires_grad for p in model["head"].parameters())  # type: ignore[index]
 
 
-def vars_of(target: Target) -> dict[str, object]:
-    return {name: getattr(target, name) for name in Target.__dataclass_fields__}
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_optimisers_state_goes_on_bit_for_bit_in_any_memory_layout(memory_format: torch.memory_format) -> None:
+    def make() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)).to(memory_format=memory_format)
+        return model, build_optimizer(model, lr=0.1, backbone_lr=0.1, weight_decay=0.1, decay_one_dimensional=True)
 
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> None:
+        for seed in seeds:
+            torch.manual_seed(seed)
+            model(torch.randn(2, 3, 8, 8)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
-def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    for name, value in expected.items():
-        assert torch.equal(actual[name], value), name
+    model, optimizer = make()
+    train(model, optimizer, range(2))
+    again, other = make()
+    again.load_state_dict({name: value.contiguous() for name, value in model.state_dict().items()})
+    saved = {name: value.clone().contiguous() for name, value in optimizer_tensors(optimizer, model).items()}
+    load_optimizer_tensors(other, again, saved)
+    train(model, optimizer, range(2, 4))
+    train(again, other, range(2, 4))
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -25,8 +25,11 @@ class DenoisingQueries:
     content: Float[Tensor, "B R D"]
     reference_boxes: Float[Tensor, "B R 4"]
     """Noised truth, cxcywh, 0-1 of the unpadded image."""
-    attention_mask: Bool[Tensor, "A A"]
-    """True where attention is forbidden: groups see only themselves, ordinary queries see no denoising query."""
+    padding_mask: Bool[Tensor, "B R"]
+    """True for queries without an object: images have as many queries as the fullest one."""
+    attention_mask: Bool[Tensor, "B A A"]
+    """True where attention is forbidden: groups see only themselves, ordinary queries see no denoising query, and
+    nothing sees a query without an object, so that an image's neighbours in the batch do not matter."""
     matches: tuple[tuple[Tensor, Tensor], ...]
     """For each image (query index, target index)."""
 
@@ -61,6 +64,8 @@ def make_denoising_queries(
         labels[i, : counts[i]] = target.labels
         boxes[i, : counts[i]] = target.boxes_cxcywh
     labels, boxes = labels.repeat(1, num_groups), boxes.repeat(1, num_groups, 1)
+    position = torch.arange(longest, device=device).repeat(num_groups)
+    padding_mask = position >= torch.tensor(counts, device=device).unsqueeze(-1)
 
     flip = torch.rand(labels.shape, device=device) < label_noise
     labels = torch.where(flip, torch.randint_like(labels, label_embedding.num_embeddings), labels)
@@ -77,15 +82,19 @@ def make_denoising_queries(
     return DenoisingQueries(
         content=label_embedding(labels),
         reference_boxes=torch.cat((centre, size), dim=-1).clamp(1e-3, 1 - 1e-3),
-        attention_mask=_attention_mask(longest, num_groups, num_queries, device),
+        padding_mask=padding_mask,
+        attention_mask=_attention_mask(padding_mask, num_groups, num_queries),
         matches=matches,
     )
 
 
-def _attention_mask(longest: int, num_groups: int, num_queries: int, device: torch.device) -> Tensor:
-    num_denoising = longest * num_groups
-    group = torch.arange(num_denoising, device=device) // longest
-    mask = torch.zeros(num_denoising + num_queries, num_denoising + num_queries, dtype=torch.bool, device=device)
-    mask[:num_denoising, :num_denoising] = group[:, None] != group[None, :]
-    mask[num_denoising:, :num_denoising] = True
+def _attention_mask(padding_mask: Bool[Tensor, "B R"], num_groups: int, num_queries: int) -> Bool[Tensor, "B A A"]:
+    num_images, num_denoising = padding_mask.shape
+    total, device = num_denoising + num_queries, padding_mask.device
+    group = torch.arange(num_denoising, device=device) // (num_denoising // num_groups)
+    mask = torch.zeros(num_images, total, total, dtype=torch.bool, device=device)
+    mask[:, :num_denoising, :num_denoising] = (group[:, None] != group[None, :]) | padding_mask[:, None]
+    mask[:, num_denoising:, :num_denoising] = True
+    # A query that may look at nothing would be NaN; one without an object looks at itself.
+    mask.diagonal(dim1=1, dim2=2).fill_(False)
     return mask

@@ -17,14 +17,14 @@ from detronome.models.backbones.compact import CompactBackbone
 from detronome.models.detector import Detector
 from detronome.models.layers.image_normalizer import ImageNormalizer
 from detronome.models.layers.mlp import MLP
-from detronome.models.rtdetr.denoising import make_denoising_queries
-from detronome.models.rtdetr.transformer import Decoder
+from detronome.models.rtdetr.denoising import DenoisingQueries, make_denoising_queries
+from detronome.models.rtdetr.transformer import Decoder, LayerPrediction
 from detronome.types import ModelOutput, Target
 
 __all__ = ["RTDETR"]
 
 _NO_PROPOSAL = -30.0
-"""Logit of a token on padding: never selected, and its loss is 0."""
+"""Logit of a token on padding, or a query without an object: never selected, and its loss is 0."""
 
 
 class RTDETR(Detector):
@@ -154,11 +154,7 @@ class RTDETR(Detector):
             pred_boxes=ordinary[-1].pred_boxes,
             aux_outputs=tuple(ordinary[:-1]),
             enc_outputs=proposals,
-            dn_outputs=tuple(
-                ModelOutput(pred_logits=p.logits[:, :num_denoising], pred_boxes=p.boxes_cxcywh[:, :num_denoising])
-                for p in layers
-                if num_denoising
-            ),
+            dn_outputs=_denoising_outputs(layers, denoising) if denoising is not None else (),
             dn_matches=denoising.matches if denoising is not None else (),
         )
 
@@ -192,6 +188,18 @@ class RTDETR(Detector):
         content = tokens.gather(1, index.expand(-1, -1, tokens.shape[-1]))
         boxes = proposals.pred_boxes.gather(1, index.expand(-1, -1, 4))
         return content.detach(), boxes.detach()
+
+
+def _denoising_outputs(layers: Sequence[LayerPrediction], denoising: DenoisingQueries) -> tuple[ModelOutput, ...]:
+    """Return what each layer says of the denoising queries; those without an object predict nothing."""
+    count, without_object = denoising.padding_mask.shape[1], denoising.padding_mask.unsqueeze(-1)
+    return tuple(
+        ModelOutput(
+            pred_logits=layer.logits[:, :count].masked_fill(without_object, _NO_PROPOSAL),
+            pred_boxes=layer.boxes_cxcywh[:, :count],
+        )
+        for layer in layers
+    )
 
 
 def _valid_ratio(padding_mask: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class DecoderLayer(nn.Module):
         position: Float[Tensor, "B Q D"],
         reference_boxes: Float[Tensor, "B Q 4"],
         feature_map: Float[Tensor, "B D h w"],
-        attention_mask: Bool[Tensor, "Q Q"] | None,
+        attention_mask: Bool[Tensor, "B Q Q"] | None,
     ) -> Float[Tensor, "B Q D"]:
         content = self.norm1(content + self._self_attention(content, position, attention_mask))
         content = self.norm2(content + self.cross_attn(content + position, reference_boxes, feature_map))
@@ -111,7 +111,7 @@ class DecoderLayer(nn.Module):
             return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
         query, key = self.query_key(content + position).chunk(2, dim=-1)
-        allowed = None if attention_mask is None else ~attention_mask
+        allowed = None if attention_mask is None else ~attention_mask.unsqueeze(1)
         attended = F.scaled_dot_product_attention(heads(query), heads(key), heads(self.value(content)), allowed)
         return self.out_proj(attended.transpose(1, 2).flatten(-2))
 
@@ -144,7 +144,7 @@ class Decoder(nn.Module):
         reference_boxes: Float[Tensor, "B Q 4"],
         feature_map: Float[Tensor, "B D h w"],
         valid_ratio: Float[Tensor, "B 2"],
-        attention_mask: Bool[Tensor, "Q Q"] | None = None,
+        attention_mask: Bool[Tensor, "B Q Q"] | None = None,
     ) -> list[LayerPrediction]:
         """Return the predictions of every layer.
 
