@@ -94,7 +94,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_settings() -> dict[str, Any]:
     """Settings that make `nano` train in a second: 5 thousand parameters, images of 64 pixels."""
     return {
-        "model.widths": [8, 16, 16],
+        "model.widths": [16, 16, 32],
         "model.depths": [1, 1, 1],
         "model.hidden_dim": 16,
         "model.num_heads": 2,

@@ -113,13 +113,19 @@ def check_consistency(config: RunConfig) -> None:
         ),
     ]
     if isinstance(config.model, RtDetrConfig):
-        checks.append(
+        checks += [
             (
                 len(config.model.widths) == len(config.model.depths) >= 2,
                 "model.widths and model.depths need one entry for each stage, two stages at least",
                 "give lists of equal length",
-            )
-        )
+            ),
+            (
+                # oneDNN's AVX-512 convolutions write out of bounds for 8 channels and end the process (torch 2.15).
+                all(width % 16 == 0 for width in config.model.widths),
+                f"model.widths = {list(config.model.widths)} must be multiples of 16: torch's CPU kernels fail on others",
+                "give multiples of 16",
+            ),
+        ]
     problems = [Problem(what=what, where="configuration", fix=fix) for is_fine, what, fix in checks if not is_fine]
     problems += _out_of_range(config)
     try:
