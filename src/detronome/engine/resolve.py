@@ -122,7 +122,7 @@ def check_consistency(config: RunConfig) -> None:
             (
                 # oneDNN's AVX-512 convolutions write out of bounds for 8 channels and end the process (torch 2.15).
                 all(width % 16 == 0 for width in config.model.widths),
-                f"model.widths = {list(config.model.widths)} must be multiples of 16: torch's CPU kernels fail on others",
+                f"model.widths = {list(config.model.widths)} must be multiples of 16, or CPU kernels fail",
                 "give multiples of 16",
             ),
         ]
