@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import detronome as dt
+from detronome.report.run_log import read_run_log
 
 
 @pytest.mark.slow
@@ -17,7 +18,7 @@ def test_detr_r18_overfits_eight_photos(shared_data: Path, tmp_path: Path) -> No
     run = dt.train(
         data,
         model="detr-r18",
-        epochs=600,
+        epochs=1000,
         out=tmp_path / "run",
         settings={
             "model.backbone_weights": "none",
@@ -39,8 +40,9 @@ def test_detr_r18_overfits_eight_photos(shared_data: Path, tmp_path: Path) -> No
             "schedule.warmup_steps": 20,
         },
     )
-    assert run.metrics["AP50"] > 0.95
-    assert run.metrics["AP"] > 0.7
+    evaluations = [r["metrics"] for r in read_run_log(run.folder / "log.jsonl") if r["kind"] == "eval"]
+    assert any(metrics["AP50"] > 0.95 and metrics["AP"] > 0.7 for metrics in evaluations)
+    assert run.metrics["AP"] > 0.8
 
 
 def write_eight_photos(source: Path, data: Path) -> None:
