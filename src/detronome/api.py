@@ -363,15 +363,20 @@ def predict(
 
     Raises:
         CheckpointError: the model cannot be loaded.
-        DataError: an image is missing or cannot be read, or two have the same name.
+        DataError: two images have the same name; or some cannot be read, all of them at once: the others' pictures and
+            results have been written by then.
     """
     files = _image_files([images] if isinstance(images, str | Path) else images)
     loaded = model if isinstance(model, Model) else load(model, device=device)
     ids = _image_ids(files)
     out_dir = Path(out)
-    predictions, records = [], []
+    predictions, records, unreadable = [], [], []
     for file, image_id in zip(files, ids, strict=True):
-        complete = loaded.predict(file, score=0.0)
+        try:
+            complete = loaded.predict(file, score=0.0)
+        except DataError as error:
+            unreadable += error.problems
+            continue
         detections = replace(complete.detections, image_id=image_id)
         records += [{**record, "file_name": file.name} for record in detections.to_coco()]
         prediction = replace(complete, detections=detections.above(score))
@@ -380,6 +385,8 @@ def predict(
         predictions.append(prediction)
     with _writing(out_dir):
         write_atomic(out_dir / "detections.json", json.dumps(records) + "\n")
+    if unreadable:
+        raise DataError(unreadable)
     return predictions
 
 

@@ -535,3 +535,19 @@ def test_a_report_compares_runs(tiny_run: Path, whole_run: tuple[Path, dict[int,
     assert dt.write_report(tiny_run, out=tmp_path / "one.html").is_file()
     with pytest.raises(dt.ConfigError, match="no run to report on"):
         dt.write_report([])
+
+
+def test_unreadable_images_do_not_keep_the_others_from_their_results(
+    blocks: Path, tiny_settings: Settings, tmp_path: Path
+) -> None:
+    run = dt.train(blocks, model="nano", epochs=1, out=tmp_path / "run", settings=tiny_settings)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    good = blocks / "images" / "val_00.png"
+    (photos / "b.png").write_bytes(good.read_bytes())
+    for name in ("a.jpg", "c.png"):
+        (photos / name).write_bytes(good.read_bytes()[:200])
+    with pytest.raises(dt.DataError) as caught:
+        dt.predict(run.folder, [photos], out=tmp_path / "found")
+    assert len(caught.value.problems) == 2
+    assert sorted(file.name for file in (tmp_path / "found").iterdir()) == ["b.jpg", "detections.json"]
