@@ -16,13 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detronome.api import (
-        Model,
-        Prediction,
         Run,
         demo,
         evaluate,
         evaluate_results,
-        load,
         predict,
         resume,
         train,
@@ -37,6 +34,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from detronome.evaluation.detection import DetectionMetrics
+    from detronome.model import Model, Prediction, load
 
 __all__ = [
     "CheckpointError",
@@ -59,17 +57,19 @@ __all__ = [
     "write_report",
 ]
 
-_ERRORS = frozenset(name for name in __all__ if name.endswith("Error"))
+_HOME = {
+    "DetectionMetrics": "detronome.evaluation.detection",
+    "Model": "detronome.model",
+    "Prediction": "detronome.model",
+    "load": "detronome.model",
+} | {name: "detronome.errors" for name in __all__ if name.endswith("Error")}
+"""Where a public name lives, when not in `detronome.api`."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'detronome' has no attribute {name!r}")
-    if name in _ERRORS:
-        return getattr(import_module("detronome.errors"), name)
-    if name == "DetectionMetrics":
-        return getattr(import_module("detronome.evaluation.detection"), name)
-    return getattr(import_module("detronome.api"), name)
+    return getattr(import_module(_HOME.get(name, "detronome.api")), name)
 
 
 def __dir__() -> list[str]:

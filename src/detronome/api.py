@@ -11,11 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
-
-import numpy as np
-from jaxtyping import Float32, Int64, UInt8
-from PIL import Image, ImageOps
+from typing import Any, Literal
 
 from detronome.config.convert import apply_overrides, from_dict, read_toml, to_toml
 from detronome.config.presets import PRESETS, preset
@@ -23,176 +19,32 @@ from detronome.config.schema import RunConfig
 from detronome.data.build import DataSplit, build_eval_batches, open_split, resolve_workers
 from detronome.data.coco.layout import available_splits
 from detronome.data.scenes import write_scenes
-from detronome.data.store.decode import decode_image
-from detronome.deploy.predictor import build_predictor
 from detronome.engine.build import build_trainer
 from detronome.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from detronome.engine.evaluator import evaluate as evaluate_model
 from detronome.engine.events import Observer
 from detronome.engine.resolve import Resolved, resolve
-from detronome.errors import CheckpointError, ConfigError, DataError, MissingExtraError, nearest_name_hint
+from detronome.errors import CheckpointError, ConfigError, DataError, Problem, nearest_name_hint
 from detronome.evaluation.detection import DetectionEvaluator, DetectionMetrics, evaluate_results_file
-from detronome.models.build import build_model
-from detronome.models.detector import Detector
+from detronome.model import Model, Prediction, load
 from detronome.report import html
 from detronome.report.gallery import write_gallery
-from detronome.report.pictures import draw_boxes, save_picture
 from detronome.report.run_log import RunLog
-from detronome.runtime.device import resolve_device
 from detronome.runtime.files import write_atomic
 from detronome.runtime.precision import resolve_precision
-from detronome.types import Categories, Detections
-
-if TYPE_CHECKING:
-    import supervision
 
 __all__ = [
-    "Model",
-    "Prediction",
     "Run",
     "demo",
     "evaluate",
     "evaluate_results",
-    "load",
     "predict",
     "resume",
     "train",
     "write_report",
 ]
 
-ImageSource = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """The objects found in one image, highest score first, with what is needed to show them."""
-
-    detections: Detections
-    image: UInt8[np.ndarray, "H W 3"]
-    """The image, RGB, upright."""
-    categories: Categories
-    file: Path | None = None
-
-    def __len__(self) -> int:
-        return len(self.detections)
-
-    @property
-    def boxes_xyxy(self) -> Float32[np.ndarray, "N 4"]:
-        """Corners (left, top, right, bottom) in pixels."""
-        return self.detections.boxes_xyxy
-
-    @property
-    def scores(self) -> Float32[np.ndarray, " N"]:
-        """Confidence, 0-1."""
-        return self.detections.scores
-
-    @property
-    def labels(self) -> Int64[np.ndarray, " N"]:
-        """Category ids."""
-        return self.detections.labels
-
-    @property
-    def names(self) -> list[str]:
-        """Category names."""
-        by_id = self.categories.by_id
-        return [by_id[int(label)] for label in self.labels]
-
-    def draw(self) -> UInt8[np.ndarray, "H2 W2 3"]:
-        """Return the picture with boxes, names and scores; small images are enlarged."""
-        return draw_boxes(self.image, self.boxes_xyxy, self.labels, names=self.categories.by_id, scores=self.scores)
-
-    def show(self) -> None:
-        """Open the picture in the system's viewer."""
-        Image.fromarray(self.draw()).show()
-
-    def save(self, path: str | Path) -> Path:
-        """Write the picture; the suffix (.jpg, .png) decides the format."""
-        save_picture(self.draw(), Path(path))
-        return Path(path)
-
-    def to_supervision(self) -> supervision.Detections:
-        """Return `supervision.Detections`; class ids are category ids, names are in `data["class_name"]`.
-
-        Raises:
-            MissingExtraError: supervision is not installed.
-        """
-        try:
-            import supervision
-        except ImportError as error:
-            raise MissingExtraError(
-                "supervision", extra="supervision", needed_for="Prediction.to_supervision"
-            ) from error
-        return supervision.Detections(
-            xyxy=self.boxes_xyxy,
-            confidence=self.scores,
-            class_id=self.labels.astype(int),
-            data={"class_name": np.array(self.names)},
-        )
-
-
-class Model:
-    """A trained detector with what its labels mean: the object that predicts and can be trained further.
-
-    Attributes:
-        config: the resolved configuration it was trained with.
-        categories: what its labels mean.
-        metrics: of the evaluation that chose it; empty where there was none.
-        source: where it was loaded from.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, *, source: Path, device: str = "auto") -> None:
-        self.checkpoint = checkpoint
-        self.source = source
-        self.config = from_dict(checkpoint.config, where=str(source))
-        self.categories = checkpoint.categories
-        self.metrics = {n: float("nan") if v is None else v for n, v in checkpoint.state.best_metrics.items()}
-        self.device, _ = resolve_device(device)
-
-    @cached_property
-    def detector(self) -> Detector:
-        """The network, in eval mode on the model's device."""
-        detector = build_model(_without_pretrained(self.config).model, len(self.categories))
-        _load_weights(detector, self.checkpoint, self.source)
-        return detector.to(self.device).eval()
-
-    # A str is both an image and a sequence of str; the first signature is meant, and wins.
-    @overload
-    def predict(self, images: ImageSource, *, score: float = ...) -> Prediction: ...  # type: ignore[overload-overlap]
-    @overload
-    def predict(self, images: Sequence[ImageSource], *, score: float = ...) -> list[Prediction]: ...
-    def predict(
-        self, images: ImageSource | Sequence[ImageSource], *, score: float = 0.5
-    ) -> Prediction | list[Prediction]:
-        """Find objects.
-
-        Args:
-            images: a path, a Pillow image or an RGB uint8 array, or a list of them.
-            score: detections below this score are left out.
-
-        Returns:
-            One `Prediction` for one image, a list for a list.
-
-        Raises:
-            DataError: an image cannot be read.
-        """
-        if isinstance(images, str | Path | Image.Image | np.ndarray):
-            return self._predict_one(images, score)
-        return [self._predict_one(image, score) for image in images]
-
-    @cached_property
-    def _predictor(self) -> Any:
-        return build_predictor(self.config, self.detector, self.categories, self.device)
-
-    def _predict_one(self, source: ImageSource, score: float) -> Prediction:
-        image = _read_image(source)
-        (detections,) = self._predictor.predict([image])
-        return Prediction(
-            detections=detections.above(score),
-            image=image,
-            categories=self.categories,
-            file=Path(source) if isinstance(source, str | Path) else None,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,23 +62,6 @@ class Run:
     def model(self) -> Model:
         """The best checkpoint."""
         return load(self.folder)
-
-
-def load(source: str | Path, *, device: str = "auto") -> Model:
-    """Load a trained model from a run folder (its best checkpoint) or a checkpoint folder.
-
-    Raises:
-        CheckpointError: there is no checkpoint, or it is damaged.
-        ConfigError: the name of a preset, which has no weights of its own.
-    """
-    if isinstance(source, str) and source in PRESETS and not Path(source).exists():
-        raise ConfigError(
-            f"{source!r} is a preset: it has no trained weights yet",
-            where="load",
-            fix=f"train it: dt.train(DATA, model={source!r}), or load a run folder",
-        )
-    folder = find_checkpoint(Path(source))
-    return Model(load_checkpoint(folder), source=folder, device=device)
 
 
 def train(
@@ -370,7 +205,9 @@ def predict(
     loaded = model if isinstance(model, Model) else load(model, device=device)
     ids = _image_ids(files)
     out_dir = Path(out)
-    predictions, records, unreadable = [], [], []
+    predictions: list[Prediction] = []
+    records: list[dict[str, Any]] = []
+    unreadable: list[Problem] = []
     for file, image_id in zip(files, ids, strict=True):
         try:
             complete = loaded.predict(file, score=0.0)
@@ -522,24 +359,6 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _load_weights(detector: Detector, checkpoint: Checkpoint, source: Path) -> None:
-    try:
-        detector.load_state_dict(checkpoint.model)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"the weights do not fit the configuration beside them: {error}",
-            where=str(source),
-            fix="use another checkpoint of the run",
-        ) from error
-
-
-def _without_pretrained(config: RunConfig) -> RunConfig:
-    """Return the configuration with nothing to download: the checkpoint holds all the weights."""
-    if config.model.family == "detr":
-        return apply_overrides(config, {"model.backbone_weights": "none"})
-    return config
-
-
 def _for_this_machine(config: RunConfig) -> RunConfig:
     """Return the configuration with device and workers to be decided anew: it may come from another machine."""
     return apply_overrides(config, {"train.device": "auto", "data.workers": "auto"})
@@ -579,19 +398,6 @@ def _numbered(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
-
-
-def _read_image(source: ImageSource) -> UInt8[np.ndarray, "H W 3"]:
-    if isinstance(source, str | Path):
-        return decode_image(Path(source))
-    if isinstance(source, Image.Image):
-        return np.array(ImageOps.exif_transpose(source).convert("RGB"))
-    if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or source.size == 0:
-        raise DataError(
-            f"an image array must be uint8 [height, width, 3], this is {source.dtype} {list(source.shape)}",
-            fix="convert it to 8-bit RGB",
-        )
-    return np.require(source, requirements=["C", "W"])
 
 
 def _image_files(images: Iterable[str | Path]) -> list[Path]:
