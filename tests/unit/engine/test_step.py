@@ -132,8 +132,8 @@ def test_gradient_does_not_depend_on_the_cut(
     for name in losses:
         torch.testing.assert_close(cut_losses[name], losses[name], rtol=2e-6, atol=1e-7)
     assert cut_grads.keys() == grads.keys()
-    # Float32 rounding differs with the shape of a convolution's input: 2e-6 was measured for single images.
-    assert relative_difference(cut_grads, grads) <= 5e-6
+    # Rounding of float32 alone: about 1e-7, but 6e-7 to 2e-6, by the seed, for the convolutions of single images.
+    assert relative_difference(cut_grads, grads) <= (1e-6 if micro_batch_size > 1 else 5e-6)
 
 
 def test_gradient_of_the_fast_family_does_not_depend_on_the_cut_either() -> None:
