@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Int64
 
 from detronome.config.schema import AugmentConfig, RunConfig
-from detronome.data import sampler
 from detronome.data.augment.params import AugmentPolicy
 from detronome.data.coco.layout import SplitFiles, find_split
 from detronome.data.dataset import DetectionDataset
@@ -28,7 +27,6 @@ __all__ = [
     "label_map",
     "open_split",
     "resolve_workers",
-    "steps_per_epoch",
 ]
 
 _SHOWN = 10
@@ -54,11 +52,6 @@ def open_split(data_dir: Path, split: str) -> DataSplit:
     index = AnnotationIndex.open(files.annotation_file)
     _check_image_files(files, index)
     return DataSplit(files, index)
-
-
-def steps_per_epoch(config: RunConfig, split: DataSplit) -> int:
-    """Return the number of optimiser steps that one epoch over the split has."""
-    return sampler.steps_per_epoch(len(split.index), config.batch.global_batch_size)
 
 
 def build_train_batches(
