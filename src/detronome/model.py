@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from detronome.config.convert import apply_overrides, from_dict
 from detronome.config.presets import PRESETS
 from detronome.config.schema import RunConfig
-from detronome.data.store.decode import decode_image
+from detronome.data.store.decode import read_image
 from detronome.deploy.predictor import build_predictor
 from detronome.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from detronome.errors import CheckpointError, ConfigError, DataError, MissingExtraError
@@ -201,7 +201,7 @@ def _without_pretrained(config: RunConfig) -> RunConfig:
 
 def _read_image(source: ImageSource) -> UInt8[np.ndarray, "H W 3"]:
     if isinstance(source, str | Path):
-        return decode_image(Path(source))
+        return read_image(Path(source))
     if isinstance(source, Image.Image):
         return np.array(ImageOps.exif_transpose(source).convert("RGB"))
     if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or source.size == 0:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
-from torch import Tensor
+
+if TYPE_CHECKING:  # looking after data needs these records' neighbours, and should not wait for torch
+    import torch
+    from torch import Tensor
 
 __all__ = ["Batch", "Categories", "Detections", "ModelOutput", "Predictor", "Target"]
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import detronome as dt
-from detronome import api
+from detronome.api import runs
 from detronome.engine.events import Event, Observer, RunEnded, StepLogged
 from detronome.report.run_log import read_run_log
 
@@ -437,7 +437,7 @@ def test_predict_takes_one_path_and_names_what_is_wrong(tiny_run: Path, blocks: 
 
 
 def test_image_ids_are_the_numbers_in_the_names_only_where_they_tell_images_apart() -> None:
-    ids = api._image_ids
+    ids = runs._image_ids
     assert ids([Path("000000000139.jpg"), Path("7.jpg")]) == [139, 7]
     for names in (("1.jpg", "01.jpg"), ("²", "5"), ("a", "5"), ("9" * 30, "1")):
         assert ids([Path(name) for name in names]) == [1, 2]

@@ -24,6 +24,7 @@ app = App(
     exit_on_error=False,
 )
 app.command("detronome.cli.demo:demo", help="Embedded data: train, evaluate, pictures, report, in minutes on a CPU.")
+app.command("detronome.cli.data:app", name="data", help="Download, check, convert, look at and prepare data sets.")
 app.command("detronome.cli.train:train", help="Train on a data folder.")
 app.command("detronome.cli.evaluate:evaluate", name="eval", help="Measure a checkpoint, or a results file of any tool.")
 app.command("detronome.cli.predict:predict", help="Find objects in images: pictures and COCO results.")

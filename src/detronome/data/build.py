@@ -16,6 +16,7 @@ from detronome.data.coco.layout import SplitFiles, find_split
 from detronome.data.dataset import DetectionDataset
 from detronome.data.loader import BatchLoader, BatchStream, eval_batches, train_batches
 from detronome.data.store.index import AnnotationIndex
+from detronome.data.store.source import FolderSource, ImageSource
 from detronome.errors import ConfigError, DataError, Problem
 from detronome.types import Categories
 
@@ -40,6 +41,11 @@ class DataSplit:
 
     files: SplitFiles
     index: AnnotationIndex
+
+    @property
+    def source(self) -> ImageSource:
+        """The encoded images, by position in the index."""
+        return FolderSource(self.index, self.files.images_dir)
 
 
 def open_split(data_dir: Path, split: str) -> DataSplit:
@@ -71,7 +77,7 @@ def build_train_batches(
     """
     dataset = DetectionDataset(
         split.index,
-        split.files.images_dir,
+        split.source,
         augment_policy(config.augment),
         training=True,
         seed=config.train.seed,
@@ -100,7 +106,7 @@ def build_eval_batches(
     """
     dataset = DetectionDataset(
         split.index,
-        split.files.images_dir,
+        split.source,
         augment_policy(config.augment),
         training=False,
         label_map=label_map(split, categories),

@@ -5,8 +5,6 @@ Shape letters: `h w` height and width after augmentation, `K` categories of the 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
@@ -17,6 +15,7 @@ from detronome.data.augment.cpu import apply_to_boxes, apply_to_image
 from detronome.data.augment.params import AugmentPolicy, draw, evaluation_params
 from detronome.data.store.decode import decode_image
 from detronome.data.store.index import AnnotationIndex
+from detronome.data.store.source import ImageSource
 from detronome.errors import DataError, Problem
 from detronome.ops.boxes import xyxy_to_cxcywh
 from detronome.runtime.seeding import generator
@@ -33,7 +32,7 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 h w"], Target]]):
 
     Args:
         index: the split's annotations.
-        images_dir: the folder that the file names are relative to.
+        source: the encoded images.
         policy: how images are resized and augmented.
         training: draw augmentations; otherwise resize for evaluation, the same in every epoch.
         seed: of the augmentations.
@@ -43,7 +42,7 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 h w"], Target]]):
     def __init__(
         self,
         index: AnnotationIndex,
-        images_dir: Path,
+        source: ImageSource,
         policy: AugmentPolicy,
         *,
         training: bool,
@@ -51,7 +50,7 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 h w"], Target]]):
         label_map: Int64[np.ndarray, " K"] | None = None,
     ) -> None:
         self._index = index
-        self._images_dir = images_dir
+        self._source = source
         self._policy = policy
         self._training = training
         self._seed = seed
@@ -69,7 +68,7 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 h w"], Target]]):
         epoch, i = key
         record = self._index.image(i)
         try:
-            pixels = decode_image(self._images_dir / record.file_name, record.size_hw)
+            pixels = decode_image(self._source.read(i), self._source.where(i), record.size_hw)
         except DataError as error:
             raise DataError(
                 [

@@ -36,13 +36,14 @@ def write_gallery(
         num_pictures: how many images.
         score: predictions below are not drawn.
     """
+    source = split.source
     truth_names = split.index.categories.by_id
     entries: list[dict[str, object]] = []
     files: list[Path] = []
     for i in np.unique(np.linspace(0, len(split.index) - 1, num_pictures).astype(int)):
         record = split.index.image(int(i))
         try:
-            image = decode_image(split.files.images_dir / record.file_name, record.size_hw)
+            image = decode_image(source.read(int(i)), source.where(int(i)), record.size_hw)
         except DataError:
             continue  # Evaluation names unreadable images; a missing picture must not end a finished run.
         boxes_xywh, labels, _, iscrowd = split.index.annotations(int(i))

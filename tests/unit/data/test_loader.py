@@ -31,7 +31,7 @@ def folder(tmp_path: Path, write_coco: WriteCoco) -> Path:
 
 def dataset(folder: Path, training: bool = True) -> DetectionDataset:
     split = open_split(folder, "train")
-    return DetectionDataset(split.index, split.files.images_dir, SMALL, training=training, seed=5)
+    return DetectionDataset(split.index, split.source, SMALL, training=training, seed=5)
 
 
 def train(folder: Path, workers: int, **changes: Any) -> BatchStream:

@@ -36,6 +36,8 @@ class SplitFiles:
     images_dir: Path
     name: str
     """The split's name on disk, e.g. `train2017` for the split asked for as `train`."""
+    shards: str | None = None
+    """Folder or address of the shards that hold the images, where they are not files in `images_dir`."""
 
 
 def available_splits(data_dir: Path) -> list[str]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from detronome.data.store import decode
-from detronome.data.store.decode import decode_image
+from detronome.data.store.decode import read_image
 from detronome.errors import DataError
 
 REFUSED = {
@@ -69,7 +69,7 @@ def test_every_odd_image_is_judged(odd: Path, manifest: list[dict[str, Any]]) ->
         if path.name in REFUSED:
             assert not (image["opens"] and image["loads"])
             with pytest.raises(DataError, match=REFUSED[path.name]) as caught:
-                decode_image(path)
+                read_image(path)
             assert caught.value.problems[0].where == str(path)
             assert caught.value.problems[0].fix
             continue
@@ -77,7 +77,7 @@ def test_every_odd_image_is_judged(odd: Path, manifest: list[dict[str, Any]]) ->
         stored_hw = (image["height"], image["width"])
         turned = (image["exif_orientation"] or 1) >= 5
         for expected_hw in (None, stored_hw):
-            pixels = decode_image(path, expected_hw)
+            pixels = read_image(path, expected_hw)
             assert pixels.dtype == np.uint8
             assert pixels.flags.c_contiguous and pixels.flags.writeable
             assert pixels.shape == (*(stored_hw[::-1] if turned and expected_hw is None else stored_hw), 3)
@@ -92,9 +92,9 @@ def test_every_odd_image_is_judged(odd: Path, manifest: list[dict[str, Any]]) ->
 def test_sixteen_bits_are_scaled(odd: Path, tmp_path: Path) -> None:
     values = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
     path = save(tmp_path / "a.png", Image.fromarray(values))
-    assert decode_image(path)[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
+    assert read_image(path)[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
     for name in SIXTEEN_BIT:
-        pixels = decode_image(odd / name)
+        pixels = read_image(odd / name)
         assert (pixels[..., 0] == pixels[..., 2]).all()
         with Image.open(odd / name) as file:
             assert abs(pixels.mean() - np.asarray(file).mean() / 257) < 0.51
@@ -103,7 +103,7 @@ def test_sixteen_bits_are_scaled(odd: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [np.ones((2, 2), np.float32), np.full((2, 2), 70_000, np.int32)])
 def test_pixels_without_a_known_range_are_refused(tmp_path: Path, values: np.ndarray[Any, Any]) -> None:
     with pytest.raises(DataError, match="32-bit numbers"):
-        decode_image(save(tmp_path / "a.tif", Image.fromarray(values)))
+        read_image(save(tmp_path / "a.tif", Image.fromarray(values)))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV"])
@@ -117,7 +117,7 @@ def test_modes_become_what_pillow_makes_of_them(tmp_path: Path, mode: str, suffi
         pytest.skip("the format has no such mode")
     with Image.open(path) as file:
         wanted = np.asarray(file.convert("RGB")).astype(int)
-    assert np.abs(decode_image(path, (20, 30)) - wanted).max() <= 2
+    assert np.abs(read_image(path, (20, 30)) - wanted).max() <= 2
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
@@ -127,19 +127,19 @@ def test_a_photo_to_predict_on_is_turned_upright(tmp_path: Path, orientation: in
     with Image.open(path) as file:
         file.load()
         wanted = np.asarray(ImageOps.exif_transpose(file))
-    np.testing.assert_array_equal(decode_image(path), wanted)
+    np.testing.assert_array_equal(read_image(path), wanted)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_annotated_size_decides_on_the_orientation(tmp_path: Path, orientation: int) -> None:
     path = save(tmp_path / "a.jpg", Image.fromarray(gradient(20, 30)), exif=exif(orientation))
     plain = save(tmp_path / "plain.jpg", Image.fromarray(gradient(20, 30)))
-    np.testing.assert_array_equal(decode_image(path, (20, 30)), decode_image(plain))
+    np.testing.assert_array_equal(read_image(path, (20, 30)), read_image(plain))
     if orientation >= 5:
-        np.testing.assert_array_equal(decode_image(path, (30, 20)), decode_image(path))
+        np.testing.assert_array_equal(read_image(path, (30, 20)), read_image(path))
     else:
         with pytest.raises(DataError):
-            decode_image(path, (30, 20))
+            read_image(path, (30, 20))
 
 
 def test_another_size_than_annotated_names_both(tmp_path: Path) -> None:
@@ -147,30 +147,30 @@ def test_another_size_than_annotated_names_both(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"30x20 pixels \(width x height\), but the annotation file says 31x20"
     ) as caught:
-        decode_image(path, (20, 31))
+        read_image(path, (20, 31))
     assert caught.value.problems[0].where == str(path)
 
 
 @pytest.mark.parametrize("value", [0, 9, 77, 65535])
 def test_an_orientation_out_of_range_is_ignored(tmp_path: Path, value: int) -> None:
     path = save(tmp_path / "a.jpg", Image.fromarray(gradient(20, 30)), exif=exif(value))
-    assert decode_image(path).shape == (20, 30, 3)
+    assert read_image(path).shape == (20, 30, 3)
 
 
 def test_of_an_animation_the_first_frame_counts(odd: Path) -> None:
     with Image.open(odd / "dispose_bgnd.gif") as file:
         first = np.asarray(file.convert("RGB"))
-    np.testing.assert_array_equal(decode_image(odd / "dispose_bgnd.gif"), first)
+    np.testing.assert_array_equal(read_image(odd / "dispose_bgnd.gif"), first)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
-        decode_image(tmp_path / "none.jpg")
+        read_image(tmp_path / "none.jpg")
     with pytest.raises(DataError, match="Is a directory"):
-        decode_image(tmp_path)
+        read_image(tmp_path)
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(DataError, match="not an image"):
-        decode_image(tmp_path / "empty.jpg")
+        read_image(tmp_path / "empty.jpg")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -180,7 +180,7 @@ def test_too_many_pixels_are_refused_before_decoding(
     monkeypatch.setattr(decode, "_MAX_PIXELS", 599)
     path = save(tmp_path / f"a.{suffix}", Image.fromarray(gradient(20, 30)))
     with pytest.raises(DataError, match="30x20 pixels are more than the limit"):
-        decode_image(path)
+        read_image(path)
 
 
 @pytest.mark.parametrize(
@@ -200,18 +200,18 @@ def test_a_damaged_jpeg_is_never_used(tmp_path: Path, damage: Any, reason: str) 
     path = tmp_path / "a.jpg"
     path.write_bytes(damage(buffer.getvalue()))
     with pytest.raises(DataError, match=reason):
-        decode_image(path)
+        read_image(path)
 
 
 def test_a_jpeg_that_only_pillow_knows_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "a.jpg", Image.fromarray(gradient(20, 30)), exif=exif(6))
-    wanted = decode_image(path)
+    wanted = read_image(path)
 
     def refuse(*args: Any, **options: Any) -> None:
         raise ValueError("Could not determine subsampling level of JPEG image")
 
     monkeypatch.setattr("simplejpeg.decode_jpeg_header", refuse)
-    np.testing.assert_array_equal(decode_image(path), wanted)
+    np.testing.assert_array_equal(read_image(path), wanted)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -225,7 +225,7 @@ def test_any_damage_is_decoded_or_refused(tmp_path: Path, suffix: str, data: st.
     path = tmp_path / "a.img"
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
-        pixels = decode_image(path, data.draw(st.sampled_from([None, (16, 24)])))
+        pixels = read_image(path, data.draw(st.sampled_from([None, (16, 24)])))
     except DataError as error:
         assert str(path) in error.problems[0].where
     else:

@@ -1,7 +1,4 @@
-"""The typed functions behind the command line: load, train, resume, evaluate, predict, report, demo.
-
-Everything here is also in the package's namespace: `import detronome as dt; dt.train("data/", model="nano")`.
-"""
+"""Training, evaluating and predicting: load, train, resume, evaluate, predict, report, demo."""
 
 from __future__ import annotations
 

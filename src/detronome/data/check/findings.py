@@ -1,0 +1,55 @@
+"""What the data doctor says: findings, and the report that collects them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+__all__ = ["CheckReport", "Finding", "Severity"]
+
+Severity = Literal["error", "warning", "note"]
+"""`error`: training stops or learns something wrong. `warning`: something is lost. `note`: good to know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One kind of defect in one file or folder, with all its cases counted and the first ones named."""
+
+    code: str
+    """Short name of the kind, stable across versions, e.g. `box_outside_image`."""
+    severity: Severity
+    what: str
+    """A sentence without the count: `boxes reach beyond the image`."""
+    count: int
+    cases: tuple[str, ...]
+    """The first cases, each with the ids or names by which the user finds it."""
+    where: str
+    """The file or folder."""
+    effect: str
+    """What it does to training or evaluation."""
+    fix: str
+    """What to do about it."""
+    is_fixable: bool = False
+    """Whether `--fix` repairs it in the copy it writes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """Everything the doctor found in a data folder."""
+
+    data: str
+    checked: dict[str, int]
+    """How many of what were looked at: `annotation files`, `images`, `annotations`, `image files`, ..."""
+    findings: Sequence[Finding]
+    seconds: float
+
+    @property
+    def worst(self) -> Severity | None:
+        """The worst severity that occurs; None for a clean data set."""
+        found = {finding.severity for finding in self.findings}
+        return next((severity for severity in ("error", "warning", "note") if severity in found), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {**asdict(self), "worst": self.worst}
