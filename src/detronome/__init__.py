@@ -22,7 +22,9 @@ if TYPE_CHECKING:
         evaluate_results,
         predict,
         resume,
+        shard_data,
         train,
+        verify_shards,
         write_report,
     )
     from detronome.errors import (
@@ -53,7 +55,9 @@ __all__ = [
     "load",
     "predict",
     "resume",
+    "shard_data",
     "train",
+    "verify_shards",
     "write_report",
 ]
 

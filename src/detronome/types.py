@@ -1,4 +1,4 @@
-"""The records that the layers exchange: Target and Batch in, ModelOutput out, Detections as the result.
+"""The records that the layers exchange: Target, Batch and EffectiveBatch in, ModelOutput out, Detections as the result.
 
 Shape letters: `B` batch, `H W` padded image height and width, `T` targets of one image, `Q` queries,
 `C` class logits, `N` detections of one image.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # looking after data needs these records' neighbours, and sho
     import torch
     from torch import Tensor
 
-__all__ = ["Batch", "Categories", "Detections", "ModelOutput", "Predictor", "Target"]
+__all__ = ["Batch", "Categories", "Detections", "EffectiveBatch", "ModelOutput", "Predictor", "Target"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Batch:
     """
 
     images: UInt8[Tensor, "B 3 H W"]
-    """RGB, 0-255; padding is 0."""
+    """RGB, 0-255; padding is 0. The colours of a pixel lie side by side in memory (channels last)."""
     padding_mask: Bool[Tensor, "B H W"]
     """True on padding."""
     targets: tuple[Target, ...]
@@ -119,6 +119,38 @@ class Batch:
                 replace(t, boxes_cxcywh=t.boxes_cxcywh.pin_memory(), labels=t.labels.pin_memory()) for t in self.targets
             ),
         )
+
+
+@dataclass(frozen=True)
+class EffectiveBatch:
+    """All images of one optimiser step: one `Batch` for each padded shape among them."""
+
+    parts: tuple[Batch, ...]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    @property
+    def num_objects(self) -> int:
+        return sum(part.num_objects for part in self.parts)
+
+    @property
+    def targets(self) -> list[Target]:
+        return [target for part in self.parts for target in part.targets]
+
+    @property
+    def image_ids(self) -> list[int]:
+        return [target.image_id for target in self.targets]
+
+    def split(self, micro_batch_size: int) -> list[Batch]:
+        """Cut into micro-batches of one shape each and at most this many images."""
+        return [micro_batch for part in self.parts for micro_batch in part.split(micro_batch_size)]
+
+    def to(self, device: torch.device) -> EffectiveBatch:
+        return EffectiveBatch(tuple(part.to(device) for part in self.parts))
+
+    def pin_memory(self) -> EffectiveBatch:
+        return EffectiveBatch(tuple(part.pin_memory() for part in self.parts))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from detronome.api.data import shard_data, verify_shards
     from detronome.api.runs import Run, demo, evaluate, evaluate_results, predict, resume, train, write_report
 
 __all__ = [
@@ -19,11 +20,13 @@ __all__ = [
     "evaluate_results",
     "predict",
     "resume",
+    "shard_data",
     "train",
+    "verify_shards",
     "write_report",
 ]
 
-_DATA: frozenset[str] = frozenset()
+_DATA = frozenset({"shard_data", "verify_shards"})
 """The names that live in `data`; the others live in `runs`."""
 
 

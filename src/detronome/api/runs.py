@@ -13,7 +13,7 @@ from typing import Any, Literal
 from detronome.config.convert import apply_overrides, from_dict, read_toml, to_toml
 from detronome.config.presets import PRESETS, preset
 from detronome.config.schema import RunConfig
-from detronome.data.build import DataSplit, build_eval_batches, open_split, resolve_workers
+from detronome.data.build import DataSplit, build_eval_batches, build_quarantine, open_split, resolve_workers
 from detronome.data.coco.layout import available_splits
 from detronome.data.scenes import write_scenes
 from detronome.engine.build import build_trainer
@@ -146,6 +146,7 @@ def evaluate(
     config = loaded.config
     workers, _ = resolve_workers(config, loaded.device.type)
     precision, _ = resolve_precision(config.train.precision, loaded.device)
+    quarantine = build_quarantine(config, data_split)
     with build_eval_batches(
         config,
         data_split,
@@ -153,8 +154,9 @@ def evaluate(
         batch_size=8 if config.eval.batch_size == "auto" else config.eval.batch_size,
         workers=workers,
         pin_memory=loaded.device.type == "cuda",
+        quarantine=quarantine,
     ) as batches:
-        return evaluate_model(
+        metrics = evaluate_model(
             loaded.detector,
             batches,
             DetectionEvaluator(data_split.files.annotation_file, unknown_categories="drop"),
@@ -163,6 +165,8 @@ def evaluate(
             precision=precision,
             device=loaded.device,
         )
+    unusable = [f"image id {image.image_id} was left out: {image.where}: {image.what}" for image in quarantine.drain()]
+    return replace(metrics, notes=(*metrics.notes, *unusable))
 
 
 def evaluate_results(

@@ -138,6 +138,17 @@ class DataConfig:
     workers: int | Literal["auto"] = "auto"
     prefetch: int = 2
     """Batches each worker prepares ahead."""
+    buckets: tuple[str, ...] | Literal["auto"] = "auto"
+    """Padded shapes as `HEIGHTxWIDTH`; each image goes into the smallest that holds it, whatever its neighbours. Empty:
+    a step is padded to its largest image. `auto`: six shapes that fit the data, or none where the model has trainable
+    BatchNorm, which wants whole batches."""
+    decode: Literal["exact", "fast"] = "exact"
+    """`fast`: libjpeg-turbo's fast transform and upsampling; a few levels off, and quicker on some processors."""
+    on_bad_image: Literal["replace", "skip", "stop"] = "replace"
+    """When an image cannot be read or decoded in training: another one takes its place, the batch is smaller by it, or
+    the run ends. Evaluation leaves it out, or ends."""
+    bad_image_budget: float = 0.001
+    """Part of the split's images that may be bad, 0-1, before the run ends; one image always may, but with 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

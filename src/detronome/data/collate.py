@@ -15,9 +15,13 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from detronome.types import Batch, Target
+from detronome.data.buckets import Bucket, bucket_of
+from detronome.types import Batch, EffectiveBatch, Target
 
-__all__ = ["PackedBatch", "collate", "pack"]
+__all__ = ["PackedBatch", "Sample", "collate", "pack"]
+
+Sample = tuple[UInt8[Tensor, "3 h w"], Target]
+"""An augmented image and its target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,9 @@ class PackedBatch:
     image_ids: tuple[int, ...]
     sizes_hw: tuple[tuple[int, int], ...]
     orig_sizes_hw: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
 
     def unpack(self) -> Batch:
         """Return the batch itself."""
@@ -56,22 +63,32 @@ class PackedBatch:
             ),
         )
 
-    def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory; torch's loader calls this by name, in a thread of its own."""
-        return self.unpack().pin_memory()
 
-
-def pack(samples: Sequence[tuple[UInt8[Tensor, "3 _ _"], Target]], *, pad_multiple: int = 1) -> PackedBatch:
-    """Pad images right and bottom with 0 to the largest height and width, and join their targets.
+def pack(samples: Sequence[Sample], buckets: tuple[Bucket, ...] = ()) -> tuple[PackedBatch, ...]:
+    """Pad images right and bottom with 0 and join their targets: one batch for each padded shape.
 
     Args:
-        samples: at least one image with its target.
-        pad_multiple: round the padded height and width up to a multiple of this many pixels.
+        samples: images with their targets.
+        buckets: the shapes to pad to; without any, all images are padded to the largest height and width among them.
     """
-    sizes = [target.size_hw for _, target in samples]
-    height, width = (-(-max(side) // pad_multiple) * pad_multiple for side in zip(*sizes, strict=True))
-    images = _zero_images(len(samples), height, width)
-    padding_mask = torch.ones((len(samples), height, width), dtype=torch.bool)
+    groups: dict[Bucket, list[Sample]] = {}
+    if not buckets and samples:
+        sizes = [target.size_hw for _, target in samples]
+        groups[max(h for h, _ in sizes), max(w for _, w in sizes)] = list(samples)
+    elif buckets:
+        for sample in samples:
+            groups.setdefault(bucket_of(sample[1].size_hw, buckets), []).append(sample)
+    return tuple(_pack_group(groups[shape], shape) for shape in sorted(groups))
+
+
+def collate(samples: Sequence[Sample], buckets: tuple[Bucket, ...] = ()) -> EffectiveBatch:
+    """Return a batch of the samples; see `pack` for the padding."""
+    return EffectiveBatch(tuple(part.unpack() for part in pack(samples, buckets)))
+
+
+def _pack_group(samples: Sequence[Sample], shape_hw: Bucket) -> PackedBatch:
+    images = _zero_images(len(samples), *shape_hw)
+    padding_mask = torch.ones((len(samples), *shape_hw), dtype=torch.bool)
     for b, (image, target) in enumerate(samples):
         h, w = target.size_hw
         images[b, :, :h, :w] = image
@@ -84,21 +101,16 @@ def pack(samples: Sequence[tuple[UInt8[Tensor, "3 _ _"], Target]], *, pad_multip
         labels=torch.cat([target.labels for target in targets]).numpy(),
         num_objects=tuple(target.num_objects for target in targets),
         image_ids=tuple(target.image_id for target in targets),
-        sizes_hw=tuple(sizes),
+        sizes_hw=tuple(target.size_hw for target in targets),
         orig_sizes_hw=tuple(target.orig_size_hw for target in targets),
     )
 
 
 def _zero_images(num_images: int, height: int, width: int) -> UInt8[Tensor, "B 3 H W"]:
     """Return black images: in a worker, in the shared memory through which they leave it, saving a copy of them all."""
-    shape = (num_images, 3, height, width)
+    shape = (num_images, height, width, 3)
     if get_worker_info() is None:
-        return torch.zeros(shape, dtype=torch.uint8)
+        return torch.zeros(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
     # As in torch's own collate functions; the system hands out such memory zeroed.
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-
-
-def collate(samples: Sequence[tuple[UInt8[Tensor, "3 _ _"], Target]], *, pad_multiple: int = 1) -> Batch:
-    """Return a batch of the samples; see `pack` for the padding."""
-    return pack(samples, pad_multiple=pad_multiple).unpack()
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape).permute(0, 3, 1, 2)

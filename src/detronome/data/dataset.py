@@ -1,30 +1,30 @@
 """One image of a split with its truth, decoded and augmented: a pure function of (seed, epoch, index).
 
-Shape letters: `h w` height and width after augmentation, `K` categories of the data set.
+Shape letters: `h w` height and width after augmentation, `K` categories of the data set, `T` objects of the image.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
-from torch import Tensor
+from jaxtyping import Float64, Int64
 from torch.utils.data import Dataset
 
 from detronome.data.augment.cpu import apply_to_boxes, apply_to_image
-from detronome.data.augment.params import AugmentPolicy, draw, evaluation_params
-from detronome.data.store.decode import decode_image
+from detronome.data.augment.params import AugmentParams, AugmentPolicy, draw, evaluation_params
+from detronome.data.collate import Sample
 from detronome.data.store.index import AnnotationIndex
-from detronome.data.store.source import ImageSource
+from detronome.data.store.pixels import PixelReader
 from detronome.errors import DataError, Problem
 from detronome.ops.boxes import xyxy_to_cxcywh
+from detronome.runtime.clock import StageClock
 from detronome.runtime.seeding import generator
 from detronome.types import Target
 
 __all__ = ["DetectionDataset"]
 
 
-class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 h w"], Target]]):
+class DetectionDataset(Dataset[Sample]):
     """Images and targets of a split, by (epoch, index).
 
     Crowd regions and boxes without area inside the image are left out, as in the reference; images without objects
@@ -32,7 +32,7 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 h w"], Target]]):
 
     Args:
         index: the split's annotations.
-        source: the encoded images.
+        pixels: the decoded images.
         policy: how images are resized and augmented.
         training: draw augmentations; otherwise resize for evaluation, the same in every epoch.
         seed: of the augmentations.
@@ -42,7 +42,7 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 h w"], Target]]):
     def __init__(
         self,
         index: AnnotationIndex,
-        source: ImageSource,
+        pixels: PixelReader,
         policy: AugmentPolicy,
         *,
         training: bool,
@@ -50,54 +50,62 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 h w"], Target]]):
         label_map: Int64[np.ndarray, " K"] | None = None,
     ) -> None:
         self._index = index
-        self._source = source
+        self._pixels = pixels
         self._policy = policy
         self._training = training
         self._seed = seed
         self._label_map = label_map
+        self.clock = StageClock()
+        """Seconds spent reading, decoding and augmenting, in this process."""
 
     def __len__(self) -> int:
         return len(self._index)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[UInt8[Tensor, "3 h w"], Target]:
+    def image_id(self, i: int) -> int:
+        """Return the id of image `i` in the annotation file."""
+        return self._index.image(i).image_id
+
+    def where(self, i: int) -> str:
+        """Return the place of image `i`: a path, or a shard and the member in it."""
+        return self._pixels.where(i)
+
+    def params(self, epoch: int, i: int) -> AugmentParams:
+        """Return what is done to image `i` in an epoch."""
+        record = self._index.image(i)
+        if not self._training:
+            return evaluation_params(self._policy, record.size_hw)
+        return draw(self._policy, record.size_hw, generator("augment", self._seed, epoch, record.image_id))
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Return the image and the target of (epoch, index).
 
         Raises:
             DataError: the image file is missing, damaged or of another size than annotated; names the image id.
         """
         epoch, i = key
-        record = self._index.image(i)
+        params = self.params(epoch, i)
         try:
-            pixels = decode_image(self._source.read(i), self._source.where(i), record.size_hw)
+            pixels = self._pixels.read(i, self.clock)
         except DataError as error:
-            raise DataError(
-                [
-                    Problem(what=problem.what, where=f"{problem.where} (image id {record.image_id})", fix=problem.fix)
-                    for problem in error.problems
-                ]
-            ) from error
-        if self._training:
-            rng = generator("augment", self._seed, epoch, record.image_id)
-            params = draw(self._policy, record.size_hw, rng)
-        else:
-            params = evaluation_params(self._policy, record.size_hw)
+            raise self._with_image_id(error, i) from error
+        with self.clock.stage("augment"):
+            target = self._target(i, params, (pixels.shape[0], pixels.shape[1]))
+            return apply_to_image(pixels, params), target
 
-        boxes_xyxy, labels = self._objects(i, record.size_hw)
-        boxes_xyxy, keep = apply_to_boxes(boxes_xyxy, record.size_hw, params)
+    def _target(self, i: int, params: AugmentParams, pixels_hw: tuple[int, int]) -> Target:
+        boxes_xyxy, labels = self._objects(i, params.size_hw)
+        boxes_xyxy, keep = apply_to_boxes(boxes_xyxy, params, pixels_hw)
         height, width = params.final_hw
         boxes_cxcywh = xyxy_to_cxcywh(torch.from_numpy(boxes_xyxy / [width, height, width, height]))
-        target = Target(
+        return Target(
             boxes_cxcywh=boxes_cxcywh.float(),
             labels=torch.from_numpy(labels[keep]),
-            image_id=record.image_id,
+            image_id=self._index.image(i).image_id,
             size_hw=params.final_hw,
-            orig_size_hw=record.size_hw,
+            orig_size_hw=params.size_hw,
         )
-        return apply_to_image(pixels, params), target
 
-    def _objects(
-        self, i: int, size_hw: tuple[int, int]
-    ) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], Int64[np.ndarray, " T"]]:
+    def _objects(self, i: int, size_hw: tuple[int, int]) -> tuple[Float64[np.ndarray, "T 4"], Int64[np.ndarray, " T"]]:
         """Return (boxes_xyxy in pixels, clamped to the image; the model's labels) of the objects to learn."""
         boxes, labels, _, iscrowd = self._index.annotations(i)
         boxes[:, 2:] += boxes[:, :2]
@@ -105,3 +113,7 @@ class DetectionDataset(Dataset[tuple[UInt8[Tensor, "3 h w"], Target]]):
         mapped = labels.astype(np.int64) if self._label_map is None else self._label_map[labels]
         keep = ~iscrowd & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & (mapped >= 0)
         return boxes[keep], mapped[keep]
+
+    def _with_image_id(self, error: DataError, i: int) -> DataError:
+        suffix = f" (image id {self.image_id(i)})"
+        return DataError([Problem(what=p.what, where=p.where + suffix, fix=p.fix) for p in error.problems])

@@ -1,7 +1,8 @@
 """Batches in order from worker processes that live as long as the run.
 
-Each item of the loader is one whole step: a worker decodes, augments and pads all its images. A mistake in the data
-reaches the caller as the `DataError` that it is, all images of the batch at once.
+Each item of the loader is one whole step: a worker decodes, augments and pads all its images, deals with those that
+cannot be used, and says how long each stage took. A mistake in the data reaches the caller as the `DataError` that it
+is, all images of the batch at once.
 """
 
 from __future__ import annotations
@@ -9,22 +10,26 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from detronome.data.collate import PackedBatch, pack
+from detronome.data.buckets import Bucket, bucket_of
+from detronome.data.collate import PackedBatch, Sample, pack
 from detronome.data.dataset import DetectionDataset
+from detronome.data.quarantine import BadImage, BadImagePolicy, Quarantine
 from detronome.data.sampler import StepSampler
-from detronome.errors import DetronomeError, Problem, TrainingError
-from detronome.types import Batch
+from detronome.errors import DataError, DetronomeError, Problem, TrainingError
+from detronome.runtime.seeding import generator
+from detronome.types import Batch, EffectiveBatch
 
-__all__ = ["BatchLoader", "BatchStream", "eval_batches", "train_batches"]
+__all__ = ["BatchLoader", "BatchStream", "LoaderMeter", "PackedStep", "eval_batches", "train_batches"]
 
 _Keys = list[tuple[int, int]]
+_REPLACEMENT_TRIES = 20
 
 
 def train_batches(
@@ -37,7 +42,9 @@ def train_batches(
     workers: int,
     prefetch: int = 2,
     pin_memory: bool = False,
-    pad_multiple: int = 1,
+    buckets: tuple[Bucket, ...] = (),
+    on_bad_image: BadImagePolicy = "stop",
+    quarantine: Quarantine | None = None,
 ) -> BatchStream:
     """Return the effective batches of the steps from `start_step` to `total_steps`, one a step, epoch after epoch.
 
@@ -52,7 +59,9 @@ def train_batches(
         workers: processes that prepare batches; 0 prepares them in this one.
         prefetch: batches that each worker prepares ahead.
         pin_memory: put batches in page-locked memory, for copies to a GPU that overlap with work.
-        pad_multiple: round padded sizes up to a multiple of this many pixels.
+        buckets: padded shapes; without any, a step is padded to its largest height and width.
+        on_bad_image: what to do when an image cannot be used.
+        quarantine: counts the bad images of the batches that are handed out.
     """
     sampler = StepSampler(
         seed=seed,
@@ -61,9 +70,8 @@ def train_batches(
         num_images=len(dataset),
         global_batch_size=global_batch_size,
     )
-    return iter(
-        BatchLoader(dataset, sampler, workers, prefetch, pin_memory, pad_multiple=pad_multiple, keep_workers=False)
-    )
+    steps = _StepDataset(dataset, buckets, on_bad_image, seed, is_training=True)
+    return iter(BatchLoader(steps, sampler, workers, prefetch, pin_memory, quarantine, keep_workers=False))
 
 
 def eval_batches(
@@ -73,15 +81,27 @@ def eval_batches(
     workers: int,
     prefetch: int = 2,
     pin_memory: bool = False,
-    pad_multiple: int = 1,
+    buckets: tuple[Bucket, ...] = (),
+    on_bad_image: BadImagePolicy = "stop",
+    quarantine: Quarantine | None = None,
 ) -> BatchLoader:
-    """Return all images of the split in the annotation file's order, to be iterated as often as wanted.
+    """Return all images of the split, to be iterated as often as wanted: in the annotation file's order, or bucket by
+    bucket where there are some, so that every batch has one shape.
 
-    The workers are kept between passes; `close` ends them. Arguments as in `train_batches`.
+    An image that cannot be used is left out (never replaced: it would be counted twice). The workers are kept between
+    passes; `close` ends them. Arguments as in `train_batches`.
     """
-    indices = range(len(dataset))
-    batches = [[(0, i) for i in indices[start : start + batch_size]] for start in indices[::batch_size]]
-    return BatchLoader(dataset, batches, workers, prefetch, pin_memory, pad_multiple=pad_multiple, keep_workers=True)
+    groups: dict[Bucket | None, list[int]] = {}
+    for i in range(len(dataset)):
+        group = bucket_of(dataset.params(0, i).final_hw, buckets) if buckets else None
+        groups.setdefault(group, []).append(i)
+    batches = [
+        [(0, i) for i in indices[start : start + batch_size]]
+        for indices in groups.values()
+        for start in range(0, len(indices), batch_size)
+    ]
+    steps = _StepDataset(dataset, buckets, "stop" if on_bad_image == "stop" else "skip", 0, is_training=False)
+    return BatchLoader(steps, batches, workers, prefetch, pin_memory, quarantine, keep_workers=True)
 
 
 class BatchLoader:
@@ -89,18 +109,19 @@ class BatchLoader:
 
     def __init__(
         self,
-        dataset: DetectionDataset,
+        steps: _StepDataset,
         keys: Sampler[_Keys] | Sequence[_Keys],
         workers: int,
         prefetch: int,
         pin_memory: bool,
+        quarantine: Quarantine | None,
         *,
-        pad_multiple: int,
         keep_workers: bool,
     ) -> None:
         self._num_batches = len(keys)  # type: ignore[arg-type]
-        self._loader: DataLoader[PackedBatch | _Failure] = DataLoader(
-            _StepDataset(dataset, pad_multiple),
+        self._quarantine = quarantine
+        self._loader: DataLoader[PackedStep | _Failure] = DataLoader(
+            steps,
             sampler=keys,
             batch_size=None,
             collate_fn=_unchanged,
@@ -117,7 +138,7 @@ class BatchLoader:
         return self._num_batches
 
     def __iter__(self) -> BatchStream:
-        return BatchStream(self._loader)
+        return BatchStream(self._loader, self._quarantine)
 
     def close(self) -> None:
         """End the workers; another pass would start new ones."""
@@ -132,21 +153,41 @@ class BatchLoader:
         self.close()
 
 
-class BatchStream(Iterator[Batch]):
-    """One pass over the batches. The workers begin at once, so that they fill up while the model is being built."""
+class BatchStream(Iterator[EffectiveBatch]):
+    """One pass over the batches. The workers begin at once, so that they fill up while the model is being built.
 
-    def __init__(self, loader: DataLoader[PackedBatch | _Failure]) -> None:
+    Attributes:
+        meter: what the batches handed out have cost, and how full the queue was.
+    """
+
+    def __init__(self, loader: DataLoader[PackedStep | _Failure], quarantine: Quarantine | None) -> None:
         self._loader = loader
+        self._quarantine = quarantine
+        self.meter = LoaderMeter()
         handler = signal.getsignal(signal.SIGCHLD)
-        self._items: Iterator[PackedBatch | Batch | _Failure] | None = iter(loader)
+        self._items: Iterator[PackedStep | _Failure] | None = iter(loader)
         if signal.getsignal(signal.SIGCHLD) is not handler:
             # Torch has installed a handler that raises wherever the program is when a worker dies, perhaps in the
             # middle of an update. Waiting for a batch notices it too.
             signal.signal(signal.SIGCHLD, handler)
 
-    def __next__(self) -> Batch:
+    @property
+    def num_ready(self) -> int:
+        """Batches that wait in the queue, ready to be handed out; 0 without workers."""
+        queue = getattr(self._items, "_data_queue", None)
+        early = sum(len(task) == 2 for task in getattr(self._items, "_task_info", {}).values())
+        return early + (queue.qsize() if queue is not None else 0)
+
+    def __next__(self) -> EffectiveBatch:
+        step = self._next_step()
+        while not step.parts:  # an evaluation batch of which no image could be used
+            step = self._next_step()
+        return EffectiveBatch(tuple(part if isinstance(part, Batch) else part.unpack() for part in step.parts))
+
+    def _next_step(self) -> PackedStep:
         if self._items is None:
             raise StopIteration
+        self.meter.num_ready += self.num_ready
         try:
             item = next(self._items)
         except StopIteration:
@@ -164,7 +205,14 @@ class BatchStream(Iterator[Batch]):
         if isinstance(item, _Failure):
             self._abort()
             raise item.to_error()
-        return item.unpack() if isinstance(item, PackedBatch) else item
+        self.meter.add(item)
+        if self._quarantine is not None:
+            try:
+                self._quarantine.admit(item.bad_images)
+            except DataError:
+                self._abort()
+                raise
+        return item
 
     def close(self) -> None:
         """End the pass, and the workers if they are not kept for another."""
@@ -186,6 +234,43 @@ class BatchStream(Iterator[Batch]):
         self.close()
 
 
+class LoaderMeter:
+    """Sums over the batches handed out since the last reset, for whoever looks for a bottleneck."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.stage_s: dict[str, float] = {}
+        """Seconds by stage (read, decode, augment, collate), summed over the processes that worked."""
+        self.num_images = 0
+        self.num_batches = 0
+        self.num_ready = 0
+        """Batches found ready in the queue, summed over the requests."""
+
+    def add(self, step: PackedStep) -> None:
+        """Count one batch."""
+        for stage, seconds in step.stage_s.items():
+            self.stage_s[stage] = self.stage_s.get(stage, 0.0) + seconds
+        self.num_images += sum(len(part) for part in step.parts)
+        self.num_batches += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedStep:
+    """All that a worker sends for one step."""
+
+    parts: tuple[PackedBatch | Batch, ...]
+    bad_images: tuple[BadImage, ...]
+    stage_s: dict[str, float]
+
+    def pin_memory(self) -> PackedStep:
+        """Return the step in page-locked memory; torch's loader calls this by name, in a thread of its own."""
+        parts = [part if isinstance(part, Batch) else part.unpack() for part in self.parts]
+        return replace(self, parts=tuple(part.pin_memory() for part in parts))
+
+
 @dataclass(frozen=True)
 class _Failure:
     """An error on its way out of a worker. Torch would send the type and a printed traceback, and lose the rest."""
@@ -200,26 +285,74 @@ class _Failure:
         return error
 
 
-class _StepDataset(Dataset["PackedBatch | _Failure"]):
+class _StepDataset(Dataset["PackedStep | _Failure"]):
     """Whole batches by their list of (epoch, index)."""
 
-    def __init__(self, dataset: DetectionDataset, pad_multiple: int) -> None:
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        buckets: tuple[Bucket, ...],
+        on_bad_image: BadImagePolicy,
+        seed: int,
+        *,
+        is_training: bool,
+    ) -> None:
         self._dataset = dataset
-        self._pad_multiple = pad_multiple
+        self._buckets = buckets
+        self._on_bad_image = on_bad_image
+        self._seed = seed
+        self._is_training = is_training
 
-    def __getitem__(self, keys: _Keys) -> PackedBatch | _Failure:
-        samples, errors = [], []
+    def __getitem__(self, keys: _Keys) -> PackedStep | _Failure:
+        clock = self._dataset.clock
+        clock.seconds.clear()
+        samples: list[Sample] = []
+        bad_images: list[BadImage] = []
+        errors: list[DetronomeError] = []
         for key in keys:
             try:
                 samples.append(self._dataset[key])
-            except DetronomeError as error:
+            except DataError as error:
+                # A training step is never left without any image.
+                is_replaced = self._on_bad_image == "replace" or (
+                    self._is_training and len(bad_images) == len(keys) - 1
+                )
+                replacement = self._replacement(key) if is_replaced else None
+                samples += [replacement] if replacement else []
+                bad_images.append(self._bad_image(key[1], error, replacement))
                 errors.append(error)
-        if errors:
+            except DetronomeError as error:
+                return _Failure(type(error), error.problems)
+        is_useless = self._is_training and not samples
+        if errors and (self._on_bad_image == "stop" or is_useless):
             return _Failure(type(errors[0]), tuple(problem for error in errors for problem in error.problems))
-        return pack(samples, pad_multiple=self._pad_multiple)
+        with clock.stage("collate"):
+            parts = pack(samples, self._buckets)
+        return PackedStep(parts=parts, bad_images=tuple(bad_images), stage_s=dict(clock.seconds))
+
+    def _replacement(self, key: tuple[int, int]) -> Sample | None:
+        """Return another image of the split, chosen by (seed, epoch, index) alone."""
+        epoch, i = key
+        rng = generator("replacement", self._seed, epoch, i)
+        for other in rng.integers(len(self._dataset), size=_REPLACEMENT_TRIES).tolist():
+            try:
+                return self._dataset[epoch, other]
+            except DataError:
+                continue
+        return None
+
+    def _bad_image(self, i: int, error: DataError, replacement: Sample | None) -> BadImage:
+        (problem, *_) = error.problems
+        return BadImage(
+            image_id=self._dataset.image_id(i),
+            where=self._dataset.where(i),
+            what=problem.what,
+            fix=problem.fix,
+            action=f"replaced by image id {replacement[1].image_id}" if replacement else "left out",
+        )
 
 
-def _end_workers(loader: DataLoader[PackedBatch | _Failure], items: object) -> None:
+def _end_workers(loader: DataLoader[PackedStep | _Failure], items: object) -> None:
     """End the workers now. Torch does so when its iterator is deleted, but an error's traceback keeps that alive."""
     shut_down = getattr(items, "_shutdown_workers", None)
     if shut_down is not None:

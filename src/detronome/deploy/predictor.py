@@ -11,7 +11,8 @@ from jaxtyping import UInt8
 from detronome.config.schema import RunConfig
 from detronome.data.augment.cpu import apply_to_image
 from detronome.data.augment.params import AugmentPolicy, evaluation_params
-from detronome.data.build import augment_policy
+from detronome.data.buckets import Bucket
+from detronome.data.build import augment_policy, padded_shapes
 from detronome.data.collate import collate
 from detronome.engine.evaluator import detect_batch
 from detronome.models.detector import Detector
@@ -42,6 +43,7 @@ class EagerPredictor:
         device: torch.device,
         precision: Precision = "fp32",
         max_detections: int = 100,
+        buckets: tuple[Bucket, ...] = (),
     ) -> None:
         self.model = model.to(device).eval()
         self.categories = categories
@@ -49,6 +51,7 @@ class EagerPredictor:
         self.device = device
         self.precision: Precision = precision
         self.max_detections = max_detections
+        self.buckets = buckets
 
     def predict(self, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[Detections]:
         """Return one `Detections` per RGB image, in order."""
@@ -64,9 +67,10 @@ class EagerPredictor:
             size_hw=(pixels.shape[1], pixels.shape[2]),
             orig_size_hw=(height, width),
         )
+        (batch,) = collate([(pixels, target)], self.buckets).parts
         (detections,) = detect_batch(
             self.model,
-            collate([(pixels, target)]),
+            batch,
             categories=self.categories,
             max_detections=self.max_detections,
             precision=self.precision,
@@ -85,4 +89,5 @@ def build_predictor(config: RunConfig, model: Detector, categories: Categories, 
         device=device,
         precision=precision,
         max_detections=config.eval.max_detections,
+        buckets=padded_shapes(config),
     )

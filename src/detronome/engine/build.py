@@ -9,7 +9,7 @@ from pathlib import Path
 
 from detronome.config.convert import to_dict
 from detronome.config.schema import DetrConfig, RunConfig, ScheduleConfig
-from detronome.data.build import DataSplit, build_eval_batches, build_train_batches
+from detronome.data.build import DataSplit, build_eval_batches, build_quarantine, build_train_batches
 from detronome.data.sampler import steps_per_epoch
 from detronome.engine import schedule as schedules
 from detronome.engine.checkpoint import Checkpoint, CheckpointFolder
@@ -76,6 +76,7 @@ def build_trainer(
     )
     model = _model(config, categories, source).to(device)
     workers, pin_memory = config.data.workers, device.type == "cuda"
+    quarantine = build_quarantine(config, train)
     trainer = Trainer(
         step=_training_step(resolved, model, plan),
         plan=plan,
@@ -87,7 +88,9 @@ def build_trainer(
             total_steps=plan.total_steps,
             workers=workers,
             pin_memory=pin_memory,
+            quarantine=quarantine,
         ),
+        quarantine=quarantine,
         validation=_validation(config, val, categories, workers, pin_memory) if val else None,
         categories=categories,
         config=to_dict(config),
@@ -190,13 +193,20 @@ def _validation(
     config: RunConfig, val: DataSplit, categories: Categories, workers: int, pin_memory: bool
 ) -> Validation:
     assert config.eval.batch_size != "auto"
-    batch_size = config.eval.batch_size
+    quarantine = build_quarantine(config, val)
     return Validation(
         batches=build_eval_batches(
-            config, val, categories, batch_size=batch_size, workers=workers, pin_memory=pin_memory
+            config,
+            val,
+            categories,
+            batch_size=config.eval.batch_size,
+            workers=workers,
+            pin_memory=pin_memory,
+            quarantine=quarantine,
         ),
         evaluator=DetectionEvaluator(val.files.annotation_file, unknown_categories="drop"),
         max_detections=config.eval.max_detections,
+        quarantine=quarantine,
     )
 
 

@@ -46,6 +46,8 @@ class TrainingState:
     best_metrics: dict[str, float | None] = field(default_factory=dict)
     """Metrics of the best evaluation; None stands for nan."""
     data_fingerprint: str = ""
+    quarantined: list[int] = field(default_factory=list)
+    """Ids of the training images that could not be used so far."""
 
 
 @dataclass(frozen=True, kw_only=True)

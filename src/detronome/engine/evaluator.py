@@ -10,7 +10,7 @@ from detronome.evaluation.detection import DetectionEvaluator, DetectionMetrics
 from detronome.models.detector import Detector
 from detronome.models.postprocess import postprocess
 from detronome.runtime.precision import Precision, autocast
-from detronome.types import Batch, Categories, Detections
+from detronome.types import Batch, Categories, Detections, EffectiveBatch
 
 __all__ = ["detect_batch", "evaluate"]
 
@@ -41,7 +41,7 @@ def detect_batch(
 
 def evaluate(
     model: Detector,
-    batches: Iterable[Batch],
+    batches: Iterable[EffectiveBatch],
     evaluator: DetectionEvaluator,
     *,
     categories: Categories,
@@ -55,16 +55,17 @@ def evaluate(
     evaluator.reset()
     try:
         for batch in batches:
-            evaluator.add(
-                detect_batch(
-                    model,
-                    batch,
-                    categories=categories,
-                    max_detections=max_detections,
-                    precision=precision,
-                    device=device,
+            for part in batch.parts:
+                evaluator.add(
+                    detect_batch(
+                        model,
+                        part,
+                        categories=categories,
+                        max_detections=max_detections,
+                        precision=precision,
+                        device=device,
+                    )
                 )
-            )
     finally:
         model.train(was_training)
     return evaluator.compute(max_detections=max_detections)

@@ -9,7 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Evaluated", "Event", "Observer", "RunEnded", "RunStarted", "StepLogged", "StepSkipped"]
+__all__ = [
+    "Evaluated",
+    "Event",
+    "ImageQuarantined",
+    "Observer",
+    "RunEnded",
+    "RunStarted",
+    "StepLogged",
+    "StepSkipped",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +76,10 @@ class StepLogged(Event):
     """Seconds spent training so far, evaluation left out, over all resumes."""
     skipped_steps: int
     """Steps skipped so far for a non-finite loss or gradient."""
+    data_stages_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds for one image by stage (read, decode, augment, collate), in the process that did it."""
+    batches_ready: float = 0.0
+    """Batches found ready when one was asked for; 0 without workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +88,18 @@ class StepSkipped(Event):
 
     reason: str
     image_ids: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageQuarantined(Event):
+    """An image could not be used; told once for each image."""
+
+    split: str
+    image_id: int
+    file: str
+    reason: str
+    action: str
+    """What was done instead: `replaced by image id 17`, `left out`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +134,7 @@ _KINDS: dict[type[Event], str] = {
     RunStarted: "start",
     StepLogged: "step",
     StepSkipped: "skip",
+    ImageQuarantined: "bad_image",
     Evaluated: "eval",
     RunEnded: "end",
 }

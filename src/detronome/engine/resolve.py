@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 
 from detronome.config.schema import RtDetrConfig, RunConfig
-from detronome.data.build import DataSplit, augment_policy, resolve_workers
+from detronome.data.buckets import parse_buckets
+from detronome.data.build import DataSplit, augment_policy, resolve_buckets, resolve_workers
 from detronome.data.sampler import steps_per_epoch
 from detronome.errors import ConfigError, Problem
 from detronome.runtime.device import resolve_device
@@ -43,7 +44,8 @@ class Resolved:
         section, name = key.split(".")
         record = replace(getattr(self.config, section), **{name: value})
         self.config = replace(self.config, **{section: record})
-        self.reasons[key] = f"{value} ({reason})"
+        shown = ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else value
+        self.reasons[key] = f"{shown} ({reason})"
 
 
 def resolve(config: RunConfig, train: DataSplit) -> Resolved:
@@ -67,6 +69,7 @@ def resolve(config: RunConfig, train: DataSplit) -> Resolved:
     autos: dict[str, Callable[[RunConfig], tuple[object, str]]] = {
         "train.precision": lambda c: resolve_precision(c.train.precision, resolved.device),
         "data.workers": lambda c: resolve_workers(c, resolved.device.type),
+        "data.buckets": lambda c: resolve_buckets(c, train),
         "train.epochs": lambda _: _epochs(num_steps),
         "train.eval_epochs": _eval_epochs,
         "batch.micro_batch_size": lambda c: (c.batch.global_batch_size, "the whole effective batch at once"),
@@ -128,10 +131,14 @@ def check_consistency(config: RunConfig) -> None:
         ]
     problems = [Problem(what=what, where="configuration", fix=fix) for is_fine, what, fix in checks if not is_fine]
     problems += _out_of_range(config)
-    try:
-        augment_policy(config.augment)
-    except ConfigError as error:
-        problems += error.problems
+    for check in (
+        lambda: augment_policy(config.augment),
+        lambda: parse_buckets(() if config.data.buckets == "auto" else config.data.buckets),
+    ):
+        try:
+            check()
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError(problems)
 
@@ -162,6 +169,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "loss.quality_ramp": (0, math.inf),
     "data.workers": (0, math.inf),
     "data.prefetch": (1, math.inf),
+    "data.bad_image_budget": (0, 1),
     "batch.global_batch_size": (1, math.inf),
     "batch.micro_batch_size": (1, math.inf),
     "optim.backbone_lr": (0, math.inf),

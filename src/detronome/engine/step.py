@@ -18,7 +18,7 @@ from detronome.losses.set_criterion import SetCriterion
 from detronome.losses.terms import BatchTotals
 from detronome.models.detector import Detector
 from detronome.runtime.precision import Precision, autocast
-from detronome.types import Batch
+from detronome.types import EffectiveBatch
 
 __all__ = ["StepResult", "TrainingStep"]
 
@@ -75,7 +75,7 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def __call__(self, batch: Batch, *, step: int, progress: float) -> StepResult:
+    def __call__(self, batch: EffectiveBatch, *, step: int, progress: float) -> StepResult:
         """Do update number `step` (from 0). `progress` is the part of the training done, 0-1."""
         self.guard.remember()
         loss, losses = self._accumulate(batch, progress)
@@ -86,7 +86,7 @@ class TrainingStep:
             self.ema.update(self.model, num_updates=step, is_applied=is_applied)
         return StepResult(loss, losses, grad_norm)
 
-    def _accumulate(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _accumulate(self, batch: EffectiveBatch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Add up the gradients of all micro-batches; return the loss and its terms over the whole batch."""
         totals = BatchTotals.of(batch.targets, self.model.num_queries)
         loss = torch.zeros((), device=self.device)

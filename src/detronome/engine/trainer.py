@@ -16,10 +16,12 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from detronome.data.loader import BatchStream, LoaderMeter
+from detronome.data.quarantine import Quarantine
 from detronome.engine.checkpoint import Checkpoint, CheckpointFolder, TrainingState
 from detronome.engine.early_stop import BestMetric
 from detronome.engine.evaluator import evaluate
-from detronome.engine.events import Evaluated, Event, Observer, RunEnded, StepLogged, StepSkipped
+from detronome.engine.events import Evaluated, Event, ImageQuarantined, Observer, RunEnded, StepLogged, StepSkipped
 from detronome.engine.optim import load_optimizer_tensors, optimizer_tensors
 from detronome.engine.step import StepResult, TrainingStep
 from detronome.evaluation.detection import DetectionEvaluator, DetectionMetrics
@@ -27,7 +29,7 @@ from detronome.models.detector import Detector
 from detronome.runtime.memory import peak_memory_bytes
 from detronome.runtime.seeding import seed_torch
 from detronome.runtime.signals import StopRequest
-from detronome.types import Batch, Categories
+from detronome.types import Categories, EffectiveBatch
 
 __all__ = ["FitResult", "RunPlan", "Trainer", "Validation"]
 
@@ -51,10 +53,12 @@ class RunPlan:
 class Validation:
     """What an evaluation needs."""
 
-    batches: Iterable[Batch]
+    batches: Iterable[EffectiveBatch]
     """All images of the split; iterated once an evaluation."""
     evaluator: DetectionEvaluator
     max_detections: int
+    quarantine: Quarantine
+    """Counts the images that cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,7 @@ class Trainer:
         step: the training step with model, optimiser, guard and average.
         plan: length and rhythm.
         batches: returns the stream of effective batches from a step on, one a step, to the end of the run.
+        quarantine: counts the training images that cannot be used.
         validation: how to evaluate, or None to train without.
         categories: what the labels mean; travels with the weights.
         config: the resolved configuration as plain data; travels with the weights.
@@ -86,7 +91,8 @@ class Trainer:
         *,
         step: TrainingStep,
         plan: RunPlan,
-        batches: Callable[[int], Iterator[Batch]],
+        batches: Callable[[int], BatchStream],
+        quarantine: Quarantine,
         validation: Validation | None,
         categories: Categories,
         config: Mapping[str, Any],
@@ -99,6 +105,7 @@ class Trainer:
         self.model = step.model
         self.plan = plan
         self.batches = batches
+        self.quarantine = quarantine
         self.validation = validation
         self.categories = categories
         self.config = dict(config)
@@ -122,6 +129,7 @@ class Trainer:
             self.training_step.scaler.load_state_dict(state.scaler)
         self.training_step.guard.num_skipped = state.num_skipped
         self.training_step.guard.num_consecutive = state.num_consecutive_skips
+        self.quarantine.restore(state.quarantined)
         self.best.restore(state.best)
         self.best_metrics = {n: math.nan if v is None else v for n, v in state.best_metrics.items()}
         self.step, self.training_s, self.eval_s = state.step, state.training_s, state.eval_s
@@ -147,7 +155,8 @@ class Trainer:
                 is_saved = is_evaluated or is_stopping or time.perf_counter() - last_saved > self.plan.checkpoint_s
                 if is_saved or self.step % self.plan.log_steps == 0:
                     self._report_skips()
-                    self._tell(window.close())
+                    self._report_bad_images(self.quarantine)
+                    self._tell(window.close(batches.meter))
                 if is_evaluated and self.validation is not None:
                     self._evaluate(self.validation)
                     window.restart()
@@ -181,7 +190,7 @@ class Trainer:
         """The average where there is one, else the model itself."""
         return self.model if self.training_step.ema is None else self.training_step.ema.model
 
-    def _train_one(self, batch: Batch) -> StepResult:
+    def _train_one(self, batch: EffectiveBatch) -> StepResult:
         seed_torch("step", self.plan.seed, self.step)
         result = self.training_step(batch, step=self.step, progress=self.step / self.plan.total_steps)
         self.step += 1
@@ -203,6 +212,7 @@ class Trainer:
         )
         seconds = time.perf_counter() - started
         self.eval_s += seconds
+        self._report_bad_images(validation.quarantine)
         is_best = self.best.update(metrics.numbers[self.plan.metric], step=self.step)
         if is_best:
             self.best_metrics = dict(metrics.numbers)
@@ -231,6 +241,7 @@ class Trainer:
             best=self.best.state(),
             best_metrics={n: None if math.isnan(v) else v for n, v in self.best_metrics.items()},
             data_fingerprint=self.data_fingerprint,
+            quarantined=self.quarantine.image_ids,
         )
 
     def _save(self) -> None:
@@ -259,6 +270,20 @@ class Trainer:
                 )
             )
         guard.check()
+
+    def _report_bad_images(self, quarantine: Quarantine) -> None:
+        for image in quarantine.drain():
+            self._tell(
+                ImageQuarantined(
+                    step=self.step,
+                    epoch=self.epoch,
+                    split=quarantine.split,
+                    image_id=image.image_id,
+                    file=image.where,
+                    reason=image.what,
+                    action=image.action,
+                )
+            )
 
     def _tell(self, event: Event | None) -> None:
         if event is not None:
@@ -294,7 +319,7 @@ class _Window:
         self.num_images = 0
         self.sums: dict[str, Tensor] = {}
 
-    def fetch(self, batches: Iterator[Batch]) -> Batch:
+    def fetch(self, batches: Iterator[EffectiveBatch]) -> EffectiveBatch:
         started = time.perf_counter()
         batch = next(batches)
         self.wait_s += time.perf_counter() - started
@@ -309,7 +334,7 @@ class _Window:
         self.num_steps += 1
         self.num_images += num_images
 
-    def close(self) -> StepLogged | None:
+    def close(self, meter: LoaderMeter) -> StepLogged | None:
         """Return the record of the window and begin the next; None when it is empty."""
         if self.num_steps == 0:
             return None
@@ -335,6 +360,9 @@ class _Window:
             memory_bytes=peak_memory_bytes(trainer.training_step.device),
             training_s=trainer.training_s,
             skipped_steps=trainer.training_step.guard.num_skipped,
+            data_stages_s={name: seconds / meter.num_images for name, seconds in meter.stage_s.items()},
+            batches_ready=meter.num_ready / meter.num_batches,
         )
+        meter.reset()
         self.restart()
         return record

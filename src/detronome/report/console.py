@@ -19,7 +19,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from detronome.engine.events import Evaluated, Event, RunEnded, RunStarted, StepLogged, StepSkipped
+from detronome.engine.events import (
+    Evaluated,
+    Event,
+    ImageQuarantined,
+    RunEnded,
+    RunStarted,
+    StepLogged,
+    StepSkipped,
+)
 from detronome.report.formats import (
     clean_text,
     format_bytes,
@@ -87,6 +95,8 @@ class ConsoleProgress:
                 self._on_step(event)
             elif isinstance(event, StepSkipped):
                 self._on_skip(event)
+            elif isinstance(event, ImageQuarantined):
+                self._on_bad_image(event)
             elif isinstance(event, Evaluated):
                 self._on_evaluation(event)
             elif isinstance(event, RunEnded):
@@ -137,6 +147,10 @@ class ConsoleProgress:
         more = f" and {len(event.image_ids) - 8} more" if len(event.image_ids) > 8 else ""
         images = f" (images {clean_text(shown)}{more})" if event.image_ids else ""
         self._write(("yellow", f"warning: step {event.step:,} skipped: {clean_text(event.reason)}{images}"))
+
+    def _on_bad_image(self, event: ImageQuarantined) -> None:
+        file, reason, action = (clean_text(text) for text in (event.file, event.reason, event.action))
+        self._write(("yellow", f"warning: image {event.image_id} of {event.split} {action}: {file}: {reason}"))
 
     def _on_evaluation(self, event: Evaluated) -> None:
         if math.isfinite(event.eval_s):

@@ -28,6 +28,8 @@ from detronome.runtime.files import write_atomic
 __all__ = ["write_report"]
 
 _MAX_PICTURES = 24
+_MAX_BAD_IMAGES = 50
+_BAD_IMAGE = ("split", "image_id", "file", "reason", "action")
 _MAX_PICTURE_WIDTH_PX = 1440
 _METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 _ROWS_PER_COLUMN = 14
@@ -66,6 +68,8 @@ class _RunView:
     num_pictures: int
     resolved: Mapping[str, str]
     skips: Sequence[tuple[int, str, str]]
+    bad_images: Sequence[tuple[str, ...]]
+    num_bad_images: int
     config_text: str
     environment: Mapping[str, str]
 
@@ -141,6 +145,10 @@ def _view(run: RunFolder) -> _RunView:
             (record["step"], str(record.get("reason", "")), _image_ids(record.get("image_ids") or []))
             for record in run.skips[-20:]
         ],
+        bad_images=[
+            tuple(str(record.get(key, "")) for key in _BAD_IMAGE) for record in run.bad_images[:_MAX_BAD_IMAGES]
+        ],
+        num_bad_images=len(run.bad_images),
         config_text=run.config_text,
         environment={str(key): str(value) for key, value in (run.start.get("environment") or {}).items()},
     )

@@ -58,6 +58,12 @@ class RunFolder:
         return [record for record in self.records if record["kind"] == "skip"]
 
     @property
+    def bad_images(self) -> list[Record]:
+        """One record per image that could not be used: a resumed run meets those of its last steps again."""
+        found = [record for record in self.records if record["kind"] == "bad_image"]
+        return list({(record.get("split"), record.get("image_id")): record for record in found}.values())
+
+    @property
     def num_resumes(self) -> int:
         return sum(record["kind"] == "start" and record.get("step", 0) > 0 for record in self.records)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from detronome.config.schema import AugmentConfig
 from detronome.data.build import augment_policy, open_split
 from detronome.data.dataset import DetectionDataset
+from detronome.data.store.pixels import PixelReader
 from detronome.errors import DataError
 from detronome.ops.boxes import cxcywh_to_xyxy
 
@@ -26,7 +27,7 @@ WriteCoco = Callable[..., Path]
 
 def dataset(folder: Path, training: bool = True, **options: Any) -> DetectionDataset:
     split = open_split(folder, "train")
-    return DetectionDataset(split.index, split.source, SMALL, training=training, **options)
+    return DetectionDataset(split.index, PixelReader(split.index, split.source), SMALL, training=training, **options)
 
 
 def one_image(boxes: list[list[float]], **fields: Any) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def test_it_pickles_to_its_path(tmp_path: Path, write_coco: WriteCoco) -> None:
 def test_grey_crowded_and_empty_images_of_coco(shared_data: Path) -> None:
     split = open_split(shared_data / "coco2017_sample", "train")
     policy = augment_policy(AugmentConfig())
-    data = DetectionDataset(split.index, split.source, policy, training=False)
+    data = DetectionDataset(split.index, PixelReader(split.index, split.source), policy, training=False)
     targets = [data[0, i] for i in range(len(data))]
     assert sum(target.num_objects for _, target in targets) == 608
     by_id = {target.image_id: (image, target) for image, target in targets}

@@ -14,11 +14,14 @@ import pytest
 import torch
 
 from detronome.config.schema import AugmentConfig
+from detronome.data.buckets import bucket_of
 from detronome.data.build import augment_policy, open_split
 from detronome.data.dataset import DetectionDataset
 from detronome.data.loader import BatchStream, _Failure, _tells_of_a_dead_worker, eval_batches, train_batches
+from detronome.data.quarantine import Quarantine
+from detronome.data.store.pixels import PixelReader
 from detronome.errors import DataError, MissingExtraError, TrainingError
-from detronome.types import Batch
+from detronome.types import EffectiveBatch
 
 SMALL = augment_policy(AugmentConfig(sizes=(32, 40), max_size=64, crop="fraction", eval_size=32, eval_max_size=64))
 WriteCoco = Callable[..., Path]
@@ -31,7 +34,8 @@ def folder(tmp_path: Path, write_coco: WriteCoco) -> Path:
 
 def dataset(folder: Path, training: bool = True) -> DetectionDataset:
     split = open_split(folder, "train")
-    return DetectionDataset(split.index, split.source, SMALL, training=training, seed=5)
+    pixels = PixelReader(split.index, split.source)
+    return DetectionDataset(split.index, pixels, SMALL, training=training, seed=5)
 
 
 def train(folder: Path, workers: int, **changes: Any) -> BatchStream:
@@ -39,11 +43,12 @@ def train(folder: Path, workers: int, **changes: Any) -> BatchStream:
     return train_batches(dataset(folder), workers=workers, **options)
 
 
-def assert_same(batches: list[Batch], others: list[Batch]) -> None:
+def assert_same(batches: list[EffectiveBatch], others: list[EffectiveBatch]) -> None:
     for one, other in zip(batches, others, strict=True):
         assert one.image_ids == other.image_ids
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.padding_mask, other.padding_mask)
+        for part, other_part in zip(one.parts, other.parts, strict=True):
+            assert torch.equal(part.images, other_part.images)
+            assert torch.equal(part.padding_mask, other_part.padding_mask)
         for target, other_target in zip(one.targets, other.targets, strict=True):
             assert torch.equal(target.boxes_cxcywh, other_target.boxes_cxcywh)
             assert torch.equal(target.labels, other_target.labels)
@@ -179,3 +184,84 @@ def test_a_dead_worker_interrupts_nothing_but_the_wait_for_a_batch(folder: Path)
     with train(folder, 1) as stream:
         next(stream)
         assert signal.getsignal(signal.SIGCHLD) is handler
+
+
+def spoil(folder: Path, *numbers: int) -> None:
+    for n in numbers:
+        (folder / f"images/train_{n}.jpg").write_bytes(b"\xff\xd8\xff")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_are_replaced_alike_by_whoever_loads_them(folder: Path, workers: int) -> None:
+    spoil(folder, 2, 7)
+    plain = list(train(folder, 0, on_bad_image="replace", quarantine=Quarantine("train", 10, 1.0)))
+    quarantine = Quarantine("train", 10, 0.2)
+    assert_same(list(train(folder, workers, on_bad_image="replace", quarantine=quarantine)), plain)
+    assert [len(batch) for batch in plain] == [3] * 8
+    assert quarantine.image_ids == [93, 98]
+    assert not {93, 98} & {image_id for batch in plain for image_id in batch.image_ids}
+    told = quarantine.drain()
+    assert [image.action.startswith("replaced by image id ") for image in told] == [True, True]
+    assert "train_2.jpg" in " ".join(image.where for image in told) and quarantine.drain() == []
+    resumed = train(folder, 0, start_step=4, on_bad_image="replace", quarantine=Quarantine("train", 10, 1.0))
+    assert_same(list(resumed), plain[4:])
+
+
+def test_bad_images_are_left_out_but_a_step_is_never_empty(folder: Path) -> None:
+    spoil(folder, *range(7))
+    options: dict[str, Any] = {"on_bad_image": "skip", "quarantine": Quarantine("train", 10, 1.0)}
+    batches = list(train(folder, 0, **options))
+    assert {image_id for batch in batches for image_id in batch.image_ids} <= {91, 92, 93}
+    assert all(1 <= len(batch) <= 3 for batch in batches)
+    assert any("replaced" in image.action for image in options["quarantine"].drain())
+
+
+def test_too_many_bad_images_end_the_run(folder: Path) -> None:
+    spoil(folder, 2, 7)
+    children = set(active_children())
+    stream = train(folder, 1, on_bad_image="replace", quarantine=Quarantine("train", 10, 0.1))
+    with pytest.raises(DataError, match="2 images of split 'train' cannot be used, more than the 1 of 10") as caught:
+        list(stream)
+    assert "data.bad_image_budget" in caught.value.problems[0].fix
+    wait_until_no_children(children)
+
+
+def test_evaluation_leaves_bad_images_out(folder: Path) -> None:
+    spoil(folder, 0, 1, 2)
+    quarantine = Quarantine("train", 10, 1.0)
+    data = dataset(folder, training=False)
+    batches = eval_batches(data, batch_size=2, workers=0, on_bad_image="replace", quarantine=quarantine)
+    for _ in range(2):
+        assert [batch.image_ids for batch in batches] == [[97], [96, 95], [94, 93], [92, 91]]
+    assert [image.action for image in quarantine.drain()] == ["left out"] * 3
+    with pytest.raises(DataError, match="cannot be used"):
+        list(eval_batches(data, batch_size=2, workers=0, on_bad_image="stop"))
+
+
+def test_buckets_give_each_image_a_shape_of_its_own_choice(folder: Path) -> None:
+    buckets = ((32, 64), (64, 64))
+    batches = list(train(folder, 0, buckets=buckets, global_batch_size=5))
+    for batch in batches:
+        assert sum(len(part) for part in batch.parts) == len(batch) == 5
+        for part in batch.parts:
+            shape = (part.images.shape[2], part.images.shape[3])
+            assert {bucket_of(target.size_hw, buckets) for target in part.targets} == {shape}
+    with eval_batches(dataset(folder, training=False), batch_size=4, workers=0, buckets=buckets) as evaluation:
+        shown = list(evaluation)
+    assert all(len(batch.parts) == 1 for batch in shown)
+    assert sorted(image_id for batch in shown for image_id in batch.image_ids) == list(range(91, 101))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_meter_says_where_time_goes(folder: Path, workers: int) -> None:
+    with train(folder, workers, total_steps=6) as stream:
+        for _ in range(6):
+            next(stream)
+            time.sleep(0.02 * workers)
+        meter = stream.meter
+        assert (meter.num_batches, meter.num_images) == (6, 18)
+        assert set(meter.stage_s) == {"read", "decode", "augment", "collate"}
+        assert all(seconds > 0 for seconds in meter.stage_s.values())
+        assert (meter.num_ready > 0) == (workers > 0)
+        meter.reset()
+        assert meter.num_batches == 0 and meter.stage_s == {}

@@ -15,7 +15,7 @@ from detronome.engine.step import TrainingStep
 from detronome.losses.build import build_criterion
 from detronome.models.build import build_model
 from detronome.models.detector import Detector
-from detronome.types import Batch, Target
+from detronome.types import Batch, EffectiveBatch, Target
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,9 @@ def small_detr(**changes: object) -> Detector:
     return build_model(config, 3).train()
 
 
-def batch_of(counts: Sequence[int], sizes_hw: Sequence[tuple[int, int]] = ((64, 64),), *, seed: int = 0) -> Batch:
+def batch_of(
+    counts: Sequence[int], sizes_hw: Sequence[tuple[int, int]] = ((64, 64),), *, seed: int = 0
+) -> EffectiveBatch:
     generator = torch.Generator().manual_seed(seed)
     sizes = [sizes_hw[i % len(sizes_hw)] for i in range(len(counts))]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
@@ -51,7 +53,7 @@ def batch_of(counts: Sequence[int], sizes_hw: Sequence[tuple[int, int]] = ((64, 
         boxes = torch.rand(count, 4, generator=generator) * 0.4 + torch.tensor([0.3, 0.3, 0.1, 0.1])
         labels = torch.randint(0, 3, (count,), generator=generator)
         targets.append(Target(boxes_cxcywh=boxes, labels=labels, image_id=100 + i, size_hw=(h, w), orig_size_hw=(h, w)))
-    return Batch(images=images, padding_mask=padding_mask, targets=tuple(targets))
+    return EffectiveBatch((Batch(images=images, padding_mask=padding_mask, targets=tuple(targets)),))
 
 
 def training_step(

@@ -7,3 +7,4 @@ from cyclopts import App
 __all__ = ["app"]
 
 app = App(name="data", help="Download, check, convert, look at and prepare data sets.")
+app.command("detronome.cli.data.shard:shard", name="shard", help="Write tar shards with an index, or verify them.")

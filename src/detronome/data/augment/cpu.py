@@ -1,6 +1,6 @@
 """Augmentation applied to one image and its boxes in a loader worker.
 
-Shape letters: `H W` height and width of the image as decoded, `h w` after augmentation, `N` boxes.
+Shape letters: `H W` height and width of the image as decoded, `h w` after augmentation, `N` boxes, `K` those kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from detronome.data.augment.params import AugmentParams
+from detronome.data.augment.params import AugmentParams, place
 
 __all__ = ["apply_to_boxes", "apply_to_image"]
 
@@ -22,51 +22,50 @@ _LUMA = (0.299, 0.587, 0.114)
 def apply_to_image(image: UInt8[np.ndarray, "H W 3"], params: AugmentParams) -> UInt8[Tensor, "3 h w"]:
     """Return the augmented image; with nothing to do it shares the memory of `image`.
 
-    The result keeps the colours of a pixel side by side in memory (channels last): resizing is several times faster
-    so, and collating copies each image anyway.
+    The result keeps the colours of a pixel side by side in memory (channels last): resizing, collating and the model's
+    convolutions are all faster so.
+
+    Args:
+        image: the decoded image, or a reduced copy of it.
+        params: as drawn for the image.
     """
-    pixels = torch.from_numpy(image)
-    flipped = [axis for axis, flip in enumerate((params.vertical_flip, params.horizontal_flip)) if flip]
+    placement = place(params, (image.shape[0], image.shape[1]))
+    top, left, height, width = placement.window
+    pixels = torch.from_numpy(image)[top : top + height, left : left + width]
+    flipped = [axis for axis, flip in enumerate((placement.vertical_flip, placement.horizontal_flip)) if flip]
     if flipped:
         pixels = pixels.flip(flipped)
-    if params.resize_hw is not None:
-        pixels = _resize(pixels, params.resize_hw)
-    if params.crop is not None:
-        top, left, height, width = params.crop
-        pixels = pixels[top : top + height, left : left + width]
-    pixels = _resize(pixels, params.final_hw)
+    pixels = _resize(pixels, placement.final_hw)
     if (params.brightness, params.contrast, params.saturation) != (1.0, 1.0, 1.0):
         pixels = _jitter(pixels, params)
     return pixels.permute(2, 0, 1)
 
 
 def apply_to_boxes(
-    boxes_xyxy: Float64[np.ndarray, "N 4"], size_hw: tuple[int, int], params: AugmentParams
+    boxes_xyxy: Float64[np.ndarray, "N 4"], params: AugmentParams, pixels_hw: tuple[int, int] | None = None
 ) -> tuple[Float64[np.ndarray, "K 4"], Bool[np.ndarray, " N"]]:
     """Return the boxes in pixels of the augmented image, and which of the given ones they are.
 
     Only a crop drops boxes: those of which nothing is left in the window.
 
     Args:
-        boxes_xyxy: corners in pixels of the decoded image.
-        size_hw: height and width of the decoded image in pixels.
+        boxes_xyxy: corners in pixels of the image as annotated.
         params: what is applied to the image.
+        pixels_hw: height and width of the pixels it is applied to, where they are a reduced copy.
     """
-    boxes = boxes_xyxy.copy()
+    placement = place(params, pixels_hw or params.size_hw)
+    top, left, height, width = placement.window
+    boxes = boxes_xyxy * _ratios(params.size_hw, pixels_hw or params.size_hw)
+    boxes = (boxes - np.array([left, top, left, top])).clip(0.0, np.array([width, height] * 2))
     keep = np.ones(len(boxes), np.bool_)
-    height, width = size_hw
-    if params.horizontal_flip:
-        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-    if params.vertical_flip:
-        boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
-    if params.resize_hw is not None:
-        boxes *= _ratios((height, width), params.resize_hw)
     if params.crop is not None:
-        top, left, height, width = params.crop
-        boxes = (boxes - np.array([left, top, left, top], np.float64)).clip(0.0, np.array([width, height] * 2))
         keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         boxes = boxes[keep]
-    return boxes * _ratios((height, width), params.final_hw), keep
+    if placement.horizontal_flip:
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    if placement.vertical_flip:
+        boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
+    return boxes * _ratios((height, width), placement.final_hw), keep
 
 
 def _ratios(from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Float64[np.ndarray, " 4"]:

@@ -1,5 +1,7 @@
 """Which augmentation an image gets: numbers drawn once, applied anywhere.
 
+`place` turns them into the least work on the pixels: one window of the decoded image, resized once.
+
 The geometry is DETR's (arXiv 2005.12872, section A.4): flip, then either a multi-scale resize, or a resize to 400-600,
 a random window of 384-600 pixels, and the multi-scale resize. A second kind of window keeps the aspect of small images.
 """
@@ -11,7 +13,16 @@ from typing import Literal
 
 import numpy as np
 
-__all__ = ["AugmentParams", "AugmentPolicy", "draw", "evaluation_params", "resized_hw"]
+__all__ = [
+    "AugmentParams",
+    "AugmentPolicy",
+    "Placement",
+    "draw",
+    "evaluation_params",
+    "largest_hw",
+    "place",
+    "resized_hw",
+]
 
 _NUM_DRAWS = 12
 
@@ -40,6 +51,8 @@ class AugmentPolicy:
 class AugmentParams:
     """What one image gets, applied from top to bottom."""
 
+    size_hw: tuple[int, int]
+    """Height and width in pixels of the image that this was drawn for."""
     horizontal_flip: bool = False
     vertical_flip: bool = False
     resize_hw: tuple[int, int] | None = None
@@ -53,9 +66,46 @@ class AugmentParams:
     contrast: float = 1.0
     saturation: float = 1.0
 
-    @property
-    def cropped_to_hw(self) -> tuple[int, int] | None:
-        return None if self.crop is None else self.crop[2:]
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """The geometry of one augmentation on the pixels at hand: cut the window, flip it, resize it once.
+
+    The reference resizes, crops and resizes again. One resize of the same part of the image costs half the time and
+    blurs less; the window's edges fall on whole pixels, and boxes are placed by the window as it was cut.
+    """
+
+    window: tuple[int, int, int, int]
+    """(top, left, height, width) in pixels of the decoded image, not flipped."""
+    horizontal_flip: bool
+    vertical_flip: bool
+    final_hw: tuple[int, int]
+
+
+def place(params: AugmentParams, pixels_hw: tuple[int, int]) -> Placement:
+    """Return what to do with the pixels of an image.
+
+    Args:
+        params: as drawn for the image.
+        pixels_hw: height and width of the decoded image; a reduced copy of it gets the same part in its own pixels.
+    """
+    height, width = pixels_hw
+    top, left, bottom, right = 0, 0, height, width
+    if params.crop is not None:
+        crop_top, crop_left, crop_height, crop_width = params.crop
+        full_height, full_width = params.resize_hw or params.size_hw
+        top, bottom = _whole_pixels(crop_top, crop_height, full_height, height)
+        left, right = _whole_pixels(crop_left, crop_width, full_width, width)
+        if params.vertical_flip:
+            top, bottom = height - bottom, height - top
+        if params.horizontal_flip:
+            left, right = width - right, width - left
+    return Placement(
+        window=(top, left, bottom - top, right - left),
+        horizontal_flip=params.horizontal_flip,
+        vertical_flip=params.vertical_flip,
+        final_hw=params.final_hw,
+    )
 
 
 def draw(policy: AugmentPolicy, size_hw: tuple[int, int], rng: np.random.Generator) -> AugmentParams:
@@ -89,6 +139,7 @@ def draw(policy: AugmentPolicy, size_hw: tuple[int, int], rng: np.random.Generat
         left = _integer(0, width - window_width, u[8])
         crop = (top, left, window_height, window_width)
     return AugmentParams(
+        size_hw=size_hw,
         horizontal_flip=u[0] < policy.horizontal_flip,
         vertical_flip=u[1] < policy.vertical_flip,
         resize_hw=resize_hw,
@@ -102,7 +153,13 @@ def draw(policy: AugmentPolicy, size_hw: tuple[int, int], rng: np.random.Generat
 
 def evaluation_params(policy: AugmentPolicy, size_hw: tuple[int, int]) -> AugmentParams:
     """Return what every image gets at evaluation and prediction: the resize alone."""
-    return AugmentParams(final_hw=resized_hw(size_hw, policy.eval_size, policy.eval_max_size))
+    return AugmentParams(size_hw=size_hw, final_hw=resized_hw(size_hw, policy.eval_size, policy.eval_max_size))
+
+
+def largest_hw(policy: AugmentPolicy, size_hw: tuple[int, int]) -> tuple[int, int]:
+    """Return the largest size that an image is ever resized to before it is cropped, in training and evaluation."""
+    sides = [*policy.sizes, policy.eval_size, *(policy.crop_resize if policy.crop == "detr" else ())]
+    return resized_hw(size_hw, max(sides), max(policy.max_size, policy.eval_max_size))
 
 
 def resized_hw(size_hw: tuple[int, int], short_side: int, max_size: int | None = None) -> tuple[int, int]:
@@ -131,3 +188,9 @@ def _choose(options: tuple[int, ...], u: float) -> int:
 def _integer(low: int, high: int, u: float) -> int:
     """Map `u` in [0, 1) to a whole number from `low` to `high`, both included."""
     return low + int(u * (high - low + 1))
+
+
+def _whole_pixels(start: int, length: int, of: int, size: int) -> tuple[int, int]:
+    """Map the stretch `start`, `length` of a side `of` to a side of `size`; at least one pixel."""
+    first = min(round(start * size / of), size - 1)
+    return first, min(max(round((start + length) * size / of), first + 1), size)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,39 @@ import msgspec
 
 from detronome.errors import DataError, Problem
 
-__all__ = ["normalise_json"]
+__all__ = ["Defect", "ExaminedFile", "JsonObject", "examine", "normalise_json", "parse_json", "quoted_number"]
 
-_Record = dict[str, Any]
+JsonObject = dict[str, Any]
+
 _SHOWN = 5
 _LISTS = ("images", "annotations", "categories")
+_SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One kind of structural defect, with every case of it."""
+
+    code: str
+    """Short name of the kind, e.g. `image_height_missing`."""
+    what: str
+    fix: str
+    cases: list[str]
+    """JSON path, and id or value, of each case."""
+
+
+@dataclass(frozen=True)
+class ExaminedFile:
+    """What could be read of an annotation file, and everything that could not."""
+
+    records: dict[str, list[JsonObject]]
+    """Of `images`, `annotations` and `categories`: the objects as they stand in the file."""
+    strict: dict[str, list[JsonObject]]
+    """The same objects with only the fields that are read, in strict spelling; None where a value is unreadable (NaN for
+    an area, which may be missing)."""
+    defects: list[Defect]
+    """In the order in which the kinds were met; empty for a sound file."""
 
 
 def normalise_json(content: bytes, annotation_file: Path) -> bytes:
@@ -29,40 +59,18 @@ def normalise_json(content: bytes, annotation_file: Path) -> bytes:
     Raises:
         DataError: all problems of the file, one per kind, each with the JSON paths and ids of its first cases.
     """
-    root = _parse(content, annotation_file)
-    findings = _Findings(annotation_file)
-    lists = {name: list(_records(root, name, findings)) for name in _LISTS}
-    strict = {
-        "images": [_image(path, record, findings) for path, record in lists["images"]],
-        "annotations": [_annotation(path, record, findings) for path, record in lists["annotations"]],
-        "categories": [_category(path, record, findings) for path, record in lists["categories"]],
-    }
-    _check_references(lists, strict, findings)
-    findings.raise_if_any()
-    return msgspec.json.encode(strict)
+    examined = examine(parse_json(content, annotation_file))
+    if examined.defects:
+        raise DataError([_problem(defect, annotation_file) for defect in examined.defects])
+    return msgspec.json.encode(examined.strict)
 
 
-class _Findings:
-    """Defects grouped by kind, in the order in which the kinds were met."""
+def parse_json(content: bytes, annotation_file: Path) -> JsonObject:
+    """Return the JSON object that a file holds.
 
-    def __init__(self, annotation_file: Path) -> None:
-        self._file = annotation_file
-        self._cases: dict[tuple[str, str], list[str]] = {}
-
-    def add(self, what: str, where: str, fix: str) -> None:
-        self._cases.setdefault((what, fix), []).append(where)
-
-    def raise_if_any(self) -> None:
-        problems = []
-        for (what, fix), cases in self._cases.items():
-            shown = ", ".join(cases[:_SHOWN])
-            more = f" and {len(cases) - _SHOWN} more" if len(cases) > _SHOWN else ""
-            problems.append(Problem(what=what, where=f"{self._file}: {shown}{more}", fix=fix))
-        if problems:
-            raise DataError(problems)
-
-
-def _parse(content: bytes, annotation_file: Path) -> _Record:
+    Raises:
+        DataError: the content is not JSON, or not an object.
+    """
     if not content.strip():
         raise DataError("the annotation file is empty", where=str(annotation_file), fix="copy or export it again")
     try:
@@ -90,115 +98,229 @@ def _parse(content: bytes, annotation_file: Path) -> _Record:
     return root
 
 
-def _records(root: _Record, name: str, findings: _Findings) -> Iterator[tuple[str, _Record]]:
+def examine(root: JsonObject) -> ExaminedFile:
+    """Return all that can be read of a COCO object, and a defect for each kind of thing that cannot."""
+    found = _Defects()
+    paths_and_records = {name: list(_records(root, name, found)) for name in _LISTS}
+    read_one = {"images": _image, "annotations": _annotation, "categories": _category}
+    strict = {
+        name: [read_one[name](path, record, found) for path, record in pairs]
+        for name, pairs in paths_and_records.items()
+    }
+    _check_references(paths_and_records, strict, found)
+    records = {name: [record for _, record in pairs] for name, pairs in paths_and_records.items()}
+    return ExaminedFile(records, strict, found.all())
+
+
+def quoted_number(value: object) -> int | float | None:
+    """Return the finite number that a string spells, or None for anything else."""
+    if not isinstance(value, str) or not _NUMBER.fullmatch(value) or len(value) > 400:
+        return None
+    number = float(value)
+    if not math.isfinite(number):
+        return None
+    return int(value) if value.strip().lstrip("+-").isdigit() else number
+
+
+class _Defects:
+    """Defects grouped by kind, in the order in which the kinds were met."""
+
+    def __init__(self) -> None:
+        self._cases: dict[tuple[str, str, str], list[str]] = {}
+
+    def add(self, code: str, what: str, where: str, fix: str) -> None:
+        self._cases.setdefault((code, what, fix), []).append(where)
+
+    def all(self) -> list[Defect]:
+        return [Defect(code, what, fix, cases) for (code, what, fix), cases in self._cases.items()]
+
+
+def _problem(defect: Defect, annotation_file: Path) -> Problem:
+    shown = ", ".join(defect.cases[:_SHOWN])
+    more = f" and {len(defect.cases) - _SHOWN} more" if len(defect.cases) > _SHOWN else ""
+    return Problem(what=defect.what, where=f"{annotation_file}: {shown}{more}", fix=defect.fix)
+
+
+def _records(root: JsonObject, name: str, found: _Defects) -> Iterator[tuple[str, JsonObject]]:
     values = root.get(name)
+    path = f"$.{name}"
     if values is None:
-        findings.add(f"there is no list {name!r}", f"$.{name}", "a COCO file has images, annotations and categories")
+        found.add("list_missing", f"there is no list {name!r}", path, "a COCO file has images, annotations, categories")
     elif not isinstance(values, list):
-        findings.add(f"{name!r} is {_kind(values)}, not a list", f"$.{name}", f"write {name} as a list of objects")
+        found.add(
+            "list_wrong_type", f"{name!r} is {_kind(values)}, not a list", path, f"write {name} as a list of objects"
+        )
     elif not values and name != "annotations":
-        findings.add(f"the list {name!r} is empty", f"$.{name}", "check the export: there is nothing to learn from")
+        found.add(
+            "list_empty", f"the list {name!r} is empty", path, "check the export: there is nothing to learn from"
+        )
     else:
         for position, record in enumerate(values):
             if isinstance(record, dict):
-                yield f"$.{name}[{position}]", record
+                yield f"{path}[{position}]", record
             else:
-                findings.add(f"entries of {name!r} are not objects", f"$.{name}[{position}]", "remove or repair them")
+                found.add(
+                    "entry_not_object",
+                    f"entries of {name!r} are not objects",
+                    f"{path}[{position}]",
+                    "remove or repair them",
+                )
 
 
-def _image(path: str, record: _Record, findings: _Findings) -> _Record:
+def _image(path: str, record: JsonObject, found: _Defects) -> JsonObject:
     name = record.get("file_name")
     if not isinstance(name, str) or not name:
-        findings.add("images have no file_name", _case(path, record), "name the image file, relative to its folder")
+        fix = "name the image file, relative to its folder"
+        found.add("file_name_missing", "images have no file_name", _case(path, record), fix)
+        name = None
     elif "\0" in name or not _encodable(name):
-        findings.add("file names hold characters that no file can have", _case(path, record), "rename the files")
+        what = "file names hold characters that no file can have"
+        found.add("file_name_impossible", what, _case(path, record), "rename the files")
+        name = None
     return {
-        "id": _whole(record, "id", path, findings),
+        "id": _whole(record, "id", path, found),
         "file_name": name,
-        "height": _whole(record, "height", path, findings, minimum=1, maximum=2**31 - 1),
-        "width": _whole(record, "width", path, findings, minimum=1, maximum=2**31 - 1),
+        "height": _whole(record, "height", path, found, minimum=1, maximum=2**31 - 1),
+        "width": _whole(record, "width", path, found, minimum=1, maximum=2**31 - 1),
     }
 
 
-def _annotation(path: str, record: _Record, findings: _Findings) -> _Record:
-    bbox = record.get("bbox")
-    if bbox is None:
-        findings.add("annotations have no bbox", _case(path, record), "write bbox as [left, top, width, height]")
-    elif not (isinstance(bbox, list) and len(bbox) == 4 and all(_is_finite(value) for value in bbox)):
-        findings.add(
-            "bbox is not 4 finite numbers",
-            f"{_case(path, record)} has {json.dumps(bbox)[:80]}",
-            "write bbox as [left, top, width, height] in pixels, as numbers without quotes",
-        )
-    area = record.get("area")
-    if area is not None and not _is_finite(area):
-        findings.add("area is not a finite number", _case(path, record), "write a number, or leave area out")
-    iscrowd = record.get("iscrowd") or 0
-    if not isinstance(iscrowd, int | float):
-        findings.add("iscrowd is not 0 or 1", _case(path, record), "write 0 or 1, or leave iscrowd out")
+def _annotation(path: str, record: JsonObject, found: _Defects) -> JsonObject:
     return {
-        "id": None if record.get("id") is None else _whole(record, "id", path, findings),
-        "image_id": _whole(record, "image_id", path, findings),
-        "category_id": _whole(record, "category_id", path, findings),
-        "bbox": bbox,
-        "area": area,
-        "iscrowd": int(bool(iscrowd)),
+        "id": None if record.get("id") is None else _whole(record, "id", path, found),
+        "image_id": _whole(record, "image_id", path, found),
+        "category_id": _whole(record, "category_id", path, found),
+        "bbox": _bbox(path, record, found),
+        "area": _area(path, record, found),
+        "iscrowd": _iscrowd(path, record, found),
     }
 
 
-def _category(path: str, record: _Record, findings: _Findings) -> _Record:
+def _category(path: str, record: JsonObject, found: _Defects) -> JsonObject:
     name = record.get("name")
     if not isinstance(name, str) or not _encodable(name):
-        findings.add("categories have no name", _case(path, record), "give each category a name")
-    return {"id": _whole(record, "id", path, findings), "name": name}
+        fix = "give each category a name"
+        found.add("category_name_missing", "categories have no name", _case(path, record), fix)
+        name = None
+    return {"id": _whole(record, "id", path, found), "name": name}
 
 
-def _check_references(lists: dict[str, Any], strict: dict[str, list[_Record]], findings: _Findings) -> None:
-    known: dict[str, set[int]] = {}
-    for name, one in (("images", "image"), ("categories", "category")):
-        ids: set[int] = set()
-        for (path, record), clean in zip(lists[name], strict[name], strict=True):
-            if clean["id"] in ids:
-                findings.add(f"{one} ids are used twice", _case(path, record), f"give each {one} its own id")
-            elif clean["id"] is not None:
-                ids.add(clean["id"])
-        known[f"{one}_id"] = ids
-    for (path, record), clean in zip(lists["annotations"], strict["annotations"], strict=True):
+def _bbox(path: str, record: JsonObject, found: _Defects) -> list[float] | None:
+    bbox = record.get("bbox")
+    if bbox is None:
+        fix = "write bbox as [left, top, width, height]"
+        found.add("bbox_missing", "annotations have no bbox", _case(path, record), fix)
+        return None
+    if isinstance(bbox, list) and len(bbox) == 4 and all(_is_finite(value) for value in bbox):
+        return [float(value) for value in bbox]
+    case = f"{_case(path, record)} has {_shown(bbox)}"
+    if (
+        isinstance(bbox, list)
+        and len(bbox) == 4
+        and all(_is_finite(value) or quoted_number(value) is not None for value in bbox)
+    ):
+        found.add("number_in_quotes", "bbox holds numbers in quotes", case, "write numbers without quotes")
+    else:
+        fix = "write bbox as [left, top, width, height] in pixels, as numbers without quotes"
+        found.add("bbox_wrong", "bbox is not 4 finite numbers", case, fix)
+    return None
+
+
+def _area(path: str, record: JsonObject, found: _Defects) -> float | None:
+    area = record.get("area")
+    if area is None:
+        return None
+    if _is_finite(area):
+        return float(area)
+    if quoted_number(area) is not None:
+        case = f"{_case(path, record)} has {_shown(area)}"
+        found.add("number_in_quotes", "area is in quotes", case, "write numbers without quotes")
+    else:
+        fix = "write a number, or leave area out"
+        found.add("area_wrong", "area is not a finite number", _case(path, record), fix)
+    return math.nan
+
+
+def _iscrowd(path: str, record: JsonObject, found: _Defects) -> int:
+    iscrowd = record.get("iscrowd")
+    if iscrowd is None or isinstance(iscrowd, int | float):
+        return int(bool(iscrowd))
+    if quoted_number(iscrowd) is not None:
+        case = f"{_case(path, record)} has {_shown(iscrowd)}"
+        found.add("number_in_quotes", "iscrowd is in quotes", case, "write numbers without quotes")
+    else:
+        fix = "write 0 or 1, or leave iscrowd out"
+        found.add("iscrowd_wrong", "iscrowd is not 0 or 1", _case(path, record), fix)
+    return 0
+
+
+def _check_references(
+    paths_and_records: dict[str, list[tuple[str, JsonObject]]], strict: dict[str, list[JsonObject]], found: _Defects
+) -> None:
+    known = {
+        f"{_SINGULAR[name]}_id": _known_ids(_SINGULAR[name], paths_and_records[name], strict[name], found)
+        for name in ("images", "categories")
+    }
+    for (path, record), clean in zip(paths_and_records["annotations"], strict["annotations"], strict=True):
         for key, ids in known.items():
             one = key.removesuffix("_id")
             if ids and clean[key] is not None and clean[key] not in ids:
-                findings.add(
+                found.add(
+                    f"{one}_unknown",
                     f"annotations name {one} ids that the file does not have",
                     f"{_case(path, record)} has {key} {clean[key]}",
                     f"add the missing {one} or remove its annotations",
                 )
 
 
+def _known_ids(
+    one: str, paths_and_records: Sequence[tuple[str, JsonObject]], strict: Sequence[JsonObject], found: _Defects
+) -> set[int]:
+    """Return the ids that can be read; ids that are used twice are defects, repeated records a mild kind of them."""
+    first: dict[int, JsonObject] = {}
+    for (path, record), clean in zip(paths_and_records, strict, strict=True):
+        if clean["id"] is None:
+            continue
+        if clean["id"] not in first:
+            first[clean["id"]] = record
+        elif _is_same(first[clean["id"]], record):
+            found.add(f"{one}_repeated", f"{one} records are repeated", _case(path, record), "remove the repetitions")
+        else:
+            fix = f"give each {one} its own id"
+            found.add(f"{one}_id_duplicate", f"{one} ids are used twice", _case(path, record), fix)
+    return set(first)
+
+
 def _whole(
-    record: _Record,
+    record: JsonObject,
     key: str,
     path: str,
-    findings: _Findings,
+    found: _Defects,
     *,
     minimum: int = -(2**63),
     maximum: int = 2**63 - 1,
 ) -> int | None:
     value = record.get(key)
     plural = path.removeprefix("$.").partition("[")[0]
+    code = f"{_SINGULAR[plural]}_{key}"
     if value is None:
-        findings.add(f"{plural} have no {key}", _case(path, record), f"write {key} as a whole number")
+        fix = f"write {key} as a whole number"
+        found.add(f"{code}_missing", f"{plural} have no {key}", _case(path, record), fix)
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-        bound = f" of at least {minimum}" if minimum == 1 else ""
-        findings.add(
-            f"{key} of {plural} is not a whole number{bound}",
-            f"{_case(path, record)} has {json.dumps(value)[:80]}",
-            f"write {key} as a number without quotes",
-        )
-        return None
-    return value
+    if isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum:
+        return value
+    bound = f" of at least {minimum}" if minimum == 1 else ""
+    case = f"{_case(path, record)} has {_shown(value)}"
+    quoted = quoted_number(value)
+    if quoted is not None and quoted == int(quoted) and minimum <= quoted <= maximum:
+        what = f"{key} of {plural} is in quotes, not a whole number{bound}"
+        found.add("number_in_quotes", what, case, "write numbers without quotes")
+    else:
+        what = f"{key} of {plural} is not a whole number{bound}"
+        found.add(f"{code}_wrong", what, case, f"write {key} as a number without quotes")
+    return None
 
 
 def _is_finite(value: Any) -> bool:
@@ -218,10 +340,24 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def _case(path: str, record: _Record) -> str:
+def _case(path: str, record: JsonObject) -> str:
     """Name one record by JSON path and, where it has a readable one, by id."""
     identity = record.get("id")
-    return f"{path} (id {identity})" if isinstance(identity, int | str) else path
+    return f"{path} (id {_shown(identity)})" if isinstance(identity, int | str) else path
+
+
+def _shown(value: Any) -> str:
+    try:
+        return json.dumps(value)[:80]
+    except RecursionError:  # nested nearly as deeply as can be read
+        return _kind(value)
+
+
+def _is_same(first: JsonObject, second: JsonObject) -> bool:
+    try:
+        return first == second
+    except RecursionError:
+        return False
 
 
 def _kind(value: Any) -> str:

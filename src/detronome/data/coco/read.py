@@ -1,14 +1,17 @@
 """Reading a COCO annotation file into columns, or saying everything that is wrong with it.
 
-A sound file takes the fast path: typed decoding that never builds the polygons, then checks on whole columns. Any
-other file is read again as plain JSON by `problems`, which is slow and complete.
+A sound file takes the fast path: typed decoding that never builds the polygons, some megabytes at a time, then checks
+on whole columns. Any other file is read again as plain JSON by `problems`, which is slow and complete.
 
 Shape letters: `I` images, `A` annotations.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import mmap
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +24,9 @@ from detronome.errors import DataError
 from detronome.types import Categories
 
 __all__ = ["CocoAnnotations", "read_annotations"]
+
+_CHUNK_BYTES = 2**22
+_BETWEEN_OBJECTS = re.compile(rb"\}\s*,\s*\{")
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -49,8 +55,24 @@ class _Category(msgspec.Struct, gc=False):
 
 class _File(msgspec.Struct, gc=False):
     images: Annotated[list[_Image], msgspec.Meta(min_length=1)]
-    annotations: list[_Annotation]
+    annotations: msgspec.Raw
     categories: Annotated[list[_Category], msgspec.Meta(min_length=1)]
+
+
+_ANNOTATIONS = msgspec.json.Decoder(list[_Annotation])
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The annotations in the file's order."""
+
+    image_ids: Int64[np.ndarray, " A"]
+    category_ids: Int64[np.ndarray, " A"]
+    boxes_xywh: Float64[np.ndarray, "A 4"]
+    area: Float64[np.ndarray, " A"]
+    """nan where the file has none."""
+    annotation_ids: Int64[np.ndarray, " A"]
+    iscrowd: Bool[np.ndarray, " A"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,25 +105,38 @@ def read_annotations(annotation_file: Path) -> CocoAnnotations:
     Raises:
         DataError: the file cannot be read or is not sound COCO JSON; all its problems at once, with JSON paths and ids.
     """
-    try:
-        content = annotation_file.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"the annotation file cannot be read: {error.strerror or error}", where=str(annotation_file)
-        ) from error
+    content = _content(annotation_file)
     columns = _decode(content)
     if columns is None:
-        columns = _decode(normalise_json(content, annotation_file))
+        columns = _decode(normalise_json(bytes(content), annotation_file))
         assert columns is not None, "the slow path accepted a file that the fast path refuses"
     return columns
 
 
-def _decode(content: bytes) -> CocoAnnotations | None:
-    """Return the columns, or None when anything at all is wrong."""
+def _content(annotation_file: Path) -> memoryview:
+    """Return the file's content: mapped, so that it takes no memory that the machine could not take back."""
     try:
-        file = msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=_File)
+        with annotation_file.open("rb") as file:
+            try:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            except ValueError:  # nothing in it
+                return memoryview(b"")
+    except OSError as error:
+        raise DataError(
+            f"the annotation file cannot be read: {error.strerror or error}", where=str(annotation_file)
+        ) from error
+
+
+def _decode(content: bytes | memoryview) -> CocoAnnotations | None:
+    """Return the columns, or None when anything at all is wrong."""
+    text = memoryview(content)
+    if bytes(text[:3]) == b"\xef\xbb\xbf":
+        text = text[3:]
+    try:
+        file = msgspec.json.decode(text, type=_File)
         for image in file.images:
             image.file_name.encode()
+        rows = _concatenate([_columns(chunk, first) for first, chunk in _chunks(memoryview(file.annotations))])
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
     if any("\0" in image.file_name for image in file.images):
@@ -114,22 +149,15 @@ def _decode(content: bytes) -> CocoAnnotations | None:
     if (np.diff(category_ids) == 0).any() or (np.diff(sorted_ids) == 0).any():
         return None
 
-    annotations, count = file.annotations, len(file.annotations)
-    rank = _positions(sorted_ids, np.fromiter((a.image_id for a in annotations), np.int64, count))
-    labels = _positions(category_ids, np.fromiter((a.category_id for a in annotations), np.int64, count))
-    boxes_xywh = np.array([a.bbox for a in annotations], np.float64).reshape(-1, 4)
-    if rank is None or labels is None or not np.isfinite(boxes_xywh).all():
+    rank = _positions(sorted_ids, rows.image_ids)
+    labels = _positions(category_ids, rows.category_ids)
+    if rank is None or labels is None or not np.isfinite(rows.boxes_xywh).all():
         return None
-    given = np.fromiter((np.nan if a.area is None else a.area for a in annotations), np.float64, count)
-    numbered = ((i + 1 if a.id is None else a.id) for i, a in enumerate(annotations))
-    annotation_ids = np.fromiter(numbered, np.int64, count)
-    iscrowd = np.fromiter((bool(a.iscrowd) for a in annotations), np.bool_, count)
-
     image_of = order[rank]
     by_image = np.argsort(image_of, kind="stable")
     counts = np.bincount(image_of, minlength=len(image_ids))
     with np.errstate(over="ignore"):
-        area = np.where(np.isnan(given), boxes_xywh[:, 2] * boxes_xywh[:, 3], given)
+        area = np.where(np.isnan(rows.area), rows.boxes_xywh[:, 2] * rows.boxes_xywh[:, 3], rows.area)
     return CocoAnnotations(
         categories=Categories(tuple(category_ids.tolist()), tuple(category.name for category in categories)),
         image_ids=image_ids,
@@ -137,12 +165,52 @@ def _decode(content: bytes) -> CocoAnnotations | None:
         heights=np.array([image.height for image in file.images], np.int32),
         widths=np.array([image.width for image in file.images], np.int32),
         offsets=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
-        annotation_ids=annotation_ids[by_image],
-        boxes_xywh=boxes_xywh[by_image],
+        annotation_ids=rows.annotation_ids[by_image],
+        boxes_xywh=rows.boxes_xywh[by_image],
         labels=labels[by_image].astype(np.int32),
         area=area[by_image],
-        iscrowd=iscrowd[by_image],
+        iscrowd=rows.iscrowd[by_image],
     )
+
+
+def _chunks(text: memoryview) -> Iterator[tuple[int, list[_Annotation]]]:
+    """Yield (position of the first, annotations) of the pieces of a JSON list.
+
+    A list is cut where one object may end and another begin. Should that place lie inside an annotation, in a string or
+    in a list of objects, the piece is not JSON, and all that is left is decoded as one: never wrongly.
+    """
+    first, start, end = 0, 1, len(text) - 1
+    if bytes(text[:1]) != b"[":
+        raise msgspec.ValidationError("annotations is not a list")
+    while start < end:
+        cut = _BETWEEN_OBJECTS.search(text, start + _CHUNK_BYTES) if start + _CHUNK_BYTES < end else None
+        stop = end if cut is None else cut.start() + 1
+        try:
+            chunk = _ANNOTATIONS.decode(b"".join((b"[", text[start:stop], b"]")))
+        except msgspec.MsgspecError:
+            cut, chunk = None, _ANNOTATIONS.decode(b"".join((b"[", text[start:end], b"]")))
+        yield first, chunk
+        first += len(chunk)
+        start = end if cut is None else cut.end() - 1
+
+
+def _columns(annotations: list[_Annotation], first: int) -> _Columns:
+    """Return a piece as columns; annotations without id are numbered by their position in the file, from 1."""
+    count = len(annotations)
+    numbered = ((i if a.id is None else a.id) for i, a in enumerate(annotations, first + 1))
+    return _Columns(
+        image_ids=np.fromiter((a.image_id for a in annotations), np.int64, count),
+        category_ids=np.fromiter((a.category_id for a in annotations), np.int64, count),
+        boxes_xywh=np.array([a.bbox for a in annotations], np.float64).reshape(-1, 4),
+        area=np.fromiter((np.nan if a.area is None else a.area for a in annotations), np.float64, count),
+        annotation_ids=np.fromiter(numbered, np.int64, count),
+        iscrowd=np.fromiter((bool(a.iscrowd) for a in annotations), np.bool_, count),
+    )
+
+
+def _concatenate(pieces: list[_Columns]) -> _Columns:
+    pieces = pieces or [_columns([], 0)]
+    return _Columns(*(np.concatenate([getattr(p, f.name) for p in pieces]) for f in fields(_Columns)))
 
 
 def _positions(sorted_keys: Int64[np.ndarray, " K"], wanted: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"] | None:

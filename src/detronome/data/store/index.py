@@ -1,8 +1,10 @@
 """The annotations of one file as memory-mapped columns: compiled once, opened in milliseconds, shared by processes.
 
 A loader worker that maps the columns adds next to nothing to the memory of the machine, whatever the size of the data
-set; no process but the one that compiles ever holds the JSON. The columns lie in a cache folder of the user's, never
-beside the data, under a key made of the annotation file's path, size and time of change.
+set; no process but the one that compiles ever holds the JSON. The columns lie in the user's cache, never beside the
+data, in a folder named by the hash of the annotation file's content: a file that was copied, moved or touched is not
+compiled again, a file that says something else is. What a path's content hashed to is remembered beside them, for as
+long as size, times and inode stay.
 
 Shape letters: `I` images, `A` annotations, `T` annotations of one image.
 """
@@ -11,30 +13,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32
+from jaxtyping import Bool, Float64, Int32, Int64
 
 from detronome.data.coco.read import CocoAnnotations, read_annotations
+from detronome.data.store.cache_folder import cache_folders
 from detronome.errors import DataError
-from detronome.runtime.files import atomic_directory
+from detronome.runtime.files import atomic_directory, sha256_of, write_atomic
 from detronome.types import Categories
 
 __all__ = ["AnnotationIndex", "ImageRecord"]
 
-_SCHEMA = 1
+_SCHEMA = 2
 """Raised whenever the columns change, so that indexes compiled by an older version are compiled again."""
 _META = "meta.json"
+_KNOWN = "known"
+"""The folder, beside the indexes, of what each path's content hashed to."""
+_SETTLED_NS = 100_000_000
+"""A file that changed this recently may change again within the same tick of the file system's clock."""
 _COLUMNS = (
     "image_ids",
-    "heights",
-    "widths",
+    "sizes_hw",
     "name_bytes",
     "name_offsets",
     "offsets",
@@ -85,27 +91,34 @@ class AnnotationIndex:
         """Return the index of a COCO annotation file, compiled now if there is none for the file as it is.
 
         Raises:
-            DataError: the file cannot be read or is not sound COCO JSON.
+            DataError: the file cannot be read, is not sound COCO JSON, or changes while it is read.
         """
+        folders = cache_folders("index")
         try:
-            key = _key(annotation_file)
+            before = _identity(annotation_file)
+            name = f"v{_SCHEMA}-{_content_hash(annotation_file, before, folders)}"
+            found = cls._load_any(folders, name, annotation_file)
+            if found is not None:
+                return found
+            compiled = read_annotations(annotation_file)
+            is_changed = _identity(annotation_file) != before
         except OSError as error:
             raise DataError(
                 f"the annotation file cannot be read: {error.strerror or error}", where=str(annotation_file)
             ) from error
-        roots = _cache_roots()
-        for root in roots:
-            found = cls._load(root / key, annotation_file)
-            if found is not None:
-                return found
-        compiled = read_annotations(annotation_file)
+        if is_changed:
+            raise DataError(
+                "the annotation file changed while it was read",
+                where=str(annotation_file),
+                fix="start again when whatever writes it has finished",
+            )
         failures = []
-        for root in roots:
+        for folder in folders:
             try:
-                _write(root / key, compiled)
+                _write(folder / name, compiled, annotation_file)
             except OSError as error:  # not writable, or another process has just published the same index
-                failures.append(f"{root}: {error.strerror or error}")
-            found = cls._load(root / key, annotation_file)
+                failures.append(f"{folder}: {error.strerror or error}")
+            found = cls._load(folder / name, annotation_file)
             if found is not None:
                 return found
         raise DataError(
@@ -113,6 +126,11 @@ class AnnotationIndex:
             where="; ".join(failures),
             fix="set DETRONOME_CACHE to a folder with free space that you may write to",
         )
+
+    @classmethod
+    def _load_any(cls, folders: list[Path], name: str, annotation_file: Path) -> AnnotationIndex | None:
+        loaded = (cls._load(folder / name, annotation_file) for folder in folders)
+        return next((index for index in loaded if index is not None), None)
 
     @classmethod
     def _load(cls, folder: Path, annotation_file: Path) -> AnnotationIndex | None:
@@ -133,8 +151,48 @@ class AnnotationIndex:
 
     @property
     def annotation_file(self) -> Path:
-        """The file that the index was compiled from."""
+        """The file that the index was opened for."""
         return self._annotation_file
+
+    @property
+    def folder(self) -> Path:
+        """Where the columns lie."""
+        return self._folder
+
+    @property
+    def sizes_hw(self) -> Int32[np.ndarray, "I 2"]:
+        """Height and width of every image in pixels, as the annotation file has them; read-only."""
+        return self._columns["sizes_hw"]
+
+    @property
+    def boxes_xywh(self) -> Float64[np.ndarray, "A 4"]:
+        """The boxes of all images, in pixels, image by image, as they are in the file; read-only."""
+        return self._columns["boxes_xywh"]
+
+    @property
+    def labels(self) -> Int32[np.ndarray, " A"]:
+        """The label of every annotation; read-only."""
+        return self._columns["labels"]
+
+    @property
+    def area(self) -> Float64[np.ndarray, " A"]:
+        """The area of every annotation in square pixels; read-only."""
+        return self._columns["area"]
+
+    @property
+    def iscrowd(self) -> Bool[np.ndarray, " A"]:
+        """Whether an annotation is a crowd region; read-only."""
+        return self._columns["iscrowd"]
+
+    @property
+    def num_annotations_per_image(self) -> Int64[np.ndarray, " I"]:
+        """How many annotations each image has, crowd regions included."""
+        return np.diff(self._columns["offsets"])
+
+    @property
+    def num_objects_per_image(self) -> Int64[np.ndarray, " I"]:
+        """How many annotations each image has, crowd regions aside."""
+        return _objects_per_image(self.iscrowd, self._columns["offsets"])
 
     def image(self, i: int) -> ImageRecord:
         """Return image `i` of the file, counted from 0."""
@@ -143,7 +201,7 @@ class AnnotationIndex:
         return ImageRecord(
             image_id=int(columns["image_ids"][i]),
             file_name=columns["name_bytes"][start:stop].tobytes().decode(),
-            size_hw=(int(columns["heights"][i]), int(columns["widths"][i])),
+            size_hw=(int(columns["sizes_hw"][i, 0]), int(columns["sizes_hw"][i, 1])),
         )
 
     def annotations(
@@ -175,27 +233,41 @@ def _reopen(folder: Path, annotation_file: Path) -> AnnotationIndex:
         return AnnotationIndex.open(annotation_file)
 
 
-def _key(annotation_file: Path) -> str:
+def _identity(annotation_file: Path) -> list[int]:
+    """Return what changes whenever a file is written or replaced."""
     status = annotation_file.stat()
-    identity = repr((_SCHEMA, str(annotation_file.resolve()), status.st_size, status.st_mtime_ns))
-    return hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino]
 
 
-def _cache_roots() -> list[Path]:
-    """Return the folders to look for indexes and to write them in, the preferred first."""
-    chosen = os.environ.get("DETRONOME_CACHE") or os.path.expanduser("~/.cache/detronome")
-    return [Path(chosen) / "index", Path(tempfile.gettempdir()) / f"detronome-{os.getuid()}" / "index"]
+def _content_hash(annotation_file: Path, identity: list[int], folders: list[Path]) -> str:
+    """Return the SHA-256 of the content, from memory where the file is the one that was hashed before."""
+    path = str(annotation_file.resolve()).encode(errors="surrogateescape")
+    memo = Path(_KNOWN, f"{hashlib.blake2b(path, digest_size=16).hexdigest()}.json")
+    for folder in folders:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads((folder / memo).read_text())
+            if known["identity"] == identity:
+                return str(known["sha256"])
+    is_settled = time.time_ns() - identity[2] > _SETTLED_NS
+    content = sha256_of(annotation_file)
+    for folder in folders if is_settled and _identity(annotation_file) == identity else ():
+        with suppress(OSError):
+            write_atomic(folder / memo, json.dumps({"identity": identity, "sha256": content}))
+            break
+    return content
 
 
-def _write(folder: Path, annotations: CocoAnnotations) -> None:
+def _write(folder: Path, annotations: CocoAnnotations, annotation_file: Path) -> None:
     names = [name.encode() for name in annotations.file_names]
     columns: dict[str, np.ndarray[Any, Any]] = {
+        "sizes_hw": np.column_stack([annotations.heights, annotations.widths]),
         "name_bytes": np.frombuffer(b"".join(names), np.uint8),
         "name_offsets": np.concatenate(([0], np.cumsum([len(name) for name in names]))).astype(np.int64),
     }
     columns.update((name, getattr(annotations, name)) for name in _COLUMNS if name not in columns)
-    objects = np.diff(np.concatenate(([0], np.cumsum(~annotations.iscrowd)))[annotations.offsets])
+    objects = _objects_per_image(annotations.iscrowd, annotations.offsets)
     meta = {
+        "annotation_file": str(annotation_file.resolve()),
         "category_ids": annotations.categories.ids,
         "category_names": annotations.categories.names,
         "fingerprint": _fingerprint(annotations),
@@ -206,6 +278,10 @@ def _write(folder: Path, annotations: CocoAnnotations) -> None:
         for name, column in columns.items():
             np.save(temporary / f"{name}.npy", column, allow_pickle=False)
         (temporary / _META).write_text(json.dumps(meta))
+
+
+def _objects_per_image(iscrowd: Bool[np.ndarray, " A"], offsets: Int64[np.ndarray, " I+1"]) -> Int64[np.ndarray, " I"]:
+    return np.diff(np.concatenate(([0], np.cumsum(~iscrowd)))[offsets])
 
 
 def _fingerprint(annotations: CocoAnnotations) -> str:

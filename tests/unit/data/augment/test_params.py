@@ -135,4 +135,4 @@ def test_the_same_key_draws_the_same() -> None:
 
 
 def test_evaluation_only_resizes() -> None:
-    assert evaluation_params(DETR, (480, 640)) == AugmentParams(final_hw=(800, 1066))
+    assert evaluation_params(DETR, (480, 640)) == AugmentParams(size_hw=(480, 640), final_hw=(800, 1066))

@@ -19,12 +19,13 @@ from detronome.data.store.decode import read_image
 from detronome.errors import DataError
 
 REFUSED = {
-    "truncated_jpeg.jpg": "Premature end of JPEG file",
     "truncated_image.png": "truncated",
-    "broken.png": "not an image",
-    "zero_width.gif": "not an image",
+    "broken.png": "begins like a PNG file, but its header cannot be read",
+    "zero_width.gif": "its size is 0x1 pixels",
     "decompression_bomb.gif": "decompression bomb",
 }
+WITHOUT_END = {"truncated_jpeg.jpg"}
+"""Only the last byte of its end marker is missing."""
 SIXTEEN_BIT = {"i_trns.png", "16bit.cropped.tif"}
 
 
@@ -73,7 +74,7 @@ def test_every_odd_image_is_judged(odd: Path, manifest: list[dict[str, Any]]) ->
             assert caught.value.problems[0].where == str(path)
             assert caught.value.problems[0].fix
             continue
-        assert image["opens"] and image["loads"]
+        assert image["opens"] and (image["loads"] or path.name in WITHOUT_END)
         stored_hw = (image["height"], image["width"])
         turned = (image["exif_orientation"] or 1) >= 5
         for expected_hw in (None, stored_hw):
@@ -81,7 +82,7 @@ def test_every_odd_image_is_judged(odd: Path, manifest: list[dict[str, Any]]) ->
             assert pixels.dtype == np.uint8
             assert pixels.flags.c_contiguous and pixels.flags.writeable
             assert pixels.shape == (*(stored_hw[::-1] if turned and expected_hw is None else stored_hw), 3)
-            if path.name not in SIXTEEN_BIT:
+            if path.name not in SIXTEEN_BIT | WITHOUT_END:
                 with Image.open(path) as file, warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     wanted = file if expected_hw else ImageOps.exif_transpose(file)
@@ -188,11 +189,11 @@ def test_too_many_pixels_are_refused_before_decoding(
     [
         (lambda jpeg: jpeg[: len(jpeg) // 2], "Truncated"),
         (lambda jpeg: jpeg[:-60], "Premature end"),
-        (lambda jpeg: jpeg[:-2], "Premature end"),
-        (lambda jpeg: jpeg[:4], "not an image"),
+        (lambda jpeg: jpeg[:-3], "Premature end"),
+        (lambda jpeg: jpeg[:4], "begins like a JPEG file"),
         (lambda jpeg: jpeg[:-40] + bytes(30) + jpeg[-10:], "Corrupt JPEG data"),
     ],
-    ids=["half", "most", "no end marker", "magic alone", "zeroed tail"],
+    ids=["half", "most", "last byte", "magic alone", "zeroed tail"],
 )
 def test_a_damaged_jpeg_is_never_used(tmp_path: Path, damage: Any, reason: str) -> None:
     buffer = io.BytesIO()

@@ -1,0 +1,102 @@
+"""`detronome data shard`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from detronome.cli.options import Json
+from detronome.cli.render import print_json
+from detronome.errors import ConfigError
+
+__all__ = ["shard"]
+
+_LINE_EVERY_S = 10.0
+_MIB = 2**20
+
+
+def shard(
+    data: Path | None = None,
+    out: str | None = None,
+    /,
+    *,
+    split: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
+    shard_mib: int = 256,
+    verify: str | None = None,
+    json: Json = False,
+) -> int:
+    """Write a data folder as tar shards with an index, for data larger than a disk and for slow or remote storage.
+
+    Parameters
+    ----------
+    data
+        Data folder.
+    out
+        Folder that does not exist or is empty, or an address such as s3://bucket/data; trains like a data folder.
+    split
+        Splits to write, or to verify; all by default.
+    shard_mib
+        Size of a shard in MiB.
+    verify
+        Instead of writing, read the shards in this folder or at this address and name every damaged image.
+    """
+    from detronome import api
+
+    if verify is not None:
+        if data is not None:
+            raise ConfigError(
+                "--verify stands alone", where="detronome data shard", fix="detronome data shard --verify OUT"
+            )
+        with _progress("verifying") as progress:
+            check = api.verify_shards(verify, splits=split, on_progress=progress)
+        if json:
+            print_json(check.to_json())
+            return 1 if check.damaged else 0
+        check.raise_if_damaged()
+        _print(f"{check.num_shards:,} shards with {check.num_images:,} images are whole")
+        return 0
+    if data is None or out is None:
+        raise ConfigError(
+            "a data folder and an output are needed", where="detronome data shard", fix="detronome data shard DATA OUT"
+        )
+    with _progress("writing") as progress:
+        result = api.shard_data(data, out, splits=split, shard_mib=shard_mib, on_progress=progress)
+    if json:
+        print_json(result.to_json())
+        return 0
+    for part in result.splits:
+        size = f"{part.size_bytes / _MIB:,.1f} MiB"
+        _print(f"{part.split}: {part.num_images:,} images in {part.num_shards:,} shards, {size}")
+    return 0
+
+
+def _print(line: str) -> None:
+    Console(highlight=False, soft_wrap=True).print(line, markup=False)
+
+
+@contextmanager
+def _progress(verb: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that shows (bytes done, bytes in all) on stderr: a bar, or a line now and then in a log."""
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        columns = (TextColumn(verb), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(verb, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    told_at = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= _LINE_EVERY_S:
+            told_at = time.monotonic()
+            console.print(f"{verb}: {100 * done // max(1, total)} % of {total / _MIB:,.0f} MiB")
+
+    yield tell

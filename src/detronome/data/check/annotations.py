@@ -1,0 +1,56 @@
+"""Checking one annotation file: structure, ids, boxes, outlines, categories, all in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from detronome.data.check.boxes import check_boxes
+from detronome.data.check.collector import Collector
+from detronome.data.check.findings import Finding
+from detronome.data.check.outlines import check_outlines
+from detronome.data.check.records import check_records
+from detronome.data.check.structure import structural_finding, unreadable_findings
+from detronome.data.check.table import AnnotationTable, read_table
+from detronome.data.coco.problems import Defect
+from detronome.errors import DataError
+
+__all__ = ["DEFAULT_QUERIES", "AnnotationCheck", "check_annotations", "check_table"]
+
+DEFAULT_QUERIES = 100
+"""Of the classic DETR: the most objects that it can find in one image."""
+
+
+@dataclass(frozen=True)
+class AnnotationCheck:
+    """What one annotation file holds and what is wrong with it."""
+
+    findings: list[Finding]
+    table: AnnotationTable | None
+    """What could be read; None for a file that is not even a JSON object."""
+    is_sound: bool
+    """Whether training would read the file."""
+
+
+def check_annotations(annotation_file: Path, *, queries: int = DEFAULT_QUERIES) -> AnnotationCheck:
+    """Return all findings about a COCO annotation file. Whatever the file holds, nothing is raised.
+
+    Args:
+        annotation_file: the JSON file.
+        queries: how many objects the model to be trained finds in one image at most.
+    """
+    try:
+        table, defects = read_table(annotation_file)
+    except DataError as error:
+        return AnnotationCheck(unreadable_findings(error, "file_unreadable", annotation_file), None, False)
+    return AnnotationCheck(check_table(table, defects, queries=queries), table, not defects)
+
+
+def check_table(table: AnnotationTable, defects: list[Defect], *, queries: int = DEFAULT_QUERIES) -> list[Finding]:
+    """Return all findings about an annotation file that was read."""
+    found = Collector(table)
+    found.findings = [structural_finding(defect, table.annotation_file) for defect in defects]
+    check_boxes(table, found)
+    check_records(table, found, queries=queries)
+    check_outlines(table, found)
+    return found.findings

@@ -1,0 +1,173 @@
+"""Checking the image files of a split: every one is decoded, and judged as training would judge it."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path
+
+from detronome.data.check.findings import Finding
+from detronome.data.check.image_cache import ImageCache
+from detronome.data.check.image_kinds import ImageFindings
+from detronome.data.check.image_names import ImageFolder, names_in
+from detronome.data.check.image_verdict import Verdict, judge_image
+from detronome.data.coco.layout import SplitFiles
+from detronome.data.store.index import AnnotationIndex
+from detronome.errors import DataError
+
+__all__ = ["check_images"]
+
+_CHUNK = 32
+"""Images that a process is given at once: a tenth of a second's work."""
+
+_Size = tuple[int, int]
+_Item = tuple[Path, _Size]
+
+
+def check_images(
+    files: SplitFiles,
+    index: AnnotationIndex,
+    *,
+    workers: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+    trust_cache: bool = True,
+) -> tuple[list[Finding], dict[str, int]]:
+    """Return the findings about the image files of a split, and how many files were looked at.
+
+    Every image is decoded, one at a time in each process, so memory does not grow with the data set. Verdicts are
+    cached: a second run looks only at files that were written since. Damage that no write caused (a disk that loses
+    bits) is noticed only with `trust_cache=False`, and flipped bits that leave a JPEG decodable only by comparing
+    digests.
+
+    Args:
+        files: where the split lies.
+        index: its annotations.
+        workers: processes that decode; 0 for this one. They are spawned, so a script needs its
+            `if __name__ == "__main__":`.
+        on_progress: called with the numbers of images done and in all.
+        trust_cache: whether verdicts of earlier runs on unchanged files count.
+
+    Raises:
+        DataError: a worker process was killed.
+    """
+    found = ImageFindings()
+    if files.shards is not None:
+        found.add("in_shards", files.shards)
+        return found.to_list(files.shards), {"image files": 0}
+    present = _check_names(files, index, found)
+    done = len(index) - len(present)
+    for i, verdict in _verdicts(files, index, present, workers, trust_cache):
+        _add(found, _case(index, i), verdict)
+        done += 1
+        if on_progress is not None and (done % _CHUNK == 0 or done == len(index)):
+            on_progress(done, len(index))
+    return found.to_list(str(files.images_dir)), {"image files": len(present)}
+
+
+def _check_names(files: SplitFiles, index: AnnotationIndex, found: ImageFindings) -> list[int]:
+    """Return the images whose files exist, having told the names that do not, or do not alone."""
+    folder = ImageFolder(files.images_dir)
+    present: list[int] = []
+    spelling: dict[str, str] = {}
+    names = [index.image(i).file_name for i in range(len(index))]
+    for i, name in enumerate(names):
+        other = spelling.setdefault(name.casefold(), name)
+        if other != name:
+            found.add("names_differ_in_case", f"{_case(index, i)} and {other}")
+        if folder.exists(name):
+            present.append(i)
+        elif on_disk := folder.in_other_case(name):
+            found.add("other_case", f"{_case(index, i)}: on disk {on_disk}")
+        else:
+            found.add("missing", _case(index, i))
+    for name in _unnamed(files, folder, names):
+        found.add("unnamed", name)
+    return present
+
+
+def _unnamed(files: SplitFiles, folder: ImageFolder, names: list[str]) -> list[str]:
+    """Return the files that neither this annotation file names nor one beside it: splits may share a folder."""
+    unnamed = folder.unnamed(names)
+    for sibling in files.annotation_file.parent.glob("*.json") if unnamed else ():
+        if sibling != files.annotation_file:
+            named = set(names_in(sibling))
+            unnamed = [name for name in unnamed if name not in named]
+    return unnamed
+
+
+def _case(index: AnnotationIndex, i: int) -> str:
+    image = index.image(i)
+    return f"image {image.image_id} ({image.file_name})"
+
+
+def _add(found: ImageFindings, case: str, verdict: Verdict) -> None:
+    if verdict.defect is not None:
+        found.add(verdict.defect, f"{case}: {verdict.detail}")
+    for trait, detail in verdict.traits:
+        found.add(trait, f"{case}: {detail}" if detail else case)
+
+
+def _verdicts(
+    files: SplitFiles, index: AnnotationIndex, present: list[int], workers: int, trust_cache: bool
+) -> Iterator[tuple[int, Verdict]]:
+    """Yield each image and the verdict on it, in order; what an interrupted run has found is kept."""
+    cache = ImageCache(files.annotation_file, files.images_dir, trust=trust_cache)
+    keys = [cache.key(*_item(files, index, i)) for i in present]
+    known = [cache.get(key) for key in keys]
+    unknown = [i for i, verdict in zip(present, known, strict=True) if verdict is None]
+    starts = range(0, len(unknown), _CHUNK)
+    chunks = ([_item(files, index, i) for i in unknown[start : start + _CHUNK]] for start in starts)
+    judged = map(_judge, chunks) if workers < 1 or len(starts) < 2 else _judge_in_processes(chunks, workers)
+    new = chain.from_iterable(judged)
+    try:
+        for i, key, verdict in zip(present, keys, known, strict=True):
+            if verdict is None:
+                verdict = next(new)
+                cache.put(key, verdict)
+            yield i, verdict
+    finally:
+        if unknown:
+            cache.save()
+
+
+def _item(files: SplitFiles, index: AnnotationIndex, i: int) -> _Item:
+    image = index.image(i)
+    return files.images_dir / image.file_name, image.size_hw
+
+
+def _judge(items: Sequence[_Item]) -> list[Verdict]:
+    return [judge_image(path, size_hw) for path, size_hw in items]
+
+
+def _judge_in_processes(chunks: Iterator[list[_Item]], workers: int) -> Iterator[list[Verdict]]:
+    """Yield the verdicts on each chunk in order; only a few chunks wait at any time."""
+    # Spawned, because forking a process in which libraries have started threads can deadlock.
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), _ignore_interrupts)
+    waiting: deque[tuple[Path, Future[list[Verdict]]]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append((chunk[0][0], executor.submit(_judge, chunk)))
+            if len(waiting) > 2 * workers:
+                yield waiting[0][1].result()
+                waiting.popleft()
+        while waiting:
+            yield waiting[0][1].result()
+            waiting.popleft()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that decodes images was killed, perhaps because memory ran out",
+            where=f"among the {_CHUNK * 2 * workers} images from {waiting[0][0]} on",
+            fix="use fewer workers",
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C to the main process, which stops the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

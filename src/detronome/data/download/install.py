@@ -1,0 +1,258 @@
+"""Installing archives into a data folder: what is missing is fetched, verified, unpacked, and noted in a receipt.
+
+Everything of the download's own lies in `.detronome/` in the data folder: part files, archives until they are unpacked,
+receipts. So it may be interrupted at any moment, and run again at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from detronome.data.download.catalog import Archive, NestedArchive, archive_urls
+from detronome.data.download.events import Listener, Noticed, Planned, Progressed, ignore
+from detronome.data.download.members import Limits
+from detronome.data.download.part_file import bytes_on_disk
+from detronome.data.download.receipt import Receipt, Standing, look, read_receipt, write_receipt
+from detronome.data.download.transfer import TransferOptions, fetch, is_same_file
+from detronome.data.download.unpack import FileRecord, describe_names, unpack
+from detronome.errors import DataError, Problem
+
+__all__ = ["InstalledPart", "install"]
+
+_WORK_DIR = ".detronome"
+_SPARE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstalledPart:
+    """What was done for one archive."""
+
+    part: str
+    outcome: Literal["installed", "restored", "there"]
+    """`there`: nothing was missing. `restored`: some files had gone since the last time."""
+    num_files: int
+    num_unpacked: int
+    """Files that were not there before."""
+    received_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    archive: Archive
+    receipt: Receipt | None
+    standing: Standing
+    own_copy: Path
+    """Where the archive is downloaded to."""
+    given_copy: Path | None
+    """The archive as the user has put it into the data folder; it is never deleted."""
+
+
+def install(
+    target: Path,
+    archives: Sequence[Archive],
+    *,
+    mirror: str | None = None,
+    keep_archives: bool = False,
+    options: TransferOptions | None = None,
+    on_event: Listener = ignore,
+) -> list[InstalledPart]:
+    """Bring the files of these archives into a folder, and return what was done, in the order of `archives`.
+
+    Args:
+        target: the data folder; made if it does not exist.
+        archives: which ones.
+        mirror: base address to use instead of the official server.
+        keep_archives: leave the verified zip files in the folder, instead of deleting each once it is unpacked.
+        options: of the transfer.
+        on_event: told the plan, progress and notices, from the calling thread.
+
+    Raises:
+        DataError: a file of the folder is not the archive's, the disk has too little room, the server does not give
+            what it should, an archive is not safe. Run again, the work goes on where it stopped.
+    """
+    _require_folder(target)
+    done: dict[str, InstalledPart] = {}
+    jobs: list[_Job] = []
+    for archive in archives:
+        job = _look_at(target, archive)
+        if job.receipt is not None and not job.standing.missing and not job.standing.changed:
+            done[archive.part] = InstalledPart(
+                part=archive.part,
+                outcome="there",
+                num_files=len(job.receipt.files),
+                num_unpacked=0,
+                received_bytes=0,
+            )
+        else:
+            jobs.append(job)
+    _require_unchanged(target, jobs)
+    _plan(target, jobs, keep_archives=keep_archives, on_event=on_event)
+    # The small ones first: they are of use while the large one is on its way.
+    for job in sorted(jobs, key=lambda job: job.archive.size_bytes):
+        done[job.archive.part] = _run(target, job, mirror, keep_archives, options, on_event)
+    return [done[archive.part] for archive in archives]
+
+
+def _require_folder(target: Path) -> None:
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        (target / _WORK_DIR).mkdir(exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"the data folder cannot be made: {error.strerror}",
+            where=str(error.filename),
+            fix="give a folder that can be written to",
+        ) from error
+
+
+def _look_at(target: Path, archive: Archive) -> _Job:
+    receipt = read_receipt(_receipt_path(target, archive), sha256=archive.sha256)
+    given = target / archive.name
+    return _Job(
+        archive=archive,
+        receipt=receipt,
+        standing=look(target, receipt.files if receipt is not None else {}),
+        own_copy=target / _WORK_DIR / archive.name,
+        given_copy=given if given.is_file() and given.stat().st_size == archive.size_bytes else None,
+    )
+
+
+def _require_unchanged(target: Path, jobs: Sequence[_Job]) -> None:
+    problems = [
+        Problem(
+            what=f"{len(job.standing.changed):,} files of {job.archive.part!r} have been changed since the download",
+            where=f"{target}: {describe_names(list(job.standing.changed))}",
+            fix="delete them, or move them away, and run the same command again: only they will be unpacked",
+        )
+        for job in jobs
+        if job.standing.changed
+    ]
+    if problems:
+        raise DataError(problems)
+
+
+def _plan(target: Path, jobs: Sequence[_Job], *, keep_archives: bool, on_event: Listener) -> None:
+    """Tell what will happen, and require the room for it."""
+    to_come = {job.archive.name: _bytes_to_come(job) for job in jobs if job.given_copy is None}
+    rooms = [0 if job.receipt is not None else job.archive.total_room_bytes for job in jobs]
+    archives_bytes = sum(to_come.values()) if keep_archives else max(to_come.values(), default=0)
+    needed = sum(rooms) + archives_bytes
+    free = shutil.disk_usage(target).free
+    sizes = {job.archive.name: job.archive.size_bytes for job in jobs if job.given_copy is None}
+    on_event(Planned(sizes_bytes=sizes, needed_bytes=needed, free_bytes=free))
+    if jobs and needed + _SPARE_BYTES > free:
+        raise DataError(
+            f"the disk has too little room: up to {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free",
+            where=str(target),
+            fix="make room, give a folder on another disk, or leave out parts with --parts",
+        )
+
+
+def _bytes_to_come(job: _Job) -> int:
+    archive = job.archive
+    have = bytes_on_disk(job.own_copy, size_bytes=archive.size_bytes, sha256=archive.sha256)
+    return archive.size_bytes - have
+
+
+def _run(
+    target: Path,
+    job: _Job,
+    mirror: str | None,
+    keep_archives: bool,
+    options: TransferOptions | None,
+    on_event: Listener,
+) -> InstalledPart:
+    archive = job.archive
+    source, received_bytes = job.own_copy, 0
+    if job.given_copy is not None and is_same_file(
+        job.given_copy, sha256=archive.sha256, size_bytes=archive.size_bytes, on_event=on_event
+    ):
+        source = job.given_copy
+        on_event(Noticed(name=archive.name, text=f"{source} is complete and is used"))
+    else:
+        received_bytes = fetch(
+            archive_urls(archive, mirror),
+            job.own_copy,
+            sha256=archive.sha256,
+            size_bytes=archive.size_bytes,
+            options=options,
+            on_event=on_event,
+        )
+    files = _unpack_all(target, job, source, on_event)
+    write_receipt(_receipt_path(target, archive), Receipt(sha256=archive.sha256, files=files))
+    if source == job.own_copy:
+        _put_away(source, target / archive.name, keep=keep_archives)
+    was_there = set(files) - set(job.standing.missing) if job.receipt is not None else set()
+    return InstalledPart(
+        part=archive.part,
+        outcome="installed" if job.receipt is None else "restored",
+        num_files=len(files),
+        num_unpacked=len(files) - len(was_there),
+        received_bytes=received_bytes,
+    )
+
+
+def _unpack_all(target: Path, job: _Job, source: Path, on_event: Listener) -> dict[str, FileRecord]:
+    """Unpack an archive and those in it, and return all files by their path in the data folder."""
+    archive = job.archive
+    nested_names = {nested.member for nested in archive.nested}
+    limits = _limits(archive.num_files, archive.room_bytes)
+    files = unpack(
+        source,
+        target,
+        limits=limits,
+        wanted=lambda name: name not in nested_names,
+        known_good=job.standing.good,
+        on_progress=_unpack_reporter(archive.name, on_event),
+    )
+    staging = target / _WORK_DIR / archive.part
+    for nested in archive.nested:
+        unpack(source, staging, limits=limits, wanted=lambda name, only=nested.member: name == only)
+        files |= _unpack_nested(target, job, nested, staging / nested.member, on_event)
+        (staging / nested.member).unlink()
+    if archive.nested:
+        shutil.rmtree(staging)
+    return files
+
+
+def _unpack_nested(
+    target: Path, job: _Job, nested: NestedArchive, source: Path, on_event: Listener
+) -> dict[str, FileRecord]:
+    prefix = f"{nested.folder}/"
+    files = unpack(
+        source,
+        target / nested.folder,
+        limits=_limits(nested.num_files, nested.room_bytes),
+        known_good={name.removeprefix(prefix) for name in job.standing.good if name.startswith(prefix)},
+        on_progress=_unpack_reporter(source.name, on_event),
+    )
+    return {prefix + name: record for name, record in files.items()}
+
+
+def _limits(num_files: int, room_bytes: int) -> Limits:
+    """Folders, and what macOS adds to archives, are entries too."""
+    return Limits(max_members=2 * num_files + 64, max_bytes=room_bytes)
+
+
+def _unpack_reporter(name: str, on_event: Listener) -> Callable[[int, int], None]:
+    def report(done: int, total: int) -> None:
+        on_event(Progressed(name=name, stage="unpack", done_bytes=done, total_bytes=total))
+
+    return report
+
+
+def _put_away(own_copy: Path, place: Path, *, keep: bool) -> None:
+    """Delete the archive, or leave it in the data folder under its name, unless another file has that."""
+    if not keep:
+        own_copy.unlink()
+    elif not os.path.lexists(place):
+        os.replace(own_copy, place)
+
+
+def _receipt_path(target: Path, archive: Archive) -> Path:
+    return target / _WORK_DIR / f"{archive.part}.json"

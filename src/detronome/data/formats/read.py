@@ -1,0 +1,131 @@
+"""A folder of label files as COCO documents, all splits at once: they share one list of categories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from detronome.data.formats.document import Record, SplitDocument
+from detronome.data.formats.images import ImageHeader, read_headers
+from detronome.data.formats.labels import Frame, LabelCodec, LabelFile, LabelFolder, LabelledImage, LabelSplit
+from detronome.data.formats.problems import LabelProblems
+from detronome.data.formats.sidecar import ReadImage, read_sidecar, restore
+
+__all__ = ["read_documents"]
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """One label file and the image it belongs to, as they were read."""
+
+    file: LabelFile
+    text: str | None
+    header: ImageHeader | None
+    size_hw: tuple[int, int]
+
+
+def read_documents(folder: LabelFolder, *, keep_text: bool) -> list[SplitDocument]:
+    """Return every split of a folder as a COCO document.
+
+    Image and annotation ids count from 1 in each split. Where the folder has a sidecar, its records are used as far as
+    they agree with the label files.
+
+    Args:
+        folder: the folder.
+        keep_text: keep the text of each label file with its image, so that it can be written again as it was.
+
+    Raises:
+        DataError: everything that is wrong with images, label files and lists of classes, at once.
+    """
+    problems = LabelProblems(folder.root)
+    codec = folder.codec()
+    splits = [folder.read_split(name) for name in folder.split_names()]
+    images = {image.image_file: image for split in splits for image in split.images}
+    headers = read_headers([file for file in images if file.exists()], problems)
+    labels = {file: _read(image, headers.get(file), codec, problems) for file, image in images.items()}
+    problems.raise_if_any()
+
+    used = {item.label for read in labels.values() for item in read.file.objects}
+    categories = folder.categories(used)
+    sidecar = read_sidecar(folder.root, folder.layout)
+    documents = []
+    for split in splits:
+        read = [_read_image(i, image, labels[image.image_file], categories) for i, image in enumerate(split.images, 1)]
+        kept = sidecar.splits.get(split.name) if sidecar else None
+        if kept is None:
+            name, document = split.name, _document(read, categories)
+        else:
+            names = {label: category["name"] for label, category in categories.items()}
+            name, document = kept.name, restore(read, kept, codec, names)
+        if keep_text and kept is None:
+            _keep_text(read, codec.key)
+        documents.append(SplitDocument(name, document, split.images_dir, str(folder.root)))
+    return documents
+
+
+def _read(
+    image: LabelledImage, header: ImageHeader | None, codec: LabelCodec, problems: LabelProblems
+) -> _Labels:
+    content = _content(image.label_file, problems)
+    shown_hw = (0, 0) if header is None else header.upright_hw if codec.is_upright else header.stored_hw
+    frame = Frame(shown_hw, 1 if header is None else header.turn(shown_hw))
+    file = codec.parse(content, frame, image.label_file, problems)
+    if file.size_hw and (header is None or file.size_hw in (header.stored_hw, header.upright_hw)):
+        size_hw = file.size_hw
+    else:
+        size_hw = shown_hw
+        if header is None and not image.image_file.exists():
+            fix = "put the image files there, or remove them from the lists and label files"
+            problems.add("images are missing and their size is not known", image.image_file, "", fix=fix)
+    return _Labels(file, _decoded(content), header, size_hw)
+
+
+def _content(file: Path, problems: LabelProblems) -> bytes:
+    """Return the content of a label file, or nothing where there is none: the image has no objects."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        problems.add("label files cannot be read", file, error.strerror or str(error), fix="check their permissions")
+        return b""
+
+
+def _decoded(content: bytes) -> str | None:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _read_image(number: int, image: LabelledImage, read: _Labels, categories: Mapping[str, Record]) -> ReadImage:
+    height, width = read.size_hw
+    record: Record = {"id": number, "file_name": image.file_name, "width": width, "height": height}
+    if read.file.size_hw not in (None, read.size_hw):
+        record["labelled_size_wh"] = list(read.file.size_hw[::-1])
+    annotations = []
+    for item in read.file.objects:
+        width_px, height_px = item.fields["bbox"][2:]
+        annotation = {"category_id": categories[item.label]["id"], "area": width_px * height_px, "iscrowd": 0}
+        annotations.append({**annotation, **item.fields})
+    return ReadImage(record, annotations, read.file.objects, read.text, read.header)
+
+
+def _document(images: list[ReadImage], categories: Mapping[str, Record]) -> Record:
+    records: list[Record] = []
+    for image in images:
+        for annotation in image.annotations:
+            records.append({"id": len(records) + 1, "image_id": image.record["id"], **annotation})
+    unique = {category["id"]: category for category in categories.values()}
+    return {
+        "images": [image.record for image in images],
+        "annotations": records,
+        "categories": [unique[category_id] for category_id in sorted(unique)],
+    }
+
+
+def _keep_text(images: list[ReadImage], key: str) -> None:
+    for image in images:
+        if image.text is not None:
+            image.record[key] = image.text

@@ -1,0 +1,91 @@
+"""Images that cannot be used: what takes their place, how many are too many, and who is told.
+
+What happens to a bad image is decided where it is read, from (seed, epoch, image) alone: every rank, every worker and
+every resumed run decides alike. What was met is counted in the main process, image by image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from detronome.errors import DataError, Problem
+
+__all__ = ["BadImage", "BadImagePolicy", "Quarantine"]
+
+BadImagePolicy = Literal["replace", "skip", "stop"]
+"""`replace`: another image takes its place. `skip`: the batch is smaller by one. `stop`: the run ends."""
+_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadImage:
+    """An image that could not be read or decoded."""
+
+    image_id: int
+    where: str
+    """The file."""
+    what: str
+    """What is wrong with it."""
+    fix: str
+    action: str
+    """What was done instead, e.g. `replaced by image 17`."""
+
+
+class Quarantine:
+    """The bad images that a run has met, each counted once.
+
+    Args:
+        split: name of the split, for messages.
+        num_images: in the split.
+        budget: part of them that may be bad, 0-1; one image may always be.
+    """
+
+    def __init__(self, split: str, num_images: int, budget: float) -> None:
+        self.split = split
+        self._num_images = num_images
+        self.allowed = max(1, int(budget * num_images)) if budget > 0 else 0
+        self._met: dict[int, BadImage | None] = {}
+        self._untold: list[BadImage] = []
+
+    def admit(self, images: Iterable[BadImage]) -> None:
+        """Count the images of a batch that was handed out.
+
+        Raises:
+            DataError: more images are bad than allowed; names those met.
+        """
+        new = {image.image_id: image for image in images if image.image_id not in self._met}
+        self._met |= new
+        self._untold += new.values()
+        if len(self._met) > self.allowed:
+            raise self._too_many()
+
+    def drain(self) -> list[BadImage]:
+        """Return the images met since the last call."""
+        untold, self._untold = self._untold, []
+        return untold
+
+    @property
+    def image_ids(self) -> list[int]:
+        """The ids of all images met, ascending."""
+        return sorted(self._met)
+
+    def restore(self, image_ids: Iterable[int]) -> None:
+        """Take over what an interrupted run has met."""
+        self._met = dict.fromkeys(image_ids)
+
+    def _too_many(self) -> DataError:
+        known = [image for image in self._met.values() if image is not None]
+        listed = "".join(f"\n    image id {image.image_id}, {image.where}: {image.what}" for image in known[-_SHOWN:])
+        return DataError(
+            [
+                Problem(
+                    what=f"{len(self._met)} images of split {self.split!r} cannot be used, more than the "
+                    f"{self.allowed} of {self._num_images} that data.bad_image_budget allows; the last were:{listed}",
+                    where=known[-1].where,
+                    fix="see all of them with: detronome data check DATA; mend the files, or raise the budget: "
+                    "--set data.bad_image_budget=0.01",
+                )
+            ]
+        )

@@ -1,0 +1,1 @@
+"""Images in tar shards: for data sets larger than a disk, and for slow or remote file systems."""

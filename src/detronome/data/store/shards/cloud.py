@@ -1,0 +1,139 @@
+"""Addresses such as s3://bucket/data, through fsspec: the one place that imports it.
+
+Backends raise nearly every kind of exception there is; here they all become `DataError`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from detronome.errors import DataError, DetronomeError, MissingExtraError
+
+__all__ = ["exists", "identity", "is_url", "list_names", "read", "remove", "stream", "upload"]
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]*://")
+_CHUNK_BYTES = 8 << 20
+
+
+def is_url(place: str) -> bool:
+    """Return whether a place is an address rather than a path."""
+    return _URL.match(place) is not None
+
+
+def read(url: str) -> bytes:
+    """Return the content of a remote file.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    return b"".join(stream(url))
+
+
+def stream(url: str) -> Iterator[bytes]:
+    """Yield the content of a remote file in pieces of some megabytes, read as they are asked for.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    with _told("read", url):
+        system, path = _resolve(url)
+        with system.open(path, "rb", block_size=_CHUNK_BYTES) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+
+
+def exists(url: str) -> bool:
+    """Return whether there is a remote file or folder.
+
+    Raises:
+        DataError: the place cannot be asked.
+    """
+    with _told("read", url):
+        system, path = _resolve(url)
+        return bool(system.exists(path))
+
+
+def list_names(url: str) -> list[str]:
+    """Return the names in a remote folder, sorted; none where there is no such folder.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    with _told("listed", url):
+        system, path = _resolve(url)
+        system.invalidate_cache()  # other processes write there too
+        try:
+            found = system.ls(path, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+
+
+def identity(url: str) -> str:
+    """Return a text that changes when the remote file does: its entity tag, or size and time of change.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    with _told("read", url):
+        system, path = _resolve(url)
+        return str(system.ukey(path))
+
+
+def upload(file: Path, url: str) -> None:
+    """Copy a local file to an address.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    with _told("written", url):
+        system, path = _resolve(url)
+        system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        system.put_file(str(file), path)
+
+
+def remove(url: str) -> None:
+    """Remove a remote file.
+
+    Raises:
+        DataError: it cannot be removed.
+    """
+    with _told("removed", url):
+        system, path = _resolve(url)
+        system.rm_file(path)
+
+
+@contextmanager
+def _told(verb: str, url: str) -> Iterator[None]:
+    try:
+        yield
+    except (DetronomeError, GeneratorExit):
+        raise
+    except ImportError as error:  # fsspec names the package that the protocol needs
+        raise DataError(f"the address cannot be {verb}: {error}", where=url, fix="install that package") from error
+    except Exception as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+        raise DataError(
+            f"the address cannot be {verb}: {reason}",
+            where=url,
+            fix="check the address, the credentials and the network",
+        ) from error
+
+
+def _resolve(url: str) -> tuple[Any, str]:
+    """Return (file system, path in it). fsspec keeps one file system per process and address."""
+    system, path = _fsspec().core.url_to_fs(url)
+    return system, path
+
+
+def _fsspec() -> ModuleType:
+    try:
+        import fsspec  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    except ImportError as error:
+        raise MissingExtraError("fsspec", extra="cloud", needed_for="data at an address") from error
+    return fsspec

@@ -1,0 +1,46 @@
+"""Reading at a place of an open file, from several threads and after a fork."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["Descriptor"]
+
+
+class Descriptor:
+    """An open file that closes with its last user: one thread may let go of it while another reads."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    def open(cls, path: Path) -> Descriptor:
+        """Open a file for reading.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        return cls(os.open(path, os.O_RDONLY))
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the file now."""
+        return os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return the bytes at a place, fewer only where the file ends.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        content = os.pread(self._descriptor, length, offset)
+        while len(content) < length:
+            more = os.pread(self._descriptor, length - len(content), offset + len(content))
+            if not more:
+                break
+            content += more
+        return content

@@ -1,0 +1,101 @@
+"""Finding the splits of a sharded data set, in a folder or at an address.
+
+What is read at once lies on this machine afterwards: of a data set at an address, the annotation file and the index are
+copied into the cache, under a key made of the address and the index, so that changed data never meets an old copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from detronome.data.coco.layout import SplitFiles
+from detronome.data.store.cache_folder import cache_folders
+from detronome.data.store.shards import cloud
+from detronome.data.store.shards.format import (
+    HEADER_FILE,
+    RECORDS_FILE,
+    SHARDS_FOLDER,
+    annotation_path,
+    decode_header,
+)
+from detronome.errors import DataError
+from detronome.runtime.files import sha256_of, write_atomic
+
+__all__ = ["find_shard_split", "shard_splits"]
+
+_SYNONYMS = {"val": "valid", "valid": "val"}
+
+
+def shard_splits(data_dir: str) -> list[str]:
+    """Return the names of the splits that a folder or an address has as shards, sorted; none where there are none.
+
+    Raises:
+        DataError: the address cannot be read.
+    """
+    if cloud.is_url(data_dir):
+        root = f"{data_dir.rstrip('/')}/{SHARDS_FOLDER}"
+        return [name for name in cloud.list_names(root) if cloud.exists(f"{root}/{name}/{HEADER_FILE}")]
+    return sorted(path.parent.name for path in Path(data_dir).glob(f"{SHARDS_FOLDER}/*/{HEADER_FILE}"))
+
+
+def find_shard_split(data_dir: str, split: str) -> SplitFiles | None:
+    """Return a split that lies in shards, or None where the data has none of that name.
+
+    `train` finds `train2017` too, and `val` finds `valid`, as in a folder of images.
+
+    Raises:
+        DataError: the address cannot be read, or the local copies cannot be written.
+    """
+    is_remote = cloud.is_url(data_dir)
+    root = data_dir.rstrip("/") if is_remote else data_dir
+    # Asking for the name as it is spares a listing, which not every kind of address can give.
+    is_there = is_remote and cloud.exists(f"{root}/{SHARDS_FOLDER}/{split}/{HEADER_FILE}")
+    name = split if is_there else _resolve_name(split, shard_splits(data_dir))
+    if name is None:
+        return None
+    if is_remote:
+        return _copy_to_cache(root, name)
+    folder = Path(root) / SHARDS_FOLDER / name
+    return SplitFiles(Path(root) / annotation_path(name), folder, name, shards=str(folder))
+
+
+def _resolve_name(split: str, names: list[str]) -> str | None:
+    wanted = [split, _SYNONYMS.get(split, split)]
+    for name in wanted:
+        if name in names:
+            return name
+    dated = [name for name in names if any(re.fullmatch(re.escape(base) + r"\d{4}", name) for base in wanted)]
+    return max(dated, default=None)
+
+
+def _copy_to_cache(root: str, name: str) -> SplitFiles:
+    shards, annotations = f"{root}/{SHARDS_FOLDER}/{name}", f"{root}/{annotation_path(name)}"
+    content = cloud.read(f"{shards}/{HEADER_FILE}")
+    header = decode_header(content, f"{shards}/{HEADER_FILE}")
+    folder = cache_folders("shards")[0] / _key(shards.encode(), content)
+    # The boxes may be corrected without new shards, so the annotation file has a key of its own.
+    annotation_file = folder / _key(cloud.identity(annotations).encode()) / annotation_path(name)
+    try:
+        records = folder / RECORDS_FILE
+        if not records.exists() or sha256_of(records) != header.records_sha256:
+            write_atomic(records, cloud.read(f"{shards}/{RECORDS_FILE}"))
+        if not (folder / HEADER_FILE).exists():
+            write_atomic(folder / HEADER_FILE, content)
+        if not annotation_file.exists():
+            write_atomic(annotation_file, cloud.read(annotations))
+    except OSError as error:
+        raise DataError(
+            f"the annotations cannot be kept on this machine: {error.strerror or error}",
+            where=str(error.filename or folder),
+            fix="free some space, or set DETRONOME_CACHE to a folder that you may write to",
+        ) from error
+    return SplitFiles(annotation_file, folder, name, shards=shards)
+
+
+def _key(*parts: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
