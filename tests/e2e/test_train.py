@@ -551,3 +551,46 @@ def test_unreadable_images_do_not_keep_the_others_from_their_results(
         dt.predict(run.folder, [photos], out=tmp_path / "found")
     assert len(caught.value.problems) == 2
     assert sorted(file.name for file in (tmp_path / "found").iterdir()) == ["b.jpg", "detections.json"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_cost_no_run_and_a_resume_meets_them_alike(
+    workers: int, blocks: Path, tiny_settings: Settings, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(blocks, data)
+    for name in ("train_03.png", "train_17.png", "val_02.png"):
+        photo = data / "images" / name
+        photo.write_bytes(photo.read_bytes()[:200])
+    settings = {**tiny_settings, "data.workers": workers, "data.bad_image_budget": 0.1}
+
+    whole = dt.train(data, model="nano", epochs=2, out=tmp_path / "a", settings=settings)
+    stopped = dt.train(
+        data,
+        model="nano",
+        epochs=2,
+        out=tmp_path / "b",
+        settings=settings,
+        observers=[at_step(2, send(signal.SIGTERM))],
+    )
+    resumed = dt.resume(stopped.folder)
+    assert (whole.reason, stopped.reason, resumed.reason) == ("finished", "interrupted", "finished")
+    assert losses_of(resumed.folder) == losses_of(whole.folder)
+    assert weights_of(resumed.folder) == weights_of(whole.folder)
+    for run in (whole, resumed):
+        bad = [r for r in read_run_log(run.folder / "log.jsonl") if r["kind"] == "bad_image"]
+        told = sorted((r["split"], r["image_id"], r["action"].partition(" ")[0]) for r in bad)
+        assert sorted(set(told)) == [("train", 103, "replaced"), ("train", 117, "replaced"), ("val", 102, "left")]
+    assert len([r for r in read_run_log(whole.folder / "log.jsonl") if r["kind"] == "bad_image"]) == 3
+    page = (whole.folder / "report.html").read_text()
+    assert "Images that could not be used" in page and "train_17.png" in page
+    assert any("image id 102 was left out" in note for note in dt.evaluate(whole.folder, data).notes)
+    with pytest.raises(dt.DataError, match="more than the 1 of 24"):
+        dt.train(
+            data,
+            model="nano",
+            out=tmp_path / "c",
+            settings={**settings, "data.bad_image_budget": 0.001, "train.epochs": 2},
+        )
+    with pytest.raises(dt.DataError, match="train_03.png|train_17.png"):
+        dt.train(data, model="nano", epochs=1, out=tmp_path / "d", settings={**settings, "data.on_bad_image": "stop"})

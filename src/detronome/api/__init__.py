@@ -10,14 +10,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from detronome.api.data import shard_data, verify_shards
+    from detronome.api.data import (
+        check_data,
+        clear_caches,
+        data_stats,
+        download_data,
+        index_data,
+        list_caches,
+        shard_data,
+        verify_shards,
+    )
     from detronome.api.runs import Run, demo, evaluate, evaluate_results, predict, resume, train, write_report
 
 __all__ = [
     "Run",
+    "check_data",
+    "clear_caches",
+    "data_stats",
     "demo",
+    "download_data",
     "evaluate",
     "evaluate_results",
+    "index_data",
+    "list_caches",
     "predict",
     "resume",
     "shard_data",
@@ -26,7 +41,18 @@ __all__ = [
     "write_report",
 ]
 
-_DATA = frozenset({"shard_data", "verify_shards"})
+_DATA = frozenset(
+    {
+        "check_data",
+        "clear_caches",
+        "data_stats",
+        "download_data",
+        "index_data",
+        "list_caches",
+        "shard_data",
+        "verify_shards",
+    }
+)
 """The names that live in `data`; the others live in `runs`."""
 
 

@@ -14,7 +14,7 @@ from detronome.config.convert import apply_overrides, from_dict, read_toml, to_t
 from detronome.config.presets import PRESETS, preset
 from detronome.config.schema import RunConfig
 from detronome.data.build import DataSplit, build_eval_batches, build_quarantine, open_split, resolve_workers
-from detronome.data.coco.layout import available_splits
+from detronome.data.layout import available_splits
 from detronome.data.scenes import write_scenes
 from detronome.engine.build import build_trainer
 from detronome.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
@@ -153,7 +153,7 @@ def evaluate(
         loaded.categories,
         batch_size=8 if config.eval.batch_size == "auto" else config.eval.batch_size,
         workers=workers,
-        pin_memory=loaded.device.type == "cuda",
+        device=loaded.device,
         quarantine=quarantine,
     ) as batches:
         metrics = evaluate_model(

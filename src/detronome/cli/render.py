@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from detronome.api import Run
     from detronome.evaluation.detection import DetectionMetrics
 
-__all__ = ["print_error", "print_json", "print_metrics", "print_run", "run_record"]
+__all__ = ["print_error", "print_json", "print_metrics", "print_run", "print_table", "run_record"]
+
+_WIDE = 1000
 
 
 def print_error(error: DetronomeError) -> None:
@@ -75,6 +77,11 @@ def print_run(run: Run) -> None:
     console.print(Text(f"{kept} checkpoint  {run.folder / 'checkpoints' / kept}"))
     console.print(Text(f"pictures         {run.folder / 'pictures'}"))
     console.print(Text(f"report           {run.report}"))
+
+
+def print_table(table: Table) -> None:
+    """Print a table without folding a cell: a narrow terminal wraps its lines, a pipe gets them whole."""
+    Console(highlight=False, width=_WIDE).print(table)
 
 
 def run_record(run: Run) -> dict[str, Any]:

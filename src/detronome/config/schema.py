@@ -144,6 +144,20 @@ class DataConfig:
     BatchNorm, which wants whole batches."""
     decode: Literal["exact", "fast"] = "exact"
     """`fast`: libjpeg-turbo's fast transform and upsampling; a few levels off, and quicker on some processors."""
+    augment_on: Literal["cpu", "device"] = "cpu"
+    """Where flips, crops, resizes and colours are applied: in the workers, or where the model is (few processors beside
+    a fast GPU). The same numbers are drawn either way."""
+    cache: Literal["none", "ram", "disk"] = "none"
+    """Keep the decoded training images, in memory shared by all workers or in the cache folder."""
+    cache_gib: float = 8.0
+    """Most that the cache may take; what does not fit is decoded each time."""
+    cache_reduced: bool = False
+    """Reduce photos that are larger than the augmentation can use before anything else, so that more fit; they are then
+    resized twice."""
+    shard_window: int = 8
+    """Sharded data: shards whose images are shuffled together. More mix better, fewer need less room."""
+    shard_cache_gib: float = 64.0
+    """Sharded data at an address: most that the local copies may take."""
     on_bad_image: Literal["replace", "skip", "stop"] = "replace"
     """When an image cannot be read or decoded in training: another one takes its place, the batch is smaller by it, or
     the run ends. Evaluation leaves it out, or ends."""

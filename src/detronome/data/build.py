@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Int64
 
 from detronome.config.schema import AugmentConfig, RunConfig
-from detronome.data.augment.params import AugmentPolicy, draw, evaluation_params
+from detronome.data.augment.params import AugmentPolicy, draw, evaluation_params, largest_short_side
 from detronome.data.buckets import Bucket, choose_buckets, padding_waste, parse_buckets
-from detronome.data.coco.layout import SplitFiles, find_split
 from detronome.data.dataset import DetectionDataset
+from detronome.data.layout import SplitFiles, find_split
 from detronome.data.loader import BatchLoader, BatchStream, eval_batches, train_batches
 from detronome.data.quarantine import Quarantine
+from detronome.data.sampler import epoch_order
+from detronome.data.store.cache import PixelCache, stored_size_hw
+from detronome.data.store.cache_folder import cache_folders
 from detronome.data.store.index import AnnotationIndex
 from detronome.data.store.pixels import PixelReader
-from detronome.data.store.source import FolderSource, ImageSource
+from detronome.data.store.shards.source import ShardSource, open_shards
+from detronome.data.store.source import FolderSource
 from detronome.errors import ConfigError, DataError, Problem
 from detronome.runtime.seeding import generator
 from detronome.types import Categories
@@ -44,6 +50,7 @@ _NUM_BUCKETS = 6
 """On COCO's sizes 24 % of the pixels are padding then, against 51 % in batches of 16 padded to their largest image; and
 compilers give up after eight shapes."""
 _SAMPLED_SIZES = 2000
+_SHARD_CACHE_BYTES = 64 * 2**30
 
 
 @dataclass(frozen=True)
@@ -52,23 +59,27 @@ class DataSplit:
 
     files: SplitFiles
     index: AnnotationIndex
-
-    @property
-    def source(self) -> ImageSource:
-        """The encoded images, by position in the index."""
-        return FolderSource(self.index, self.files.images_dir)
+    source: FolderSource | ShardSource
+    """The encoded images, by position in the index."""
 
 
-def open_split(data_dir: Path, split: str) -> DataSplit:
+def open_split(data_dir: str | Path, split: str, *, shard_cache_bytes: int = _SHARD_CACHE_BYTES) -> DataSplit:
     """Return a split whose annotation file is sound and whose image files are all there.
+
+    Args:
+        data_dir: the data folder, or the address of a sharded data set.
+        split: `train`, `val`, ...
+        shard_cache_bytes: most that local copies of remote shards may take.
 
     Raises:
         DataError: folder, split or images are missing, or the annotation file is not sound; all problems of the kind.
     """
     files = find_split(Path(data_dir), split)
     index = AnnotationIndex.open(files.annotation_file)
+    if files.shards is not None:
+        return DataSplit(files, index, open_shards(files, index, cache_bytes=shard_cache_bytes))
     _check_image_files(files, index)
-    return DataSplit(files, index)
+    return DataSplit(files, index, FolderSource(index, files.images_dir))
 
 
 def build_train_batches(
@@ -78,7 +89,7 @@ def build_train_batches(
     start_step: int,
     total_steps: int,
     workers: int,
-    pin_memory: bool,
+    device: torch.device,
     quarantine: Quarantine | None = None,
 ) -> BatchStream:
     """Return the effective batches of the steps from `start_step` to `total_steps`; see `loader.train_batches`.
@@ -87,18 +98,22 @@ def build_train_batches(
         ConfigError: the augmentation's settings or the buckets make no sense.
         DataError: the data has categories that the model does not know.
     """
+    shard_of = split.source.shard_of if isinstance(split.source, ShardSource) else None
+    order = epoch_order(config.train.seed, len(split.index), shard_of=shard_of, window=config.data.shard_window)
     return train_batches(
         _dataset(config, split, categories, training=True),
+        order,
         seed=config.train.seed,
         start_step=start_step,
         total_steps=total_steps,
         global_batch_size=config.batch.global_batch_size,
         workers=workers,
         prefetch=config.data.prefetch,
-        pin_memory=pin_memory,
+        pin_memory=device.type == "cuda",
         buckets=padded_shapes(config),
         on_bad_image=config.data.on_bad_image,
         quarantine=quarantine,
+        augment_on=device if config.data.augment_on == "device" else None,
     )
 
 
@@ -108,7 +123,7 @@ def build_eval_batches(
     categories: Categories,
     batch_size: int,
     workers: int,
-    pin_memory: bool,
+    device: torch.device,
     quarantine: Quarantine | None = None,
 ) -> BatchLoader:
     """Return all images of the split once, resized for evaluation; see `loader.eval_batches`.
@@ -122,7 +137,7 @@ def build_eval_batches(
         batch_size=batch_size,
         workers=workers,
         prefetch=config.data.prefetch,
-        pin_memory=pin_memory,
+        pin_memory=device.type == "cuda",
         buckets=padded_shapes(config),
         on_bad_image=config.data.on_bad_image,
         quarantine=quarantine,
@@ -253,12 +268,32 @@ def augment_policy(config: AugmentConfig) -> AugmentPolicy:
 def _dataset(config: RunConfig, split: DataSplit, categories: Categories, *, training: bool) -> DetectionDataset:
     return DetectionDataset(
         split.index,
-        PixelReader(split.index, split.source, fast=config.data.decode == "fast"),
+        _pixels(config, split, training=training),
         augment_policy(config.augment),
         training=training,
         seed=config.train.seed,
         label_map=label_map(split, categories),
     )
+
+
+def _pixels(config: RunConfig, split: DataSplit, *, training: bool) -> PixelReader:
+    stored_hw = None
+    if config.data.cache_reduced:
+        side = largest_short_side(augment_policy(config.augment))
+        sizes = [stored_size_hw((h, w), side) for h, w in split.index.sizes_hw.tolist()]
+        stored_hw = np.array(sizes, np.int32).reshape(-1, 2)
+    cache = None
+    if config.data.cache != "none" and training:
+        decoding = (split.index.folder.name, str(split.files.images_dir), split.files.shards, config.data.decode)
+        cache = PixelCache.create(
+            where=config.data.cache,
+            folder=cache_folders("pixels")[0],
+            key=hashlib.blake2b(repr(decoding).encode(), digest_size=16).hexdigest(),
+            sizes_hw=split.index.sizes_hw if stored_hw is None else stored_hw,
+            budget_bytes=int(config.data.cache_gib * 2**30),
+        )
+    is_fast = config.data.decode == "fast"
+    return PixelReader(split.index, split.source, fast=is_fast, cache=cache, stored_hw=stored_hw)
 
 
 def _positive(sizes: tuple[int, ...]) -> bool:

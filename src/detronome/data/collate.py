@@ -18,22 +18,20 @@ from torch.utils.data import get_worker_info
 from detronome.data.buckets import Bucket, bucket_of
 from detronome.types import Batch, EffectiveBatch, Target
 
-__all__ = ["PackedBatch", "Sample", "collate", "pack"]
+__all__ = ["PackedBatch", "PackedTargets", "Sample", "collate", "group_by_shape", "pack", "shared_zeros"]
 
 Sample = tuple[UInt8[Tensor, "3 h w"], Target]
 """An augmented image and its target."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedBatch:
-    """A batch with all targets in two arrays.
+class PackedTargets:
+    """The targets of a batch in two arrays.
 
     Every tensor that leaves a worker costs a shared-memory file; with two per image, a few prefetched batches reach
     the limit of open files. Arrays travel through the pipe instead.
     """
 
-    images: UInt8[Tensor, "B 3 H W"]
-    padding_mask: Bool[Tensor, "B H W"]
     boxes_cxcywh: Float32[np.ndarray, "N 4"]
     labels: Int64[np.ndarray, " N"]
     num_objects: tuple[int, ...]
@@ -44,24 +42,48 @@ class PackedBatch:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def unpack(self) -> Batch:
-        """Return the batch itself."""
+    @classmethod
+    def of(cls, targets: Sequence[Target]) -> PackedTargets:
+        """Join the targets of at least one image."""
+        return cls(
+            boxes_cxcywh=torch.cat([target.boxes_cxcywh for target in targets]).numpy(),
+            labels=torch.cat([target.labels for target in targets]).numpy(),
+            num_objects=tuple(target.num_objects for target in targets),
+            image_ids=tuple(target.image_id for target in targets),
+            sizes_hw=tuple(target.size_hw for target in targets),
+            orig_sizes_hw=tuple(target.orig_size_hw for target in targets),
+        )
+
+    def unpack(self) -> tuple[Target, ...]:
+        """Return the targets themselves."""
         boxes = torch.split(torch.from_numpy(self.boxes_cxcywh), list(self.num_objects))
         labels = torch.split(torch.from_numpy(self.labels), list(self.num_objects))
-        return Batch(
-            images=self.images,
-            padding_mask=self.padding_mask,
-            targets=tuple(
-                Target(
-                    boxes_cxcywh=boxes[b],
-                    labels=labels[b],
-                    image_id=self.image_ids[b],
-                    size_hw=self.sizes_hw[b],
-                    orig_size_hw=self.orig_sizes_hw[b],
-                )
-                for b in range(len(self.image_ids))
-            ),
+        return tuple(
+            Target(
+                boxes_cxcywh=boxes[b],
+                labels=labels[b],
+                image_id=self.image_ids[b],
+                size_hw=self.sizes_hw[b],
+                orig_size_hw=self.orig_sizes_hw[b],
+            )
+            for b in range(len(self))
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBatch:
+    """A batch as it leaves a worker."""
+
+    images: UInt8[Tensor, "B 3 H W"]
+    padding_mask: Bool[Tensor, "B H W"]
+    targets: PackedTargets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def unpack(self) -> Batch:
+        """Return the batch itself."""
+        return Batch(images=self.images, padding_mask=self.padding_mask, targets=self.targets.unpack())
 
 
 def pack(samples: Sequence[Sample], buckets: tuple[Bucket, ...] = ()) -> tuple[PackedBatch, ...]:
@@ -71,14 +93,8 @@ def pack(samples: Sequence[Sample], buckets: tuple[Bucket, ...] = ()) -> tuple[P
         samples: images with their targets.
         buckets: the shapes to pad to; without any, all images are padded to the largest height and width among them.
     """
-    groups: dict[Bucket, list[Sample]] = {}
-    if not buckets and samples:
-        sizes = [target.size_hw for _, target in samples]
-        groups[max(h for h, _ in sizes), max(w for _, w in sizes)] = list(samples)
-    elif buckets:
-        for sample in samples:
-            groups.setdefault(bucket_of(sample[1].size_hw, buckets), []).append(sample)
-    return tuple(_pack_group(groups[shape], shape) for shape in sorted(groups))
+    groups = group_by_shape([target.size_hw for _, target in samples], buckets)
+    return tuple(_pack_group([samples[n] for n in members], shape) for shape, members in groups)
 
 
 def collate(samples: Sequence[Sample], buckets: tuple[Bucket, ...] = ()) -> EffectiveBatch:
@@ -86,31 +102,34 @@ def collate(samples: Sequence[Sample], buckets: tuple[Bucket, ...] = ()) -> Effe
     return EffectiveBatch(tuple(part.unpack() for part in pack(samples, buckets)))
 
 
+def group_by_shape(sizes_hw: Sequence[tuple[int, int]], buckets: tuple[Bucket, ...]) -> list[tuple[Bucket, list[int]]]:
+    """Return (padded shape, positions of the images that get it) by ascending shape; see `pack`."""
+    if not sizes_hw:
+        return []
+    if not buckets:
+        return [((max(h for h, _ in sizes_hw), max(w for _, w in sizes_hw)), list(range(len(sizes_hw))))]
+    groups: dict[Bucket, list[int]] = {}
+    for n, size_hw in enumerate(sizes_hw):
+        groups.setdefault(bucket_of(size_hw, buckets), []).append(n)
+    return sorted(groups.items())
+
+
 def _pack_group(samples: Sequence[Sample], shape_hw: Bucket) -> PackedBatch:
-    images = _zero_images(len(samples), *shape_hw)
+    images = shared_zeros((len(samples), *shape_hw, 3)).permute(0, 3, 1, 2)
     padding_mask = torch.ones((len(samples), *shape_hw), dtype=torch.bool)
     for b, (image, target) in enumerate(samples):
         h, w = target.size_hw
         images[b, :, :h, :w] = image
         padding_mask[b, :h, :w] = False
-    targets = [target for _, target in samples]
     return PackedBatch(
-        images=images,
-        padding_mask=padding_mask,
-        boxes_cxcywh=torch.cat([target.boxes_cxcywh for target in targets]).numpy(),
-        labels=torch.cat([target.labels for target in targets]).numpy(),
-        num_objects=tuple(target.num_objects for target in targets),
-        image_ids=tuple(target.image_id for target in targets),
-        sizes_hw=tuple(target.size_hw for target in targets),
-        orig_sizes_hw=tuple(target.orig_size_hw for target in targets),
+        images=images, padding_mask=padding_mask, targets=PackedTargets.of([target for _, target in samples])
     )
 
 
-def _zero_images(num_images: int, height: int, width: int) -> UInt8[Tensor, "B 3 H W"]:
-    """Return black images: in a worker, in the shared memory through which they leave it, saving a copy of them all."""
-    shape = (num_images, height, width, 3)
+def shared_zeros(shape: tuple[int, ...]) -> UInt8[Tensor, ...]:
+    """Return zeroed bytes: in a worker, in the shared memory through which they leave it, saving a copy of them all."""
     if get_worker_info() is None:
-        return torch.zeros(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
+        return torch.zeros(shape, dtype=torch.uint8)
     # As in torch's own collate functions; the system hands out such memory zeroed.
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape).permute(0, 3, 1, 2)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

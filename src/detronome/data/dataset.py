@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from detronome.data.augment.cpu import apply_to_boxes, apply_to_image
 from detronome.data.augment.params import AugmentParams, AugmentPolicy, draw, evaluation_params
 from detronome.data.collate import Sample
+from detronome.data.raw_batch import RawSample
 from detronome.data.store.index import AnnotationIndex
 from detronome.data.store.pixels import PixelReader
 from detronome.errors import DataError, Problem
@@ -82,6 +83,16 @@ class DetectionDataset(Dataset[Sample]):
         Raises:
             DataError: the image file is missing, damaged or of another size than annotated; names the image id.
         """
+        pixels, params, target = self.raw(key)
+        with self.clock.stage("augment"):
+            return apply_to_image(pixels, params), target
+
+    def raw(self, key: tuple[int, int]) -> RawSample:
+        """Return the decoded image of (epoch, index), what is to be done to it, and the target after that.
+
+        Raises:
+            DataError: as above.
+        """
         epoch, i = key
         params = self.params(epoch, i)
         try:
@@ -89,8 +100,7 @@ class DetectionDataset(Dataset[Sample]):
         except DataError as error:
             raise self._with_image_id(error, i) from error
         with self.clock.stage("augment"):
-            target = self._target(i, params, (pixels.shape[0], pixels.shape[1]))
-            return apply_to_image(pixels, params), target
+            return pixels, params, self._target(i, params, (pixels.shape[0], pixels.shape[1]))
 
     def _target(self, i: int, params: AugmentParams, pixels_hw: tuple[int, int]) -> Target:
         boxes_xyxy, labels = self._objects(i, params.size_hw)

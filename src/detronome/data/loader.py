@@ -21,19 +21,23 @@ from detronome.data.buckets import Bucket, bucket_of
 from detronome.data.collate import PackedBatch, Sample, pack
 from detronome.data.dataset import DetectionDataset
 from detronome.data.quarantine import BadImage, BadImagePolicy, Quarantine
-from detronome.data.sampler import StepSampler
+from detronome.data.raw_batch import RawBatch, RawSample, pack_raw
+from detronome.data.sampler import EpochOrder, StepSampler
 from detronome.errors import DataError, DetronomeError, Problem, TrainingError
 from detronome.runtime.seeding import generator
 from detronome.types import Batch, EffectiveBatch
 
 __all__ = ["BatchLoader", "BatchStream", "LoaderMeter", "PackedStep", "eval_batches", "train_batches"]
 
-_Keys = list[tuple[int, int]]
+_Key = tuple[int, int]
+"""(epoch, index of the image)."""
+_Keys = list[_Key]
 _REPLACEMENT_TRIES = 20
 
 
 def train_batches(
     dataset: DetectionDataset,
+    order: EpochOrder,
     *,
     seed: int,
     start_step: int,
@@ -45,6 +49,7 @@ def train_batches(
     buckets: tuple[Bucket, ...] = (),
     on_bad_image: BadImagePolicy = "stop",
     quarantine: Quarantine | None = None,
+    augment_on: torch.device | None = None,
 ) -> BatchStream:
     """Return the effective batches of the steps from `start_step` to `total_steps`, one a step, epoch after epoch.
 
@@ -52,7 +57,8 @@ def train_batches(
 
     Args:
         dataset: images and targets, augmented for training.
-        seed: of the order.
+        order: of the images in each epoch.
+        seed: of the choice of replacements for images that cannot be used.
         start_step: first step, counted from 0.
         total_steps: end of the run.
         global_batch_size: images of one effective batch.
@@ -62,16 +68,18 @@ def train_batches(
         buckets: padded shapes; without any, a step is padded to its largest height and width.
         on_bad_image: what to do when an image cannot be used.
         quarantine: counts the bad images of the batches that are handed out.
+        augment_on: augment and pad there, in this process; the workers only decode. In the workers when None.
     """
     sampler = StepSampler(
-        seed=seed,
+        order,
         start_step=start_step,
         total_steps=total_steps,
         num_images=len(dataset),
         global_batch_size=global_batch_size,
     )
-    steps = _StepDataset(dataset, buckets, on_bad_image, seed, is_training=True)
-    return iter(BatchLoader(steps, sampler, workers, prefetch, pin_memory, quarantine, keep_workers=False))
+    steps = _StepDataset(dataset, buckets, on_bad_image, seed=seed, is_training=True, is_raw=augment_on is not None)
+    loader = BatchLoader(steps, sampler, workers, prefetch, pin_memory, quarantine, augment_on, keep_workers=False)
+    return iter(loader)
 
 
 def eval_batches(
@@ -100,8 +108,8 @@ def eval_batches(
         for indices in groups.values()
         for start in range(0, len(indices), batch_size)
     ]
-    steps = _StepDataset(dataset, buckets, "stop" if on_bad_image == "stop" else "skip", 0, is_training=False)
-    return BatchLoader(steps, batches, workers, prefetch, pin_memory, quarantine, keep_workers=True)
+    steps = _StepDataset(dataset, buckets, "stop" if on_bad_image == "stop" else "skip")
+    return BatchLoader(steps, batches, workers, prefetch, pin_memory, quarantine, None, keep_workers=True)
 
 
 class BatchLoader:
@@ -115,11 +123,13 @@ class BatchLoader:
         prefetch: int,
         pin_memory: bool,
         quarantine: Quarantine | None,
+        augment_on: torch.device | None,
         *,
         keep_workers: bool,
     ) -> None:
         self._num_batches = len(keys)  # type: ignore[arg-type]
         self._quarantine = quarantine
+        self._augment_on = augment_on
         self._loader: DataLoader[PackedStep | _Failure] = DataLoader(
             steps,
             sampler=keys,
@@ -138,7 +148,7 @@ class BatchLoader:
         return self._num_batches
 
     def __iter__(self) -> BatchStream:
-        return BatchStream(self._loader, self._quarantine)
+        return BatchStream(self._loader, self._quarantine, self._augment_on)
 
     def close(self) -> None:
         """End the workers; another pass would start new ones."""
@@ -160,9 +170,15 @@ class BatchStream(Iterator[EffectiveBatch]):
         meter: what the batches handed out have cost, and how full the queue was.
     """
 
-    def __init__(self, loader: DataLoader[PackedStep | _Failure], quarantine: Quarantine | None) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[PackedStep | _Failure],
+        quarantine: Quarantine | None,
+        augment_on: torch.device | None,
+    ) -> None:
         self._loader = loader
         self._quarantine = quarantine
+        self._augment_on = augment_on
         self.meter = LoaderMeter()
         handler = signal.getsignal(signal.SIGCHLD)
         self._items: Iterator[PackedStep | _Failure] | None = iter(loader)
@@ -182,7 +198,13 @@ class BatchStream(Iterator[EffectiveBatch]):
         step = self._next_step()
         while not step.parts:  # an evaluation batch of which no image could be used
             step = self._next_step()
-        return EffectiveBatch(tuple(part if isinstance(part, Batch) else part.unpack() for part in step.parts))
+        return EffectiveBatch(tuple(self._finish(part) for part in step.parts))
+
+    def _finish(self, part: PackedBatch | RawBatch | Batch) -> Batch:
+        if isinstance(part, RawBatch):
+            assert self._augment_on is not None
+            return part.augment(self._augment_on)
+        return part if isinstance(part, Batch) else part.unpack()
 
     def _next_step(self) -> PackedStep:
         if self._items is None:
@@ -261,13 +283,13 @@ class LoaderMeter:
 class PackedStep:
     """All that a worker sends for one step."""
 
-    parts: tuple[PackedBatch | Batch, ...]
+    parts: tuple[PackedBatch | RawBatch | Batch, ...]
     bad_images: tuple[BadImage, ...]
     stage_s: dict[str, float]
 
     def pin_memory(self) -> PackedStep:
         """Return the step in page-locked memory; torch's loader calls this by name, in a thread of its own."""
-        parts = [part if isinstance(part, Batch) else part.unpack() for part in self.parts]
+        parts = (part.unpack() if isinstance(part, PackedBatch) else part for part in self.parts)
         return replace(self, parts=tuple(part.pin_memory() for part in parts))
 
 
@@ -286,69 +308,83 @@ class _Failure:
 
 
 class _StepDataset(Dataset["PackedStep | _Failure"]):
-    """Whole batches by their list of (epoch, index)."""
+    """Whole batches by their list of (epoch, index).
+
+    Args:
+        dataset: the images.
+        buckets: padded shapes.
+        on_bad_image: what to do with an image that cannot be used.
+        seed: of the replacements.
+        is_training: a batch is never left without any image.
+        is_raw: only decode, and leave the rest to the main process.
+    """
 
     def __init__(
         self,
         dataset: DetectionDataset,
         buckets: tuple[Bucket, ...],
         on_bad_image: BadImagePolicy,
-        seed: int,
         *,
-        is_training: bool,
+        seed: int = 0,
+        is_training: bool = False,
+        is_raw: bool = False,
     ) -> None:
         self._dataset = dataset
         self._buckets = buckets
         self._on_bad_image = on_bad_image
         self._seed = seed
         self._is_training = is_training
+        self._is_raw = is_raw
 
     def __getitem__(self, keys: _Keys) -> PackedStep | _Failure:
         clock = self._dataset.clock
         clock.seconds.clear()
-        samples: list[Sample] = []
+        samples: list[Any] = []
         bad_images: list[BadImage] = []
-        errors: list[DetronomeError] = []
+        problems: list[Problem] = []
         for key in keys:
             try:
-                samples.append(self._dataset[key])
+                samples.append(self._read(key))
             except DataError as error:
                 # A training step is never left without any image.
-                is_replaced = self._on_bad_image == "replace" or (
-                    self._is_training and len(bad_images) == len(keys) - 1
-                )
-                replacement = self._replacement(key) if is_replaced else None
-                samples += [replacement] if replacement else []
-                bad_images.append(self._bad_image(key[1], error, replacement))
-                errors.append(error)
+                is_last_hope = self._is_training and len(bad_images) == len(keys) - 1
+                replacement = self._replacement(key) if self._on_bad_image == "replace" or is_last_hope else None
+                samples += [] if replacement is None else [self._read(replacement)]
+                bad_images.append(self._bad_image(key, error, replacement))
+                problems += error.problems
             except DetronomeError as error:
                 return _Failure(type(error), error.problems)
-        is_useless = self._is_training and not samples
-        if errors and (self._on_bad_image == "stop" or is_useless):
-            return _Failure(type(errors[0]), tuple(problem for error in errors for problem in error.problems))
+        if problems and (self._on_bad_image == "stop" or (self._is_training and not samples)):
+            return _Failure(DataError, tuple(problems))
         with clock.stage("collate"):
-            parts = pack(samples, self._buckets)
+            parts = (pack_raw if self._is_raw else pack)(samples, self._buckets)
         return PackedStep(parts=parts, bad_images=tuple(bad_images), stage_s=dict(clock.seconds))
 
-    def _replacement(self, key: tuple[int, int]) -> Sample | None:
-        """Return another image of the split, chosen by (seed, epoch, index) alone."""
+    def _read(self, key: _Key) -> Sample | RawSample:
+        return self._dataset.raw(key) if self._is_raw else self._dataset[key]
+
+    def _replacement(self, key: _Key) -> _Key | None:
+        """Return another image of the split, chosen by (seed, epoch, index) alone; None when it would take too long."""
         epoch, i = key
         rng = generator("replacement", self._seed, epoch, i)
         for other in rng.integers(len(self._dataset), size=_REPLACEMENT_TRIES).tolist():
             try:
-                return self._dataset[epoch, other]
+                self._read((epoch, other))
             except DataError:
                 continue
+            return epoch, other
         return None
 
-    def _bad_image(self, i: int, error: DataError, replacement: Sample | None) -> BadImage:
-        (problem, *_) = error.problems
+    def _bad_image(self, key: _Key, error: DataError, replacement: _Key | None) -> BadImage:
+        _, i = key
+        problem = error.problems[0]
+        action = f"replaced by image id {self._dataset.image_id(replacement[1])}" if replacement else "left out"
         return BadImage(
             image_id=self._dataset.image_id(i),
             where=self._dataset.where(i),
             what=problem.what,
             fix=problem.fix,
-            action=f"replaced by image id {replacement[1].image_id}" if replacement else "left out",
+            action=action,
         )
 
 

@@ -8,7 +8,7 @@ Each epoch has a new order; the rest, too few for a step, is left out of the epo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +17,18 @@ from torch.utils.data import Sampler
 
 from detronome.runtime.seeding import generator
 
-__all__ = ["StepSampler", "epoch_permutation", "step_indices", "steps_per_epoch"]
+__all__ = [
+    "EpochOrder",
+    "StepSampler",
+    "epoch_order",
+    "epoch_permutation",
+    "shard_permutation",
+    "step_indices",
+    "steps_per_epoch",
+]
+
+EpochOrder = Callable[[int], Int64[np.ndarray, " I"]]
+"""The order of the images in each epoch."""
 
 
 @lru_cache(maxsize=2)
@@ -28,16 +39,52 @@ def epoch_permutation(seed: int, epoch: int, num_images: int) -> Int64[np.ndarra
     return order
 
 
+def shard_permutation(seed: int, epoch: int, shard_of: Int64[np.ndarray, " I"], window: int) -> Int64[np.ndarray, " I"]:
+    """Return an order of the images in one epoch that needs few shards at a time.
+
+    The shards are shuffled, and so are the images within each window of so many consecutive shards: while a window is
+    read, no other shard is. Within a window the images keep the order that `epoch_permutation` gives them, so a window
+    of all shards is that order itself.
+
+    Args:
+        seed: of the run.
+        epoch: counted from 0.
+        shard_of: the number of each image's shard, counted from 0.
+        window: shards that are read together, at least 1.
+    """
+    assert window >= 1, window
+    num_shards = int(shard_of.max(initial=-1)) + 1
+    place = generator("order", seed, epoch, "shards").permutation(num_shards)
+    order = epoch_permutation(seed, epoch, len(shard_of))
+    return order[np.argsort(place[shard_of[order]] // window, kind="stable")]
+
+
+def epoch_order(
+    seed: int, num_images: int, *, shard_of: Int64[np.ndarray, " I"] | None = None, window: int = 1
+) -> EpochOrder:
+    """Return the order of the images by epoch: of all of them alike, or shard by shard where they lie in shards."""
+
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> Int64[np.ndarray, " I"]:
+        if shard_of is None:
+            return epoch_permutation(seed, epoch, num_images)
+        return shard_permutation(seed, epoch, shard_of, window)
+
+    return order
+
+
 def steps_per_epoch(num_images: int, global_batch_size: int) -> int:
     """Return the number of full steps in one epoch; a data set smaller than a batch has one, with all its images."""
     return max(1, num_images // global_batch_size)
 
 
-def step_indices(seed: int, step: int, num_images: int, global_batch_size: int) -> tuple[int, Int64[np.ndarray, " K"]]:
+def step_indices(
+    order: EpochOrder, step: int, num_images: int, global_batch_size: int
+) -> tuple[int, Int64[np.ndarray, " K"]]:
     """Return (epoch, indices of the images) of one step of the run, counted from 0."""
     epoch, position = divmod(step, steps_per_epoch(num_images, global_batch_size))
     start = position * global_batch_size
-    return epoch, epoch_permutation(seed, epoch, num_images)[start : start + global_batch_size]
+    return epoch, order(epoch)[start : start + global_batch_size]
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -47,9 +94,9 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, *, seed: int, start_step: int, total_steps: int, num_images: int, global_batch_size: int
+        self, order: EpochOrder, *, start_step: int, total_steps: int, num_images: int, global_batch_size: int
     ) -> None:
-        self._seed = seed
+        self._order = order
         self._steps = range(start_step, total_steps)
         self._num_images = num_images
         self._global_batch_size = global_batch_size
@@ -59,5 +106,5 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in self._steps:
-            epoch, indices = step_indices(self._seed, step, self._num_images, self._global_batch_size)
+            epoch, indices = step_indices(self._order, step, self._num_images, self._global_batch_size)
             yield [(epoch, index) for index in indices.tolist()]

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from detronome.config.convert import to_dict
 from detronome.config.schema import DetrConfig, RunConfig, ScheduleConfig
 from detronome.data.build import DataSplit, build_eval_batches, build_quarantine, build_train_batches
+from detronome.data.prefetch import DeviceStream
 from detronome.data.sampler import steps_per_epoch
 from detronome.engine import schedule as schedules
 from detronome.engine.checkpoint import Checkpoint, CheckpointFolder
@@ -75,23 +78,26 @@ def build_trainer(
         metric=config.train.metric,
     )
     model = _model(config, categories, source).to(device)
-    workers, pin_memory = config.data.workers, device.type == "cuda"
+    workers = config.data.workers
     quarantine = build_quarantine(config, train)
     trainer = Trainer(
         step=_training_step(resolved, model, plan),
         plan=plan,
-        batches=lambda start_step: build_train_batches(
-            config,
-            train,
-            categories,
-            start_step=start_step,
-            total_steps=plan.total_steps,
-            workers=workers,
-            pin_memory=pin_memory,
-            quarantine=quarantine,
+        batches=lambda start_step: DeviceStream(
+            build_train_batches(
+                config,
+                train,
+                categories,
+                start_step=start_step,
+                total_steps=plan.total_steps,
+                workers=workers,
+                device=device,
+                quarantine=quarantine,
+            ),
+            device,
         ),
         quarantine=quarantine,
-        validation=_validation(config, val, categories, workers, pin_memory) if val else None,
+        validation=_validation(config, val, categories, workers, device) if val else None,
         categories=categories,
         config=to_dict(config),
         checkpoints=CheckpointFolder(run_dir / "checkpoints"),
@@ -190,7 +196,7 @@ def _training_step(resolved: Resolved, model: Detector, plan: RunPlan) -> Traini
 
 
 def _validation(
-    config: RunConfig, val: DataSplit, categories: Categories, workers: int, pin_memory: bool
+    config: RunConfig, val: DataSplit, categories: Categories, workers: int, device: torch.device
 ) -> Validation:
     assert config.eval.batch_size != "auto"
     quarantine = build_quarantine(config, val)
@@ -201,7 +207,7 @@ def _validation(
             categories,
             batch_size=config.eval.batch_size,
             workers=workers,
-            pin_memory=pin_memory,
+            device=device,
             quarantine=quarantine,
         ),
         evaluator=DetectionEvaluator(val.files.annotation_file, unknown_categories="drop"),

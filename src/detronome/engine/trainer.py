@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from detronome.data.loader import BatchStream, LoaderMeter
+from detronome.data.loader import LoaderMeter
+from detronome.data.prefetch import DeviceStream
 from detronome.data.quarantine import Quarantine
 from detronome.engine.checkpoint import Checkpoint, CheckpointFolder, TrainingState
 from detronome.engine.early_stop import BestMetric
@@ -91,7 +92,7 @@ class Trainer:
         *,
         step: TrainingStep,
         plan: RunPlan,
-        batches: Callable[[int], BatchStream],
+        batches: Callable[[int], DeviceStream],
         quarantine: Quarantine,
         validation: Validation | None,
         categories: Categories,

@@ -11,13 +11,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from detronome.data.stats import QUERY_COUNTS, SplitStats, relative_boxes, split_stats
@@ -30,10 +31,9 @@ __all__ = ["write_data_pictures"]
 
 _TEXT, _FAINT, _GRID = "#2b2f36", "#8a919c", "#e4e7ec"
 _HEAT = LinearSegmentedColormap.from_list("heat", ["#dfe9fa", "#3b78d8", "#0d1b3d"])
-_SETTINGS = {"font.size": 9.0, "text.parse_math": False, "axes.titlesize": 10.5, "axes.titleweight": "bold"}
 _PANEL_IN = (5.4, 4.0)
 _DPI = 150
-_MAX_CLASSES = 30
+_MAX_CLASSES, _LEAST_ROWS = 30, 10
 _NAMED_SIZES = 3
 _SMALLEST = 1e-3
 """Relative box sides below are drawn at the edge."""
@@ -75,7 +75,8 @@ def write_data_pictures(folder: Path, indexes: Mapping[str, AnnotationIndex], *,
         for name, index in indexes.items()
     ]
     files = [folder / "overview.png", *(folder / f"{name}.png" for name in _PANELS)]
-    with rc_context(_SETTINGS):  # the context puts the settings back
+    # What the titles look like, and that a `$` is a `$`, can only be said globally; the context puts it back.
+    with rc_context({"font.size": 9.0, "text.parse_math": False, "axes.titlesize": 10.5, "axes.titleweight": "bold"}):
         write_atomic(files[0], _overview(splits, clean_text(title)))
         for file, panel in zip(files[1:], _PANELS.values(), strict=True):
             height = _PANEL_IN[1] * (1.5 if panel is _draw_classes else 1.0)
@@ -133,9 +134,9 @@ def _color(number: int) -> str:
     return FALLBACK_COLORS[number % len(FALLBACK_COLORS)]
 
 
-def _legend(axes: Axes, splits: list[_Split], **place: object) -> None:
+def _legend(axes: Axes, splits: list[_Split], loc: Literal["upper right", "lower right"]) -> None:
     if len(splits) > 1:
-        axes.legend(frameon=False, labelcolor=_TEXT, handlelength=1.2, **place)  # type: ignore[arg-type]
+        axes.legend(frameon=False, labelcolor=_TEXT, handlelength=1.2, loc=loc)
 
 
 def _say_empty(axes: Axes, text: str = "no objects") -> None:
@@ -179,10 +180,10 @@ def _draw_classes(axes: Axes, splits: list[_Split]) -> None:
                 fontsize=8,
             )
     axes.set_yticks(rows, [_short(name) for (_, name), _ in shown])
-    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_ylim(max(len(shown), _LEAST_ROWS) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("objects")
-    _legend(axes, splits, loc="lower right")
+    _legend(axes, splits, "lower right")
 
 
 def _draw_objects_per_image(axes: Axes, splits: list[_Split]) -> None:
@@ -197,15 +198,14 @@ def _draw_objects_per_image(axes: Axes, splits: list[_Split]) -> None:
     for queries in QUERY_COUNTS:
         if 0.5 * queries < most:
             axes.axvline(queries, color=_FAINT, linewidth=1, linestyle=(0, (3, 3)))
-            axes.text(
-                queries, 0.98, f" {queries} queries", color=_FAINT, va="top", transform=axes.get_xaxis_transform()
-            )
+            place = axes.get_xaxis_transform()
+            axes.text(queries, 0.6, f"{queries} queries ", color=_FAINT, ha="right", va="top", transform=place)
     axes.set_ylim(0, None)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.yaxis.set_major_formatter(_percent_ticks())
     axes.set_xlabel("objects in the image")
     axes.set_ylabel("images")
-    _legend(axes, splits, loc="upper right")
+    _legend(axes, splits, "upper right")
 
 
 def _draw_box_sizes(axes: Axes, splits: list[_Split]) -> None:
@@ -220,10 +220,10 @@ def _draw_box_sizes(axes: Axes, splits: list[_Split]) -> None:
     _heat(axes, width, height, edges, edges)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.plot([low, 1], [low, 1], color="white", linewidth=1, alpha=0.9)
+    axes.plot([low, 1], [low, 1], color=_FAINT, linewidth=0.8, linestyle=(0, (4, 4)))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        axis.set_major_formatter(_percent_ticks())
         axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("box width, of the image's width")
     axes.set_ylabel("box height, of the image's height")
@@ -241,7 +241,7 @@ def _draw_box_centres(axes: Axes, splits: list[_Split]) -> None:
     axes.set_ylim(1, 0)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(4))
-        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.set_major_formatter(_percent_ticks())
     axes.set_xlabel("from left to right")
     axes.set_ylabel("from top to bottom")
 
@@ -252,13 +252,11 @@ def _draw_image_sizes(axes: Axes, splits: list[_Split]) -> None:
     height, width = sizes >> 32, sizes & 0xFFFFFFFF
     _title(axes, "Image sizes", f"{len(sizes):,} different" if len(sizes) > 1 else "all of one size")
     order = np.argsort(-counts, kind="stable")
-    area = 14 + 700 * counts / counts.sum()
-    axes.scatter(width[order], height[order], s=area[order], color=_color(0), alpha=0.55, linewidths=0)
-    span = max(1.0, float(max(width.max() - width.min(), height.max() - height.min())))
-    for limits, values in ((axes.set_xlim, width), (axes.set_ylim, height)):
-        middle = (float(values.min()) + float(values.max())) / 2
-        limits(middle - 0.68 * span - 20, middle + 0.68 * span + 20)
-    axes.set_aspect("equal", adjustable="datalim")
+    area = 8 + 600 * counts / counts.sum()
+    axes.scatter(width[order], height[order], s=area[order], color=_color(0), alpha=0.5, linewidths=0)
+    end = 1.15 * float(max(width.max(), height.max()))
+    axes.plot([0, end], [0, end], color=_FAINT, linewidth=0.8, linestyle=(0, (4, 4)))
+    axes.set(xlim=(0, end), ylim=(0, end))
     for place in order[:_NAMED_SIZES]:
         axes.annotate(
             f"{width[place]} × {height[place]}  {100 * counts[place] / counts.sum():.3g} %",
@@ -300,11 +298,15 @@ def _heat(
         x_edges, y_edges, np.ma.masked_equal(counts, 0), cmap=_HEAT, norm=norm, vmin=None if is_log else 0
     )
     bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, aspect=30, shrink=0.9)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(which="both", length=0, labelcolor=_FAINT, labelsize=8)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
     bar.set_label("boxes", color=_FAINT, fontsize=8.5)
+
+
+def _percent_ticks() -> FuncFormatter:
+    return FuncFormatter(lambda value, _: f"{100 * value:.6g} %")
 
 
 def _low(width: NDArray[np.float64], height: NDArray[np.float64]) -> float:

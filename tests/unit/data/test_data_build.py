@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from detronome.config.schema import AugmentConfig, BatchConfig, DataConfig, RunConfig
 from detronome.data import build
@@ -23,6 +24,7 @@ from detronome.errors import ConfigError, DataError
 from detronome.types import Categories
 
 WriteCoco = Callable[..., Path]
+CPU = torch.device("cpu")
 CONFIG = RunConfig(
     augment=AugmentConfig(sizes=(32,), max_size=64, crop="none", eval_size=32, eval_max_size=64),
     batch=BatchConfig(global_batch_size=4),
@@ -35,9 +37,9 @@ def test_a_folder_becomes_batches(tmp_path: Path, write_coco: WriteCoco) -> None
     split, val = open_split(tmp_path, "train"), open_split(tmp_path, "val")
     assert split.files.images_dir == tmp_path / "images"
     categories = split.index.categories
-    batches = list(build_train_batches(CONFIG, split, categories, 0, 5, workers=0, pin_memory=False))
+    batches = list(build_train_batches(CONFIG, split, categories, 0, 5, workers=0, device=CPU))
     assert [len(batch) for batch in batches] == [4] * 5
-    with build_eval_batches(CONFIG, val, categories, batch_size=2, workers=0, pin_memory=False) as evaluation:
+    with build_eval_batches(CONFIG, val, categories, batch_size=2, workers=0, device=CPU) as evaluation:
         assert [len(batch) for batch in evaluation] == [2, 2, 1]
 
 

@@ -19,6 +19,7 @@ from detronome.data.build import augment_policy, open_split
 from detronome.data.dataset import DetectionDataset
 from detronome.data.loader import BatchStream, _Failure, _tells_of_a_dead_worker, eval_batches, train_batches
 from detronome.data.quarantine import Quarantine
+from detronome.data.sampler import epoch_order
 from detronome.data.store.pixels import PixelReader
 from detronome.errors import DataError, MissingExtraError, TrainingError
 from detronome.types import EffectiveBatch
@@ -40,7 +41,7 @@ def dataset(folder: Path, training: bool = True) -> DetectionDataset:
 
 def train(folder: Path, workers: int, **changes: Any) -> BatchStream:
     options: dict[str, Any] = {"seed": 5, "start_step": 0, "total_steps": 8, "global_batch_size": 3, **changes}
-    return train_batches(dataset(folder), workers=workers, **options)
+    return train_batches(dataset(folder), epoch_order(5, 10), workers=workers, **options)
 
 
 def assert_same(batches: list[EffectiveBatch], others: list[EffectiveBatch]) -> None:

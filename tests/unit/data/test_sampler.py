@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detronome.data.sampler import StepSampler, epoch_permutation, step_indices, steps_per_epoch
+from detronome.data.sampler import (
+    StepSampler,
+    epoch_order,
+    epoch_permutation,
+    shard_permutation,
+    step_indices,
+    steps_per_epoch,
+)
 
 
 @pytest.mark.parametrize(("n", "batch", "steps"), [(1, 16, 1), (15, 16, 1), (16, 16, 1), (31, 16, 1), (32, 16, 2)])
@@ -17,7 +25,7 @@ def test_steps_of_an_epoch(n: int, batch: int, steps: int) -> None:
 @given(st.integers(0, 5), st.integers(0, 3), st.integers(1, 60), st.integers(1, 20))
 def test_an_epoch_shows_each_image_at_most_once(seed: int, epoch: int, n: int, batch: int) -> None:
     steps = steps_per_epoch(n, batch)
-    drawn = [step_indices(seed, epoch * steps + k, n, batch) for k in range(steps)]
+    drawn = [step_indices(epoch_order(seed, n), epoch * steps + k, n, batch) for k in range(steps)]
     assert {e for e, _ in drawn} == {epoch}
     indices = [int(i) for _, step in drawn for i in step]
     assert len(set(indices)) == len(indices) == (n if n < batch else steps * batch)
@@ -40,8 +48,58 @@ def test_orders_cannot_be_changed_by_accident() -> None:
         epoch_permutation(0, 0, 5)[0] = 1
 
 
+def test_no_images_have_an_order_by_shards() -> None:
+    assert shard_permutation(0, 0, np.empty(0, np.int64), 1).tolist() == []
+
+
+@given(st.integers(0, 5), st.integers(0, 3), st.lists(st.integers(0, 7), max_size=60), st.integers(1, 10))
+def test_an_order_by_shards_shows_each_image_once_and_a_window_at_a_time(
+    seed: int, epoch: int, shards: list[int], window: int
+) -> None:
+    shard_of = np.array(shards, np.int64)
+    order = shard_permutation(seed, epoch, shard_of, window)
+    assert sorted(order.tolist()) == list(range(len(shards)))
+    assert order.tolist() == shard_permutation(seed, epoch, shard_of, window).tolist()
+    visited = list(dict.fromkeys(shard_of[order].tolist()))
+    reads = shard_of[order].tolist()
+    for shard in visited:
+        first, last = reads.index(shard), len(reads) - 1 - reads[::-1].index(shard)
+        assert len(set(reads[first : last + 1])) <= window
+
+
+def test_a_window_of_all_shards_is_the_order_of_the_epoch() -> None:
+    shard_of = np.repeat(np.arange(5), 4)
+    for window in (5, 6, 100):
+        assert shard_permutation(3, 1, shard_of, window).tolist() == epoch_permutation(3, 1, 20).tolist()
+
+
+def test_shards_and_images_have_a_new_order_in_every_epoch() -> None:
+    shard_of = np.repeat(np.arange(6), 5)
+    for window in (1, 2):
+        orders = [shard_permutation(0, epoch, shard_of, window) for epoch in range(4)]
+        assert len({tuple(order.tolist()) for order in orders}) == 4
+        assert len({tuple(dict.fromkeys(shard_of[order].tolist())) for order in orders}) == 4
+
+
+def test_the_order_by_shards_is_the_same_in_every_version() -> None:
+    assert shard_permutation(42, 0, np.array([0, 0, 0, 1, 1, 1, 2, 2, 3, 3]), 2).tolist() == [
+        6,
+        3,
+        4,
+        5,
+        7,
+        9,
+        8,
+        0,
+        2,
+        1,
+    ]
+
+
 def sampler(start_step: int, total_steps: int = 12) -> StepSampler:
-    return StepSampler(seed=7, start_step=start_step, total_steps=total_steps, num_images=10, global_batch_size=3)
+    return StepSampler(
+        epoch_order(7, 10), start_step=start_step, total_steps=total_steps, num_images=10, global_batch_size=3
+    )
 
 
 @pytest.mark.parametrize("k", [0, 1, 3, 5, 12])

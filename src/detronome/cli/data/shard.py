@@ -60,7 +60,7 @@ def shard(
             print_json(check.to_json())
             return 1 if check.damaged else 0
         check.raise_if_damaged()
-        _print(f"{check.num_shards:,} shards with {check.num_images:,} images are whole")
+        _print(f"whole: {_counted(check.num_images, 'image')} in {_counted(check.num_shards, 'shard')}")
         return 0
     if data is None or out is None:
         raise ConfigError(
@@ -73,8 +73,12 @@ def shard(
         return 0
     for part in result.splits:
         size = f"{part.size_bytes / _MIB:,.1f} MiB"
-        _print(f"{part.split}: {part.num_images:,} images in {part.num_shards:,} shards, {size}")
+        _print(f"{part.split}: {_counted(part.num_images, 'image')} in {_counted(part.num_shards, 'shard')}, {size}")
     return 0
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _print(line: str) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from detronome.data.augment.params import AugmentParams, place
 
-__all__ = ["apply_to_boxes", "apply_to_image"]
+__all__ = ["apply_to_boxes", "apply_to_image", "resize"]
 
 _LUMA = (0.299, 0.587, 0.114)
 """ITU-R 601 weights of red, green and blue in grey."""
@@ -66,6 +66,11 @@ def apply_to_boxes(
     if placement.vertical_flip:
         boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
     return boxes * _ratios((height, width), placement.final_hw), keep
+
+
+def resize(image: UInt8[np.ndarray, "H W 3"], to_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    """Return the image resized bilinearly with antialiasing; the image itself when it has that size."""
+    return _resize(torch.from_numpy(image), to_hw).numpy()
 
 
 def _ratios(from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Float64[np.ndarray, " 4"]:

@@ -8,6 +8,7 @@ a random window of 384-600 pixels, and the multi-scale resize. A second kind of 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +20,7 @@ __all__ = [
     "Placement",
     "draw",
     "evaluation_params",
-    "largest_hw",
+    "largest_short_side",
     "place",
     "resized_hw",
 ]
@@ -156,10 +157,17 @@ def evaluation_params(policy: AugmentPolicy, size_hw: tuple[int, int]) -> Augmen
     return AugmentParams(size_hw=size_hw, final_hw=resized_hw(size_hw, policy.eval_size, policy.eval_max_size))
 
 
-def largest_hw(policy: AugmentPolicy, size_hw: tuple[int, int]) -> tuple[int, int]:
-    """Return the largest size that an image is ever resized to before it is cropped, in training and evaluation."""
-    sides = [*policy.sizes, policy.eval_size, *(policy.crop_resize if policy.crop == "detr" else ())]
-    return resized_hw(size_hw, max(sides), max(policy.max_size, policy.eval_max_size))
+def largest_short_side(policy: AugmentPolicy) -> int:
+    """Return the short side in pixels beyond which no image, training or evaluation, gains from being larger.
+
+    A `detr` crop is cut from an image of one of the `crop_resize`, in the reference too; a `fraction` crop is enlarged.
+    """
+    sides = [float(policy.eval_size), *map(float, policy.sizes)]
+    if policy.crop == "detr":
+        sides += policy.crop_resize
+    elif policy.crop == "fraction":
+        sides += [side / policy.crop_fraction[0] for side in policy.sizes]
+    return math.ceil(max(sides))
 
 
 def resized_hw(size_hw: tuple[int, int], short_side: int, max_size: int | None = None) -> tuple[int, int]:

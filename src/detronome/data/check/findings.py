@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["CheckReport", "Finding", "Severity"]
+__all__ = ["Change", "CheckReport", "Finding", "FixedFile", "Severity"]
 
 Severity = Literal["error", "warning", "note"]
 """`error`: training stops or learns something wrong. `warning`: something is lost. `note`: good to know."""
@@ -35,6 +35,28 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Change:
+    """One kind of change that a repair made."""
+
+    what: str
+    """What was done, in the past tense and without the count: `removed annotations with empty boxes`."""
+    count: int
+    cases: tuple[str, ...]
+    """Every case, by id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedFile:
+    """The repaired copy of an annotation file."""
+
+    source: str
+    path: str
+    changes: tuple[Change, ...]
+    left: int
+    """How many findings of severity `error` the copy still has: what only its owner can decide."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckReport:
     """Everything the doctor found in a data folder."""
 
@@ -43,6 +65,8 @@ class CheckReport:
     """How many of what were looked at: `annotation files`, `images`, `annotations`, `image files`, ..."""
     findings: Sequence[Finding]
     seconds: float
+    fixed: Sequence[FixedFile] = ()
+    """The repaired copies that were written."""
 
     @property
     def worst(self) -> Severity | None:

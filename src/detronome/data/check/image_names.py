@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-__all__ = ["ImageFolder", "names_in"]
+__all__ = ["ImageFolder", "is_there", "names_in"]
 
 _SUFFIXES = frozenset((".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
@@ -26,7 +26,7 @@ class ImageFolder:
     def exists(self, name: str) -> bool:
         """Return whether there is a file or folder of exactly this name."""
         path = PurePosixPath(name)
-        return path.name in self._list(path.parent) or (self._root / name).exists()
+        return path.name in self._list(path.parent) or is_there(self._root / name)
 
     def in_other_case(self, name: str) -> str | None:
         """Return the name on disk that differs from a missing one in capital letters only."""
@@ -58,6 +58,15 @@ class ImageFolder:
             except (OSError, ValueError):
                 self._entries[folder] = frozenset()
         return self._entries[folder]
+
+
+def is_there(path: Path) -> bool:
+    """Return whether a path leads to something, whatever characters and length it has."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def names_in(annotation_file: Path) -> Iterator[str]:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from detronome.data.check.findings import Finding
 from detronome.data.check.image_cache import ImageCache
-from detronome.data.check.image_kinds import ImageFindings
+from detronome.data.check.image_kinds import IMAGE_KINDS
 from detronome.data.check.image_names import ImageFolder, names_in
 from detronome.data.check.image_verdict import Verdict, judge_image
-from detronome.data.coco.layout import SplitFiles
+from detronome.data.check.manifest import compare_manifest
+from detronome.data.check.tally import Tally
+from detronome.data.layout import SplitFiles
 from detronome.data.store.index import AnnotationIndex
 from detronome.errors import DataError
 
@@ -36,13 +38,14 @@ def check_images(
     workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
     trust_cache: bool = True,
+    manifest: Path | None = None,
 ) -> tuple[list[Finding], dict[str, int]]:
     """Return the findings about the image files of a split, and how many files were looked at.
 
     Every image is decoded, one at a time in each process, so memory does not grow with the data set. Verdicts are
     cached: a second run looks only at files that were written since. Damage that no write caused (a disk that loses
     bits) is noticed only with `trust_cache=False`, and flipped bits that leave a JPEG decodable only by comparing
-    digests.
+    digests: see `manifest`.
 
     Args:
         files: where the split lies.
@@ -51,14 +54,16 @@ def check_images(
             `if __name__ == "__main__":`.
         on_progress: called with the numbers of images done and in all.
         trust_cache: whether verdicts of earlier runs on unchanged files count.
+        manifest: SHA-256 of the files as they should be, see `write_manifest`; None to decode only.
 
     Raises:
-        DataError: a worker process was killed.
+        DataError: a worker process was killed, or the manifest cannot be read.
     """
-    found = ImageFindings()
+    found = Tally(IMAGE_KINDS)
     if files.shards is not None:
-        found.add("in_shards", files.shards)
-        return found.to_list(files.shards), {"image files": 0}
+        found.add("image_in_shards", files.shards)
+        return found.findings(files.shards), {"image files": 0}
+    changes = compare_manifest(files, index, manifest) if manifest is not None else []
     present = _check_names(files, index, found)
     done = len(index) - len(present)
     for i, verdict in _verdicts(files, index, present, workers, trust_cache):
@@ -66,10 +71,10 @@ def check_images(
         done += 1
         if on_progress is not None and (done % _CHUNK == 0 or done == len(index)):
             on_progress(done, len(index))
-    return found.to_list(str(files.images_dir)), {"image files": len(present)}
+    return [*changes, *found.findings(str(files.images_dir))], {"image files": len(present)}
 
 
-def _check_names(files: SplitFiles, index: AnnotationIndex, found: ImageFindings) -> list[int]:
+def _check_names(files: SplitFiles, index: AnnotationIndex, found: Tally) -> list[int]:
     """Return the images whose files exist, having told the names that do not, or do not alone."""
     folder = ImageFolder(files.images_dir)
     present: list[int] = []
@@ -78,15 +83,15 @@ def _check_names(files: SplitFiles, index: AnnotationIndex, found: ImageFindings
     for i, name in enumerate(names):
         other = spelling.setdefault(name.casefold(), name)
         if other != name:
-            found.add("names_differ_in_case", f"{_case(index, i)} and {other}")
+            found.add("image_names_differ_in_case", f"{_case(index, i)} and {other}")
         if folder.exists(name):
             present.append(i)
         elif on_disk := folder.in_other_case(name):
-            found.add("other_case", f"{_case(index, i)}: on disk {on_disk}")
+            found.add("image_other_case", f"{_case(index, i)}: on disk {on_disk}")
         else:
-            found.add("missing", _case(index, i))
+            found.add("image_missing", _case(index, i))
     for name in _unnamed(files, folder, names):
-        found.add("unnamed", name)
+        found.add("image_unnamed", name)
     return present
 
 
@@ -105,11 +110,11 @@ def _case(index: AnnotationIndex, i: int) -> str:
     return f"image {image.image_id} ({image.file_name})"
 
 
-def _add(found: ImageFindings, case: str, verdict: Verdict) -> None:
+def _add(found: Tally, case: str, verdict: Verdict) -> None:
     if verdict.defect is not None:
-        found.add(verdict.defect, f"{case}: {verdict.detail}")
+        found.add(f"image_{verdict.defect}", f"{case}: {verdict.detail}")
     for trait, detail in verdict.traits:
-        found.add(trait, f"{case}: {detail}" if detail else case)
+        found.add(f"image_{trait}", f"{case}: {detail}" if detail else case)
 
 
 def _verdicts(

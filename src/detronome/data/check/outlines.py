@@ -161,7 +161,9 @@ def _check_codes(table: AnnotationTable, found: Collector) -> None:
 
 
 def _distance_px(
-    boxes_xywh: Float64[np.ndarray, "A 4"], bounds_xyxy: Float64[np.ndarray, "A 4"], sizes_wh: Float64[np.ndarray, "A 2"]
+    boxes_xywh: Float64[np.ndarray, "A 4"],
+    bounds_xyxy: Float64[np.ndarray, "A 4"],
+    sizes_wh: Float64[np.ndarray, "A 2"],
 ) -> Float64[np.ndarray, " A"]:
     """Return how far apart the sides of box and bounds are at most, where both are cut at the image."""
     with np.errstate(over="ignore", invalid="ignore"):

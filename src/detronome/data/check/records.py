@@ -185,10 +185,10 @@ def _check_counts(table: AnnotationTable, found: Collector, queries: int) -> Non
         counts > queries,
         "more_objects_than_queries",
         "warning",
-        f"images hold more objects than the {queries} that a model with {queries} queries can find (at most {counts.max()})",
+        f"images hold more objects than a model with {queries} queries can find",
         detail=lambda row: f"{counts[row]} objects",
-        effect="the rest stays without a query in every step: it is never found, and matching gets slow and unstable",
-        fix=f"train with more queries, e.g. --set model.num_queries={_round_up(int(counts.max()))}, or cut the images into tiles",
+        effect="there is no query for the others: they are never found",
+        fix=f"take a model with more queries, e.g. {_round_up(int(counts.max()))}, or cut the images into tiles",
     )
 
 

@@ -90,10 +90,15 @@ def _measure_chunk(encoded: Sequence[bytes | msgspec.Raw]) -> Segments:
     texts = [bytes(text) for text in encoded]
     filled = [row for row, text in enumerate(texts) if text not in _EMPTY]
     outlines = _decode([texts[row] for row in filled])
-    polygons = [(row, outline) for row, outline in zip(filled, outlines, strict=True) if isinstance(outline, list)]
-    codes = [(row, outline) for row, outline in zip(filled, outlines, strict=True) if isinstance(outline, _Rle)]
-    broken = [row for row, outline in zip(filled, outlines, strict=True) if outline is None]
-    measures.kind[broken] = SegmentKind.UNREADABLE
+    polygons: list[tuple[int, list[list[float]]]] = []
+    codes: list[tuple[int, _Rle]] = []
+    for row, outline in zip(filled, outlines, strict=True):
+        if isinstance(outline, list):
+            polygons.append((row, outline))
+        elif outline is not None:
+            codes.append((row, outline))
+        else:
+            measures.kind[row] = SegmentKind.UNREADABLE
     if polygons:
         _measure_polygons(measures, polygons)
     if codes:

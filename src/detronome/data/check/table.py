@@ -9,8 +9,10 @@ Shape letters: `I` images, `K` categories, `A` annotations, all in the file's or
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,11 +25,12 @@ from detronome.data.check.segments import Segments, measure_segments
 from detronome.data.coco.problems import Defect, JsonObject, examine, parse_json
 from detronome.errors import DataError
 
-__all__ = ["AnnotationTable", "read_table", "table_of"]
+__all__ = ["AnnotationTable", "encode_outline", "read_table", "table_of"]
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 _MISSING = msgspec.Raw(b"null")
+_NO_BOX = (math.nan,) * 4
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -108,6 +111,11 @@ def read_table(annotation_file: Path) -> tuple[AnnotationTable, list[Defect]]:
     Raises:
         DataError: the file cannot be read, or is not a JSON object.
     """
+    with _without_collector():
+        return _read(annotation_file)
+
+
+def _read(annotation_file: Path) -> tuple[AnnotationTable, list[Defect]]:
     try:
         content = annotation_file.read_bytes()
     except (OSError, ValueError) as error:
@@ -137,12 +145,24 @@ def table_of(root: JsonObject, annotation_file: Path) -> tuple[AnnotationTable, 
         images=[_Image(**image) for image in strict["images"] if image["id"] is not None],
         categories=[_Category(**category) for category in strict["categories"] if category["id"] is not None],
         annotations=[
-            _Annotation(**annotation | {"iscrowd": _crowd_flag(record)})
+            _Annotation(**annotation | {"bbox": annotation["bbox"] or _NO_BOX, "iscrowd": _crowd_flag(record)})
             for annotation, record in zip(strict["annotations"], records, strict=True)
         ],
-        segmentations=[_encoded(record.get("segmentation")) for record in records],
+        segmentations=[encode_outline(record.get("segmentation")) for record in records],
     )
     return table, examined.defects
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep the garbage collector from walking through millions of fresh lists, over and over, for nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _decode(content: bytes) -> _File | None:
@@ -175,7 +195,6 @@ def _table(
     """Columns of records whose values may be None, or of an id that is not there."""
     image_ids = np.array([image.id for image in images], np.int64)
     category_ids = np.array([category.id for category in categories], np.int64)
-    nothing = (np.nan,) * 4
     return AnnotationTable(
         annotation_file=annotation_file,
         image_ids=image_ids,
@@ -187,7 +206,7 @@ def _table(
         has_id=np.array([annotation.id is not None for annotation in annotations], np.bool_),
         image=_rows(image_ids, [annotation.image_id for annotation in annotations]),
         category=_rows(category_ids, [annotation.category_id for annotation in annotations]),
-        boxes_xywh=np.array([annotation.bbox or nothing for annotation in annotations], np.float64).reshape(-1, 4),
+        boxes_xywh=np.array([annotation.bbox for annotation in annotations], np.float64).reshape(-1, 4),
         area=np.array([annotation.area for annotation in annotations], np.float64),
         has_area=np.array([annotation.area is not None for annotation in annotations], np.bool_),
         iscrowd=np.array([annotation.iscrowd for annotation in annotations], np.float64),
@@ -196,7 +215,7 @@ def _table(
     )
 
 
-def _rows(ids: Int64[np.ndarray, " K"], wanted: list[int]) -> Int64[np.ndarray, " N"]:
+def _rows(ids: Int64[np.ndarray, " K"], wanted: Sequence[int | None]) -> Int64[np.ndarray, " N"]:
     """Return where each wanted id (None for unreadable) first stands among the ids, -1 where it does not."""
     if not len(ids) or not wanted:
         return np.full(len(wanted), -1, np.int64)
@@ -213,10 +232,12 @@ def _crowd_flag(record: JsonObject) -> float | None:
     flag = record.get("iscrowd")
     if flag is None:
         return None
-    return float(min(flag, 2**53)) if isinstance(flag, int | float) else math.nan
+    if not isinstance(flag, int | float):
+        return math.nan
+    return float(flag) if abs(flag) <= 2**53 else 2.0  # NaN too is a number that is neither 0 nor 1
 
 
-def _encoded(segmentation: Any) -> bytes:
+def encode_outline(segmentation: Any) -> bytes:
     """Return the JSON text of an outline; of one that no JSON can hold, a text that is no outline."""
     try:
         return msgspec.json.encode(segmentation)

@@ -18,7 +18,18 @@ import msgspec
 
 from detronome.errors import DataError, Problem
 
-__all__ = ["Defect", "ExaminedFile", "JsonObject", "examine", "normalise_json", "parse_json", "quoted_number"]
+__all__ = [
+    "Defect",
+    "ExaminedFile",
+    "JsonObject",
+    "examine",
+    "is_finite_number",
+    "is_same_record",
+    "normalise_json",
+    "parse_json",
+    "quoted_number",
+    "whole_number",
+]
 
 JsonObject = dict[str, Any]
 
@@ -47,8 +58,10 @@ class ExaminedFile:
     records: dict[str, list[JsonObject]]
     """Of `images`, `annotations` and `categories`: the objects as they stand in the file."""
     strict: dict[str, list[JsonObject]]
-    """The same objects with only the fields that are read, in strict spelling; None where a value is unreadable (NaN for
-    an area, which may be missing)."""
+    """The same objects with only the fields that are read, in strict spelling.
+
+    None where a value is unreadable; NaN for an area, whose None means that it is missing.
+    """
     defects: list[Defect]
     """In the order in which the kinds were met; empty for a sound file."""
 
@@ -122,6 +135,33 @@ def quoted_number(value: object) -> int | float | None:
     return int(value) if value.strip().lstrip("+-").isdigit() else number
 
 
+def whole_number(value: object) -> int | None:
+    """Return the value where it is a whole number of at most 64 bits, also when spelt as 7.0; None otherwise."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if -(2**63) <= value < 2**63 else None
+
+
+def is_finite_number(value: Any) -> bool:
+    """Return whether the value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def is_same_record(first: JsonObject, second: JsonObject) -> bool:
+    """Return whether two records say the same."""
+    try:
+        return first == second
+    except RecursionError:
+        return False  # nested nearly as deeply as can be read
+
+
 class _Defects:
     """Defects grouped by kind, in the order in which the kinds were met."""
 
@@ -151,9 +191,7 @@ def _records(root: JsonObject, name: str, found: _Defects) -> Iterator[tuple[str
             "list_wrong_type", f"{name!r} is {_kind(values)}, not a list", path, f"write {name} as a list of objects"
         )
     elif not values and name != "annotations":
-        found.add(
-            "list_empty", f"the list {name!r} is empty", path, "check the export: there is nothing to learn from"
-        )
+        found.add("list_empty", f"the list {name!r} is empty", path, "check the export: there is nothing to learn from")
     else:
         for position, record in enumerate(values):
             if isinstance(record, dict):
@@ -211,13 +249,13 @@ def _bbox(path: str, record: JsonObject, found: _Defects) -> list[float] | None:
         fix = "write bbox as [left, top, width, height]"
         found.add("bbox_missing", "annotations have no bbox", _case(path, record), fix)
         return None
-    if isinstance(bbox, list) and len(bbox) == 4 and all(_is_finite(value) for value in bbox):
+    if isinstance(bbox, list) and len(bbox) == 4 and all(is_finite_number(value) for value in bbox):
         return [float(value) for value in bbox]
     case = f"{_case(path, record)} has {_shown(bbox)}"
     if (
         isinstance(bbox, list)
         and len(bbox) == 4
-        and all(_is_finite(value) or quoted_number(value) is not None for value in bbox)
+        and all(is_finite_number(value) or quoted_number(value) is not None for value in bbox)
     ):
         found.add("number_in_quotes", "bbox holds numbers in quotes", case, "write numbers without quotes")
     else:
@@ -230,7 +268,7 @@ def _area(path: str, record: JsonObject, found: _Defects) -> float | None:
     area = record.get("area")
     if area is None:
         return None
-    if _is_finite(area):
+    if is_finite_number(area):
         return float(area)
     if quoted_number(area) is not None:
         case = f"{_case(path, record)} has {_shown(area)}"
@@ -283,7 +321,7 @@ def _known_ids(
             continue
         if clean["id"] not in first:
             first[clean["id"]] = record
-        elif _is_same(first[clean["id"]], record):
+        elif is_same_record(first[clean["id"]], record):
             found.add(f"{one}_repeated", f"{one} records are repeated", _case(path, record), "remove the repetitions")
         else:
             fix = f"give each {one} its own id"
@@ -307,29 +345,19 @@ def _whole(
         fix = f"write {key} as a whole number"
         found.add(f"{code}_missing", f"{plural} have no {key}", _case(path, record), fix)
         return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum:
-        return value
+    number = whole_number(value)
+    if number is not None and minimum <= number <= maximum:
+        return number
     bound = f" of at least {minimum}" if minimum == 1 else ""
     case = f"{_case(path, record)} has {_shown(value)}"
-    quoted = quoted_number(value)
-    if quoted is not None and quoted == int(quoted) and minimum <= quoted <= maximum:
+    quoted = whole_number(quoted_number(value))
+    if quoted is not None and minimum <= quoted <= maximum:
         what = f"{key} of {plural} is in quotes, not a whole number{bound}"
         found.add("number_in_quotes", what, case, "write numbers without quotes")
     else:
         what = f"{key} of {plural} is not a whole number{bound}"
         found.add(f"{code}_wrong", what, case, f"write {key} as a number without quotes")
     return None
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def _encodable(text: str) -> bool:
@@ -351,13 +379,6 @@ def _shown(value: Any) -> str:
         return json.dumps(value)[:80]
     except RecursionError:  # nested nearly as deeply as can be read
         return _kind(value)
-
-
-def _is_same(first: JsonObject, second: JsonObject) -> bool:
-    try:
-        return first == second
-    except RecursionError:
-        return False
 
 
 def _kind(value: Any) -> str:

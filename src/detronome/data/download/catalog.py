@@ -7,9 +7,13 @@ COCO's. The room is our own: a round number above what is in the archive.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-__all__ = ["COCO2017", "DEFAULT_PARTS", "OFFICIAL_URL", "Archive", "NestedArchive", "archive_urls"]
+from detronome.errors import ConfigError, Problem, nearest_name_hint
+
+__all__ = ["COCO2017", "DEFAULT_PARTS", "OFFICIAL_URL", "Archive", "NestedArchive", "archive_urls", "select_archives"]
 
 OFFICIAL_URL = "http://images.cocodataset.org"
 """The server that COCO names; it has no certificate for this name, so the SHA-256 is what makes a file trusted."""
@@ -109,6 +113,27 @@ COCO2017 = {
 """The archives by part."""
 
 
+def select_archives(dataset: str, parts: Sequence[str] | None) -> list[Archive]:
+    """Return the archives of a data set's parts.
+
+    Raises:
+        ConfigError: the data set or a part is unknown, or no part is named.
+    """
+    if dataset != "coco2017":
+        raise ConfigError(f"unknown data set {dataset!r}", where="dataset", fix="known data sets: coco2017")
+    names = list(dict.fromkeys(DEFAULT_PARTS if parts is None else parts))
+    problems = [
+        Problem(what=f"coco2017 has no part {name!r}", where="parts", fix=nearest_name_hint(name, list(COCO2017)))
+        for name in names
+        if name not in COCO2017
+    ]
+    if not names:
+        problems = [Problem(what="no part is named", where="parts", fix=nearest_name_hint("", list(COCO2017)))]
+    if problems:
+        raise ConfigError(problems)
+    return [COCO2017[name] for name in names]
+
+
 def archive_urls(archive: Archive, mirror: str | None) -> tuple[str, ...]:
     """Return the addresses of an archive, the preferred first.
 
@@ -116,8 +141,18 @@ def archive_urls(archive: Archive, mirror: str | None) -> tuple[str, ...]:
         archive: which one.
         mirror: base address that has the archives at the official paths or all in one folder; None is the official
             server.
+
+    Raises:
+        ConfigError: the mirror is not an address.
     """
     if mirror is None:
         return (OFFICIAL_URL + archive.path,)
+    try:
+        address = urlsplit(mirror)
+    except ValueError:
+        address = urlsplit("")
+    if address.scheme not in ("http", "https") or not address.hostname or address.query or address.fragment:
+        fix = "give a base address such as https://mirror.example.org/coco"
+        raise ConfigError("the mirror is not an address of a server", where=mirror, fix=fix)
     base = mirror.rstrip("/")
     return (base + archive.path, f"{base}/{archive.name}")

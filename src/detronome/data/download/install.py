@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from operator import eq
 from pathlib import Path
 from typing import Literal
 
@@ -36,9 +38,13 @@ class InstalledPart:
     outcome: Literal["installed", "restored", "there"]
     """`there`: nothing was missing. `restored`: some files had gone since the last time."""
     num_files: int
-    num_unpacked: int
-    """Files that were not there before."""
+    num_new: int
+    """Files that the last receipt does not know, or that had gone."""
     received_bytes: int
+
+    def to_json(self) -> dict[str, str | int]:
+        """Return plain data."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,26 +81,28 @@ def install(
         DataError: a file of the folder is not the archive's, the disk has too little room, the server does not give
             what it should, an archive is not safe. Run again, the work goes on where it stopped.
     """
+    urls = {archive.part: archive_urls(archive, mirror) for archive in archives}
     _require_folder(target)
     done: dict[str, InstalledPart] = {}
     jobs: list[_Job] = []
     for archive in archives:
-        job = _look_at(target, archive)
-        if job.receipt is not None and not job.standing.missing and not job.standing.changed:
+        receipt = read_receipt(_receipt_path(target, archive), sha256=archive.sha256)
+        standing = look(target, receipt.files if receipt is not None else {})
+        if receipt is not None and not standing.missing and not standing.changed:
             done[archive.part] = InstalledPart(
-                part=archive.part,
-                outcome="there",
-                num_files=len(job.receipt.files),
-                num_unpacked=0,
-                received_bytes=0,
+                part=archive.part, outcome="there", num_files=len(receipt.files), num_new=0, received_bytes=0
             )
         else:
-            jobs.append(job)
+            given = _given_copy(target, archive, on_event)
+            own = target / _WORK_DIR / archive.name
+            jobs.append(_Job(archive=archive, receipt=receipt, standing=standing, own_copy=own, given_copy=given))
     _require_unchanged(target, jobs)
     _plan(target, jobs, keep_archives=keep_archives, on_event=on_event)
     # The small ones first: they are of use while the large one is on its way.
     for job in sorted(jobs, key=lambda job: job.archive.size_bytes):
-        done[job.archive.part] = _run(target, job, mirror, keep_archives, options, on_event)
+        done[job.archive.part] = _run(
+            target, job, urls[job.archive.part], options or TransferOptions(), on_event, keep_archives=keep_archives
+        )
     return [done[archive.part] for archive in archives]
 
 
@@ -110,16 +118,13 @@ def _require_folder(target: Path) -> None:
         ) from error
 
 
-def _look_at(target: Path, archive: Archive) -> _Job:
-    receipt = read_receipt(_receipt_path(target, archive), sha256=archive.sha256)
-    given = target / archive.name
-    return _Job(
-        archive=archive,
-        receipt=receipt,
-        standing=look(target, receipt.files if receipt is not None else {}),
-        own_copy=target / _WORK_DIR / archive.name,
-        given_copy=given if given.is_file() and given.stat().st_size == archive.size_bytes else None,
-    )
+def _given_copy(target: Path, archive: Archive, on_event: Listener) -> Path | None:
+    """Return the archive that the user has put into the data folder, if it is the right one."""
+    path = target / archive.name
+    if not is_same_file(path, sha256=archive.sha256, size_bytes=archive.size_bytes, on_event=on_event):
+        return None
+    on_event(Noticed(name=archive.name, text=f"{path} is complete and is used"))
+    return path
 
 
 def _require_unchanged(target: Path, jobs: Sequence[_Job]) -> None:
@@ -162,37 +167,33 @@ def _bytes_to_come(job: _Job) -> int:
 def _run(
     target: Path,
     job: _Job,
-    mirror: str | None,
-    keep_archives: bool,
-    options: TransferOptions | None,
+    urls: Sequence[str],
+    options: TransferOptions,
     on_event: Listener,
+    *,
+    keep_archives: bool,
 ) -> InstalledPart:
     archive = job.archive
-    source, received_bytes = job.own_copy, 0
-    if job.given_copy is not None and is_same_file(
-        job.given_copy, sha256=archive.sha256, size_bytes=archive.size_bytes, on_event=on_event
-    ):
-        source = job.given_copy
-        on_event(Noticed(name=archive.name, text=f"{source} is complete and is used"))
-    else:
+    received_bytes = 0
+    if job.given_copy is None:
         received_bytes = fetch(
-            archive_urls(archive, mirror),
+            urls,
             job.own_copy,
             sha256=archive.sha256,
             size_bytes=archive.size_bytes,
             options=options,
             on_event=on_event,
         )
+    source = job.given_copy or job.own_copy
     files = _unpack_all(target, job, source, on_event)
     write_receipt(_receipt_path(target, archive), Receipt(sha256=archive.sha256, files=files))
-    if source == job.own_copy:
+    if job.given_copy is None:
         _put_away(source, target / archive.name, keep=keep_archives)
-    was_there = set(files) - set(job.standing.missing) if job.receipt is not None else set()
     return InstalledPart(
         part=archive.part,
         outcome="installed" if job.receipt is None else "restored",
         num_files=len(files),
-        num_unpacked=len(files) - len(was_there),
+        num_new=len(files) if job.receipt is None else len(job.standing.missing),
         received_bytes=received_bytes,
     )
 
@@ -212,7 +213,7 @@ def _unpack_all(target: Path, job: _Job, source: Path, on_event: Listener) -> di
     )
     staging = target / _WORK_DIR / archive.part
     for nested in archive.nested:
-        unpack(source, staging, limits=limits, wanted=lambda name, only=nested.member: name == only)
+        unpack(source, staging, limits=limits, wanted=partial(eq, nested.member))
         files |= _unpack_nested(target, job, nested, staging / nested.member, on_event)
         (staging / nested.member).unlink()
     if archive.nested:

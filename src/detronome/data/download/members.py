@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import stat
 import unicodedata
 import zipfile
@@ -57,7 +58,7 @@ def checked_members(archive: zipfile.ZipFile, path: Path, limits: Limits) -> lis
         problems.append(Problem(what=f"the archive is not safe to unpack: {defect}", where=f"{path}: {shown}{more}"))
     if problems:
         raise DataError(problems)
-    return [member for member in members if not member.is_dir() and not _is_debris(member.filename)]
+    return [member for member in members if not _is_dir(member) and not _is_debris(member.filename)]
 
 
 def _limit_problems(members: Sequence[zipfile.ZipInfo], path: Path, limits: Limits) -> Iterator[Problem]:
@@ -73,7 +74,7 @@ def _limit_problems(members: Sequence[zipfile.ZipInfo], path: Path, limits: Limi
 def _defects(member: zipfile.ZipInfo, limits: Limits) -> Iterator[str]:
     yield from _name_defects(member)
     kind = stat.S_IFMT(member.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or (kind == stat.S_IFDIR and not member.is_dir()):
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or (kind == stat.S_IFDIR and not _is_dir(member)):
         yield "members are links, devices or other things that are no files"
     if member.flag_bits & _ENCRYPTED:
         yield "members are encrypted"
@@ -109,7 +110,7 @@ def _collisions(members: Sequence[zipfile.ZipInfo]) -> Iterator[tuple[str, str]]
     for member in members:
         name = member.filename.removesuffix("/")
         places = [name[:end] for end, char in enumerate(name) if char == "/"]
-        if member.is_dir():
+        if _is_dir(member):
             places.append(name)
         else:
             first = files.setdefault(_folded(name), member)
@@ -123,13 +124,17 @@ def _collisions(members: Sequence[zipfile.ZipInfo]) -> Iterator[tuple[str, str]]
         yield files[folded].filename, f"{dirs[folded]}/"
 
 
+def _is_dir(member: zipfile.ZipInfo) -> bool:
+    return member.filename.endswith("/")  # its own method fails for an empty name
+
+
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _overlaps(members: Sequence[zipfile.ZipInfo]) -> Iterator[tuple[str, str]]:
     ordered = sorted(members, key=lambda member: member.header_offset)
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in itertools.pairwise(ordered):
         if first.header_offset + first.compress_size > second.header_offset:
             yield first.filename, second.filename
 

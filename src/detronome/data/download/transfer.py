@@ -29,7 +29,7 @@ from detronome.data.download.events import Listener, Noticed, Progressed, Stage,
 from detronome.data.download.part_file import PartFile, sha256_with_progress
 from detronome.errors import DataError, Problem
 
-__all__ = ["TransferOptions", "fetch"]
+__all__ = ["TransferOptions", "fetch", "is_same_file"]
 
 _MAX_RESTARTS = 3
 _MAX_WRONG_ANSWERS = 3
@@ -91,8 +91,13 @@ def fetch(
     """
     addresses = [urls] if isinstance(urls, str) else list(urls)
     if destination.exists() or destination.is_symlink():
-        _require_same(destination, sha256, size_bytes, on_event)
-        return 0
+        if is_same_file(destination, sha256=sha256, size_bytes=size_bytes, on_event=on_event):
+            return 0
+        raise DataError(
+            "there is another file where the download should go",
+            where=str(destination),
+            fix="move it away, and run the same command again",
+        )
     problems: list[Problem] = []
     received = 0
     with PartFile(destination, size_bytes=size_bytes, sha256=sha256) as part:
@@ -109,17 +114,12 @@ def fetch(
     raise DataError(problems)
 
 
-def _require_same(destination: Path, sha256: str, size_bytes: int, on_event: Listener) -> None:
-    is_same = destination.is_file() and destination.stat().st_size == size_bytes
-    if is_same:
-        report = _progress_reporter(destination.name, "verify", size_bytes, on_event)
-        is_same = sha256_with_progress(destination, report) == sha256
-    if not is_same:
-        raise DataError(
-            "there is another file where the download should go",
-            where=str(destination),
-            fix="move it away, and run the same command again",
-        )
+def is_same_file(path: Path, *, sha256: str, size_bytes: int, on_event: Listener = ignore) -> bool:
+    """Return whether a file has this size and SHA-256; tells progress, as it may take a minute."""
+    if not path.is_file() or path.stat().st_size != size_bytes:
+        return False
+    report = _progress_reporter(path.name, "verify", size_bytes, on_event)
+    return sha256_with_progress(path, report) == sha256
 
 
 def _progress_reporter(name: str, stage: Stage, total_bytes: int, on_event: Listener) -> Callable[[int], None]:
@@ -263,7 +263,7 @@ class _Transfer:
                     threads.append(threading.Thread(target=self._work, daemon=True, name=f"fetch {self._name}"))
                     threads[-1].start()
                 with self._lock:
-                    self._lock.wait(_PROGRESS_INTERVAL_S)
+                    self._lock.wait(min(_PROGRESS_INTERVAL_S, self._options.journal_interval_s))
                 self._tell_notices()
                 report(self._part.num_bytes)
                 if time.monotonic() - journal_at >= self._options.journal_interval_s:

@@ -1,6 +1,6 @@
 """A split as a COCO document: the one form that every layout is read into and written from.
 
-Documents are plain JSON values with every field of the source in them, known or not, so that nothing is lost on the way.
+Documents are plain JSON values with every field of the source in them, known or not, so that nothing is lost.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
@@ -47,12 +47,13 @@ class ImageHeader:
 
 def is_image_name(name: str) -> bool:
     """Return whether a file name ends as one of the image formats does."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not os.path.basename(name).startswith(".")
+    path = PurePosixPath(name)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def list_images(folder: Path) -> list[str]:
     """Return the images in a folder and its subfolders, as sorted paths relative to it with forward slashes."""
-    found = []
+    found: list[str] = []
     for directory, _, names in os.walk(folder, followlinks=True):
         inner = Path(directory).relative_to(folder).as_posix()
         prefix = "" if inner == "." else f"{inner}/"
@@ -100,22 +101,23 @@ def _orientation_of(image: Image.Image) -> int:
 def to_upright(box_xywh: Sequence[float], stored_hw: tuple[int, int], orientation: int) -> list[float]:
     """Return where a box of the stored pixels lies in the upright picture; (left, top, width, height) in pixels."""
     x, y, w, h = box_xywh
-    height, width = stored_hw
     if orientation >= 5:
-        x, y, w, h, width, height = y, x, h, w, height, width
-    return _mirrored(x, y, w, h, width, height, orientation)
+        return _mirrored([y, x, h, w], stored_hw[::-1], orientation)
+    return _mirrored([x, y, w, h], stored_hw, orientation)
 
 
 def to_stored(box_xywh: Sequence[float], stored_hw: tuple[int, int], orientation: int) -> list[float]:
     """Return where a box of the upright picture lies in the stored pixels; the inverse of `to_upright`."""
-    height, width = stored_hw if orientation < 5 else stored_hw[::-1]
-    x, y, w, h = _mirrored(*box_xywh, width, height, orientation)
-    return [y, x, h, w] if orientation >= 5 else [x, y, w, h]
+    if orientation >= 5:
+        x, y, w, h = _mirrored(box_xywh, stored_hw[::-1], orientation)
+        return [y, x, h, w]
+    return _mirrored(box_xywh, stored_hw, orientation)
 
 
-def _mirrored(x: float, y: float, w: float, h: float, width: int, height: int, orientation: int) -> list[float]:
+def _mirrored(box_xywh: Sequence[float], size_hw: tuple[int, int], orientation: int) -> list[float]:
+    x, y, w, h = box_xywh
     if orientation in (2, 3, 6, 7):
-        x = width - x - w
+        x = size_hw[1] - x - w
     if orientation in (3, 4, 7, 8):
-        y = height - y - h
+        y = size_hw[0] - y - h
     return [x, y, w, h]

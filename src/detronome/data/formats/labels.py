@@ -91,8 +91,8 @@ class LabelCodec(ABC):
         """Return what a label file says; defects are noted as problems, and the objects that have them left out."""
 
     @abstractmethod
-    def encode(self, annotation: Record, label: str, frame: Frame) -> LabelObject:
-        """Return an annotation as the format says it; without `fields`."""
+    def encode(self, annotation: Record, label: str, frame: Frame) -> LabelObject | None:
+        """Return an annotation as the format says it, without `fields`; None where the format has no way to say it."""
 
     @abstractmethod
     def write(self, image: Record, objects: Sequence[LabelObject], kept: str | None) -> str:
@@ -145,12 +145,8 @@ class LabelFolder(ABC):
         """Return the files, label files aside, on which the content depends."""
 
     @abstractmethod
-    def codec(self) -> LabelCodec:
-        """Return the format of the label files.
-
-        Raises:
-            DataError: the folder's list of classes cannot be read.
-        """
+    def codec(self, *, voc_one_based: bool) -> LabelCodec:
+        """Return the format of the label files; `voc_one_based` says how VOC coordinates count."""
 
     @abstractmethod
     def categories(self, labels: set[str]) -> dict[str, Record]:
@@ -166,7 +162,7 @@ def frame_of(image: Record, header: ImageHeader | None) -> Frame:
 def label_text(
     codec: LabelCodec, image: Record, annotations: Sequence[Record], labels: Mapping[int, str], frame: Frame
 ) -> str:
-    """Return the label file's text for an image.
+    """Return the label file's text for an image; annotations that the format has no way to say are left out.
 
     Args:
         codec: the format.
@@ -175,7 +171,10 @@ def label_text(
         labels: the format's label of each category id.
         frame: what the boxes refer to.
     """
-    encoded = [codec.encode(annotation, labels[annotation["category_id"]], frame) for annotation in annotations]
+    encodings = ((a, codec.encode(a, labels[a["category_id"]], frame)) for a in annotations)
+    sayable = [(annotation, item) for annotation, item in encodings if item is not None]
+    annotations = [annotation for annotation, _ in sayable]
+    encoded = [item for _, item in sayable]
     kept = image.get(codec.key)
     known = _parse_kept(codec, kept, frame)
     if known is None:
@@ -207,9 +206,7 @@ def _parse_kept(codec: LabelCodec, kept: object, frame: Frame) -> Sequence[Label
     return file.objects
 
 
-def _pair(
-    codec: LabelCodec, known: Sequence[LabelObject], annotations: Sequence[Record]
-) -> list[LabelObject | None]:
+def _pair(codec: LabelCodec, known: Sequence[LabelObject], annotations: Sequence[Record]) -> list[LabelObject | None]:
     """Return the known object that each annotation came from: one that says the same, else the one in its place."""
     pairs: list[LabelObject | None] = [None] * len(annotations)
     free = dict(enumerate(known))

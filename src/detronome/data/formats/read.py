@@ -8,7 +8,7 @@ from pathlib import Path
 
 from detronome.data.formats.document import Record, SplitDocument
 from detronome.data.formats.images import ImageHeader, read_headers
-from detronome.data.formats.labels import Frame, LabelCodec, LabelFile, LabelFolder, LabelledImage, LabelSplit
+from detronome.data.formats.labels import Frame, LabelCodec, LabelFile, LabelFolder, LabelledImage
 from detronome.data.formats.problems import LabelProblems
 from detronome.data.formats.sidecar import ReadImage, read_sidecar, restore
 
@@ -25,7 +25,7 @@ class _Labels:
     size_hw: tuple[int, int]
 
 
-def read_documents(folder: LabelFolder, *, keep_text: bool) -> list[SplitDocument]:
+def read_documents(folder: LabelFolder, *, keep_text: bool, voc_one_based: bool = False) -> list[SplitDocument]:
     """Return every split of a folder as a COCO document.
 
     Image and annotation ids count from 1 in each split. Where the folder has a sidecar, its records are used as far as
@@ -34,12 +34,14 @@ def read_documents(folder: LabelFolder, *, keep_text: bool) -> list[SplitDocumen
     Args:
         folder: the folder.
         keep_text: keep the text of each label file with its image, so that it can be written again as it was.
+        voc_one_based: VOC coordinates count pixels from 1; a sidecar knows it of the folder it lies in.
 
     Raises:
         DataError: everything that is wrong with images, label files and lists of classes, at once.
     """
     problems = LabelProblems(folder.root)
-    codec = folder.codec()
+    sidecar = read_sidecar(folder.root, folder.layout)
+    codec = folder.codec(voc_one_based=voc_one_based or (sidecar is not None and sidecar.voc_one_based))
     splits = [folder.read_split(name) for name in folder.split_names()]
     images = {image.image_file: image for split in splits for image in split.images}
     headers = read_headers([file for file in images if file.exists()], problems)
@@ -48,7 +50,6 @@ def read_documents(folder: LabelFolder, *, keep_text: bool) -> list[SplitDocumen
 
     used = {item.label for read in labels.values() for item in read.file.objects}
     categories = folder.categories(used)
-    sidecar = read_sidecar(folder.root, folder.layout)
     documents = []
     for split in splits:
         read = [_read_image(i, image, labels[image.image_file], categories) for i, image in enumerate(split.images, 1)]
@@ -64,9 +65,7 @@ def read_documents(folder: LabelFolder, *, keep_text: bool) -> list[SplitDocumen
     return documents
 
 
-def _read(
-    image: LabelledImage, header: ImageHeader | None, codec: LabelCodec, problems: LabelProblems
-) -> _Labels:
+def _read(image: LabelledImage, header: ImageHeader | None, codec: LabelCodec, problems: LabelProblems) -> _Labels:
     content = _content(image.label_file, problems)
     shown_hw = (0, 0) if header is None else header.upright_hw if codec.is_upright else header.stored_hw
     frame = Frame(shown_hw, 1 if header is None else header.turn(shown_hw))

@@ -5,7 +5,7 @@
      "voc_one_based": false,                      whether VOC coordinates count from 1
      "splits": {"train": {"name": "train2017",    the split's name before, by its name in the folder
                           "prefix": "",           put before the file names
-                          "labels": {"0": 1},     category id of each label
+                          "labels": [[1, "0"]],   label of each category id
                           "document": {...}}}}    the COCO document as it was, every field
 
 The label files lead. A record of the sidecar counts only as long as its label file says what was written into it; an
@@ -16,7 +16,7 @@ taken from the folder. Deleting `detronome.json` leaves an ordinary YOLO or VOC 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,8 @@ class KeptSplit:
 
     name: str
     prefix: str
-    labels: Mapping[str, int]
+    labels: Mapping[int, str]
+    """The label of each category id."""
     document: Record
 
 
@@ -75,7 +76,7 @@ class ReadImage:
 def sidecar_record(sidecar: Sidecar) -> Record:
     """Return the content of `detronome.json`."""
     splits = {
-        name: {"name": kept.name, "prefix": kept.prefix, "labels": dict(kept.labels), "document": kept.document}
+        name: {"name": kept.name, "prefix": kept.prefix, "labels": [*kept.labels.items()], "document": kept.document}
         for name, kept in sidecar.splits.items()
     }
     return {
@@ -112,19 +113,19 @@ def read_sidecar(root: Path, layout: LabelLayout) -> Sidecar | None:
             name: KeptSplit(
                 str(kept["name"]),
                 str(kept["prefix"]),
-                {str(label): int(category_id) for label, category_id in kept["labels"].items()},
-                _checked(kept["document"]),
+                {int(category_id): str(label) for category_id, label in kept["labels"]},
+                kept["document"],
             )
             for name, kept in record["splits"].items()
         }
+        for kept in splits.values():
+            _check(kept)
         return Sidecar(layout, bool(record["voc_one_based"]), splits)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(file, f"{type(error).__name__}: {error}") from error
 
 
-def restore(
-    images: Sequence[ReadImage], kept: KeptSplit, codec: LabelCodec, names: Mapping[str, str]
-) -> Record:
+def restore(images: Sequence[ReadImage], kept: KeptSplit, codec: LabelCodec, names: Mapping[str, str]) -> Record:
     """Return the document that a split was written from, with every change that its label files have seen since.
 
     Args:
@@ -135,7 +136,6 @@ def restore(
     """
     document = kept.document
     categories, category_of = _categories(document["categories"], kept.labels, names)
-    label_of = {category_id: label for label, category_id in kept.labels.items()}
     current = {image.record["file_name"]: image for image in images}
     before = annotations_by_image(document)
     position = {id(annotation): i for i, annotation in enumerate(document["annotations"])}
@@ -148,10 +148,22 @@ def restore(
         image = current.pop(kept.prefix + record["file_name"], None)
         if image is None:
             continue
-        restored_images.append(_image(record, image))
+        is_resized = _is_resized(record, image)
+        restored_images.append(_with_size_of(image, record) if is_resized else record)
         frame = frame_of(record, image.header)
-        expected = label_text(codec, record, before[record["id"]], label_of, frame)
-        for origin, annotation in _annotations(codec, image, before[record["id"]], expected, frame, category_of):
+        expected = label_text(codec, record, before[record["id"]], kept.labels, frame)
+        sayable = []
+        for annotation in before[record["id"]]:
+            if codec.encode(annotation, kept.labels[annotation["category_id"]], frame) is None:
+                old.append((position[id(annotation)], annotation))
+            else:
+                sayable.append(annotation)
+        if (image.text or "") == expected and not is_resized:
+            old.extend((position[id(annotation)], annotation) for annotation in sayable)
+            continue
+        nothing = LabelProblems(Path())
+        written = codec.parse(expected.encode(), frame, Path(), nothing).objects
+        for origin, annotation in _annotations(image, sayable, written, category_of, is_resized):
             if origin is None:
                 new.append({**annotation, "id": next(ids), "image_id": record["id"]})
             else:
@@ -169,72 +181,70 @@ def restore(
 
 
 def _annotations(
-    codec: LabelCodec,
     image: ReadImage,
     before: Sequence[Record],
-    expected: str,
-    frame: Frame,
+    written: Sequence[LabelObject],
     category_of: Mapping[str, int],
-) -> Iterable[tuple[Record | None, Record]]:
+    is_resized: bool,
+) -> Iterator[tuple[Record | None, Record]]:
     """Yield (record that it was written from, annotation as it is now) of each object of an image."""
-    if (image.text or "") == expected:
-        yield from ((record, record) for record in before)
-        return
-    nothing = LabelProblems(Path())
-    written = codec.parse(expected.encode(), frame, Path(), nothing).objects
+    for item, annotation, k in zip(image.objects, image.annotations, _origins(image.objects, written), strict=True):
+        current = {**annotation, "category_id": category_of[item.label]}
+        if k is None:
+            yield None, current
+        else:
+            yield before[k], _merged(before[k], written[k], item, current, is_resized)
+
+
+def _origins(objects: Sequence[LabelObject], written: Sequence[LabelObject]) -> list[int | None]:
+    """Return which of the written objects each object is: one that says the same, else the one in its place."""
     unmatched = dict(enumerate(written))
     origins: list[int | None] = []
-    for i, item in enumerate(image.objects):
+    for i, item in enumerate(objects):
         same = (k for k in (i, *unmatched) if k in unmatched and unmatched[k].identity == item.identity)
-        origin = next(same, None)
-        if origin is not None:
-            del unmatched[origin]
-        origins.append(origin)
-    if len(written) == len(image.objects):
-        in_order = iter(unmatched)
-        origins = [next(in_order) if origin is None else origin for origin in origins]
-    for item, annotation, origin in zip(image.objects, image.annotations, origins, strict=True):
-        category_id = category_of[item.label]
-        if origin is None:
-            yield None, {**annotation, "category_id": category_id}
-        else:
-            yield before[origin], _merged(before[origin], written[origin], item, annotation, category_id)
+        origins.append(next(same, None))
+        unmatched.pop(origins[-1], None)
+    if len(written) == len(objects):
+        left = iter(unmatched)
+        origins = [next(left) if origin is None else origin for origin in origins]
+    return origins
 
 
-def _merged(
-    record: Record, written: LabelObject, item: LabelObject, annotation: Record, category_id: int
-) -> Record:
+def _merged(record: Record, written: LabelObject, item: LabelObject, current: Record, is_resized: bool) -> Record:
     """Return a record with what was changed in its label file since it was written."""
     merged = dict(record)
     if item.label != written.label:
-        merged["category_id"] = category_id
-    if item.geometry != written.geometry:
+        merged["category_id"] = current["category_id"]
+    if item.geometry != written.geometry or is_resized:
         merged.pop("segmentation", None)
-        merged.update((name, annotation[name]) for name in ("bbox", "area", "segmentation") if name in annotation)
+        merged.update((name, current[name]) for name in ("bbox", "area", "segmentation") if name in current)
     for name, text in item.attributes.items():
         if written.attributes.get(name) != text:
             merged[name] = item.fields[name]
     return merged
 
 
-def _image(record: Record, image: ReadImage) -> Record:
-    """Return an image's record, with its size as it is now where another picture has taken the file's place."""
+def _is_resized(record: Record, image: ReadImage) -> bool:
+    """Return whether another picture has taken the file's place."""
     size_hw = (record["height"], record["width"])
-    if image.header is None or size_hw in (image.header.stored_hw, image.header.upright_hw):
-        return record
+    return image.header is not None and size_hw not in (image.header.stored_hw, image.header.upright_hw)
+
+
+def _with_size_of(image: ReadImage, record: Record) -> Record:
     return {**record, "height": image.record["height"], "width": image.record["width"]}
 
 
 def _categories(
-    records: Sequence[Record], labels: Mapping[str, int], names: Mapping[str, str]
+    records: Sequence[Record], labels: Mapping[int, str], names: Mapping[str, str]
 ) -> tuple[list[Record], dict[str, int]]:
     """Return (the categories with their names as they are now, the category id of each label)."""
-    label_of = {category_id: label for label, category_id in labels.items()}
     categories = []
+    category_of: dict[str, int] = {}
     for record in records:
-        name = names.get(label_of.get(record["id"], ""), record["name"])
-        categories.append(record if name == record["name"].strip() else {**record, "name": name})
-    category_of = dict(labels)
+        label = labels[record["id"]]
+        category_of.setdefault(label, record["id"])
+        name = names.get(label, record["name"])
+        categories.append(record if name.strip() == record["name"].strip() else {**record, "name": name})
     fresh = _fresh_ids(records)
     for label, name in names.items():
         if label not in category_of:
@@ -243,23 +253,21 @@ def _categories(
     return categories, category_of
 
 
-def _fresh_ids(records: Sequence[Record]) -> Iterable[int]:
+def _fresh_ids(records: Sequence[Record]) -> Iterator[int]:
     used = [record["id"] for record in records if isinstance(record.get("id"), int)]
     first = max(used, default=0) + 1
     return iter(range(first, 2**63))
 
 
-def _checked(document: Record) -> Record:
-    """Return the document if it can be worked with: the parts that are looked at are there."""
-    known = {image["id"] for image in document["images"] if isinstance(image["file_name"], str)}
-    for image in document["images"]:
-        int(image["height"]), int(image["width"])
-    for annotation in document["annotations"]:
-        if annotation["image_id"] not in known or len(annotation["bbox"]) != 4:
-            raise ValueError("an annotation refers to an image that is not there")
-    for category in document["categories"]:
-        category["id"], category["name"].strip()
-    return document
+def _check(kept: KeptSplit) -> None:
+    """Raise some error unless everything that restoring looks at is there."""
+    for image in kept.document["images"]:
+        image["file_name"].strip(), int(image["height"]), int(image["width"])
+    for records in annotations_by_image(kept.document).values():
+        for annotation in records:
+            kept.labels[annotation["category_id"]], [float(value) for value in annotation["bbox"]]
+    for category in kept.document["categories"]:
+        kept.labels[category["id"]], category["name"].strip()
 
 
 def _damaged(file: Path, reason: str) -> DataError:

@@ -1,46 +1,280 @@
-"""YOLO folders, as Ultralytics and Roboflow write them: an image list or folder for each split, a text file for each image.
+"""YOLO folders as Ultralytics and Roboflow write them: a folder or list of images a split, a text file an image.
 
-    data.yaml                    path, train, val, test (a folder, a list file, or several), names (a list or 0: name)
-    images/<split>/a.jpg         labels/<split>/a.txt
-    <split>/images/a.jpg         <split>/labels/a.txt        Roboflow's export
-    classes.txt                  one name a line, where there is no data.yaml; or obj.names
+    data.yaml               path, train, val, test (a folder, a list file, or several), names (a list or 0: name)
+    images/<split>/a.jpg    labels/<split>/a.txt
+    <split>/images/a.jpg    <split>/labels/a.txt        Roboflow's export
+    classes.txt             one name a line where there is no data.yaml; or obj.names
 
-A line is `class cx cy w h`, 0-1 of the width and height of the upright picture; a line with more coordinates is a
-polygon, and the box is its bounds. An empty label file, or none, is an image without objects. Category ids are the class
-indices, so they count from 0.
+An empty label file, or none, is an image without objects. Category ids are the class indices, so they count from 0.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath
+from typing import Any
 
 import yaml
 
 from detronome.data.formats.document import Record
-from detronome.data.formats.images import is_image_name, list_images, to_stored, to_upright
-from detronome.data.formats.labels import (
-    Frame,
-    LabelCodec,
-    LabelFile,
-    LabelFolder,
-    LabelledImage,
-    LabelObject,
-    LabelSplit,
-)
+from detronome.data.formats.images import is_image_name, list_images
+from detronome.data.formats.labels import LabelCodec, LabelFolder, LabelledImage, LabelSplit
 from detronome.data.formats.problems import LabelProblems
+from detronome.data.formats.yolo_lines import YoloCodec
 from detronome.errors import DataError
 
-__all__ = ["YoloCodec", "YoloFolder", "find_yolo", "label_path", "yolo_yaml"]
+__all__ = ["YoloFolder", "find_yolo", "label_path", "yolo_yaml"]
 
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""The split that each key of data.yaml stands for."""
-_NAME_FILES = ("classes.txt", "obj.names", "classes.names", "labels.txt", "labels/classes.txt")
-_PIXEL_LIMIT = 2.0
-"""Normalised coordinates of boxes that reach far beyond the border stay below it; pixels do not."""
+"""The split that each key of data.yaml stands for; of two keys for one split the first counts."""
+_NAME_FILES = ("classes.txt", "obj.names", "classes.names", "labels/classes.txt")
 _FLAT_SPLIT = "train"
+
+
+@dataclass(frozen=True)
+class YoloFolder(LabelFolder):
+    """A YOLO folder whose splits have been found."""
+
+    root: Path
+    sources: Mapping[str, Sequence[Path]]
+    """The folders and list files of each split."""
+    missing: Mapping[str, str]
+    """What the yaml file names for splits that are not there."""
+    names: Sequence[str] | None
+    settings: Sequence[Path]
+    bases: Sequence[Path]
+    """What paths in list files may be relative to."""
+    layout = "yolo"
+
+    def split_names(self) -> list[str]:
+        return list(self.sources)
+
+    def missing_split(self, split: str) -> str:
+        named = self.missing.get(_SPLIT_KEYS.get(split, split))
+        return f"{self.settings[0].name} names {named} for it, where there are no images" if named else ""
+
+    def settings_files(self) -> list[Path]:
+        lists = [source for sources in self.sources.values() for source in sources if source.suffix == ".txt"]
+        return [*self.settings, *lists]
+
+    def codec(self, *, voc_one_based: bool) -> LabelCodec:
+        return YoloCodec(None if self.names is None else len(self.names))
+
+    def categories(self, labels: set[str]) -> dict[str, Record]:
+        names = self.names
+        if names is None:
+            names = [f"class {i}" for i in range(max(map(int, labels), default=0) + 1)]
+        return {str(i): {"id": i, "name": name} for i, name in enumerate(names)}
+
+    def read_split(self, name: str) -> LabelSplit:
+        problems = LabelProblems(self.root)
+        files = list(dict.fromkeys(self._image_files(self.sources[name], problems)))
+        problems.raise_if_any()
+        images_dir = self._images_dir(self.sources[name], files)
+        images = [
+            LabelledImage(file, Path(os.path.relpath(file, images_dir)).as_posix(), self._label_file(file))
+            for file in files
+        ]
+        return LabelSplit(name, images_dir, images)
+
+    def _image_files(self, sources: Sequence[Path], problems: LabelProblems) -> Iterator[Path]:
+        for source in sources:
+            if source.is_dir():
+                yield from (source / name for name in list_images(source))
+                continue
+            for number, line in enumerate(source.read_text("utf-8-sig", errors="replace").split("\n"), 1):
+                if not line.strip():
+                    continue
+                candidates = [_joined(base, line.strip()) for base in (source.parent, *self.bases)]
+                found = next((file for file in candidates if file.is_file()), None)
+                if found is not None:
+                    yield found
+                else:
+                    fix = "write the paths relative to the list, or copy the images there"
+                    problems.add("lists name images that are not there", source, line.strip(), fix=fix, line=number)
+
+    def _images_dir(self, sources: Sequence[Path], files: Sequence[Path]) -> Path:
+        if all(source.is_dir() for source in sources):
+            return Path(os.path.commonpath(sources))
+        return Path(os.path.commonpath([file.parent for file in files])) if files else self.root
+
+    def _label_file(self, file: Path) -> Path:
+        return self.root / label_path(file.relative_to(self.root) if file.is_relative_to(self.root) else file)
+
+
+def label_path(image: PurePath) -> Path:
+    """Return the label file of an image: in `labels` for the last folder called `images`, or else beside it."""
+    parts = list(image.parts)
+    for i in reversed(range(len(parts) - 1)):
+        if parts[i] == "images":
+            parts[i] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def yolo_yaml(folders: Mapping[str, str], names: Sequence[str]) -> str:
+    """Return the text of a data.yaml.
+
+    Args:
+        folders: the image folder of each split, relative to the file.
+        names: the classes by index.
+    """
+    content: dict[str, Any] = {**folders, "nc": len(names), "names": dict(enumerate(names))}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=2**20)
+
+
+def find_yolo(data_dir: Path) -> YoloFolder | None:
+    """Return the YOLO data set in a folder, or None where there is none.
+
+    Raises:
+        DataError: its yaml file cannot be read or makes no sense.
+    """
+    found = _yaml_of(data_dir)
+    if found is not None:
+        return _from_yaml(data_dir, *found)
+    sources = _sources_by_structure(data_dir)
+    if not sources:
+        return None
+    file = next((data_dir / name for name in _NAME_FILES if (data_dir / name).is_file()), None)
+    names = None if file is None else _read_names(file)
+    return YoloFolder(data_dir, sources, {}, names, [] if file is None else [file], [data_dir])
+
+
+def _sources_by_structure(data_dir: Path) -> dict[str, list[Path]]:
+    images, labels = data_dir / "images", data_dir / "labels"
+    sources = {}
+    if labels.is_dir() and images.is_dir():
+        sources = {
+            folder.name: [images / folder.name]
+            for folder in sorted(labels.iterdir())
+            if folder.is_dir() and _has_images(images / folder.name)
+        }
+        if not sources and any(labels.glob("*.txt")) and _has_images(images):
+            return {_FLAT_SPLIT: [images]}
+    for folder in sorted(data_dir.glob("*/labels")):
+        if _has_images(folder.parent / "images"):
+            sources[folder.parent.name] = [folder.parent / "images"]
+    return sources
+
+
+def _has_images(folder: Path) -> bool:
+    return any(is_image_name(name) for _, _, names in os.walk(folder, followlinks=True) for name in names)
+
+
+def _read_names(file: Path) -> list[str]:
+    try:
+        names = [line.strip() for line in file.read_text("utf-8-sig").rstrip().split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the list of class names cannot be read: {error}", where=str(file)) from error
+    if "" in names:
+        raise DataError(
+            "the list of class names has an empty line",
+            where=f"{file}:{names.index('') + 1}",
+            fix="write one name a line: the line number is the class",
+        )
+    return names
+
+
+def _yaml_of(data_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    for name in _YAML_NAMES:
+        if (data_dir / name).is_file():
+            return data_dir / name, _load_yaml(data_dir / name)
+    candidates = []
+    for file in sorted([*data_dir.glob("*.yaml"), *data_dir.glob("*.yml")]):
+        try:
+            content = _load_yaml(file)
+        except DataError:  # some other program's
+            continue
+        if _SPLIT_KEYS.keys() & content.keys() and {"names", "nc"} & content.keys():
+            candidates.append((file, content))
+    if len(candidates) > 1:
+        raise DataError(
+            f"{len(candidates)} files describe a YOLO data set: {', '.join(file.name for file, _ in candidates)}",
+            where=str(data_dir),
+            fix="call the one that counts data.yaml",
+        )
+    return candidates[0] if candidates else None
+
+
+def _load_yaml(file: Path) -> dict[str, Any]:
+    """Return the file's mapping; scalars stay text, so that a class called `no` is not False."""
+    try:
+        content = yaml.load(file.read_text("utf-8-sig"), Loader=yaml.BaseLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{file}:{mark.line + 1}" if mark else str(file)
+        fix = "correct the line; indentation is by spaces"
+        raise DataError(f"the file is not valid YAML: {error.problem}", where=where, fix=fix) from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise DataError(f"the file cannot be read: {error}", where=str(file)) from error
+    if not isinstance(content, dict):
+        raise DataError(
+            "the file is not a YOLO description", where=str(file), fix="write train, val and names as `key: value`"
+        )
+    return content
+
+
+def _from_yaml(data_dir: Path, file: Path, content: dict[str, Any]) -> YoloFolder:
+    if "kpt_shape" in content:
+        raise DataError(
+            "the label files hold key points, which are not read",
+            where=f"{file}: kpt_shape",
+            fix="export the data set for detection",
+        )
+    path = content.get("path")
+    bases = [_joined(data_dir, path), data_dir] if isinstance(path, str) and path else [data_dir]
+    sources: dict[str, list[Path]] = {}
+    missing: dict[str, str] = {}
+    for key, split in _SPLIT_KEYS.items():
+        value = content.get(key)
+        listed = value if isinstance(value, list) else [value]
+        values = [text for text in listed if isinstance(text, str) and text]
+        if not values or split in sources:
+            continue
+        found = [_resolve(text, bases) for text in values]
+        if any(source is None for source in found):
+            missing[split] = ", ".join(values)
+        else:
+            sources[split] = [source for source in found if source is not None]
+    return YoloFolder(data_dir, sources, missing, _names(file, content), [file], bases)
+
+
+def _resolve(text: str, bases: Sequence[Path]) -> Path | None:
+    """Return the folder with images or the list file that a value means; Roboflow writes `../train/images` for it."""
+    for candidate in (text, text.removeprefix("../")):
+        for base in bases:
+            path = _joined(base, candidate)
+            if path.is_file() or _has_images(path):
+                return path
+    return None
+
+
+def _joined(base: Path, path: str) -> Path:
+    return Path(os.path.normpath(base / path))
+
+
+def _names(file: Path, content: dict[str, Any]) -> list[str] | None:
+    names, count = content.get("names"), content.get("nc")
+    if isinstance(names, dict):
+        ordered = [names.get(str(i)) for i in range(len(names))]
+        if None in ordered:
+            raise DataError(
+                f"the classes are not numbered from 0 to {len(names) - 1}: there is no {ordered.index(None)}",
+                where=f"{file}: names",
+                fix="give every class index a name",
+            )
+        names = ordered
+    if not names:
+        if not count or not count.isdecimal():
+            return None
+        return [f"class {i}" for i in range(int(count))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError("names is not a list of names", where=f"{file}: names", fix="write `names: [cat, dog]`")
+    if isinstance(count, str) and count.isdecimal() and int(count) != len(names):
+        raise DataError(
+            f"nc is {count}, but names has {len(names)} classes", where=f"{file}: nc", fix="correct one of them"
+        )
+    return names

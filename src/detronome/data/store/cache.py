@@ -108,12 +108,14 @@ class PixelCache:
         """Return a cache: empty in memory, on disk with what earlier runs have left there.
 
         A fifth of the memory or disk space that is free now stays free, even if the budget asks for more. On disk a
-        smaller budget than before uses a part of the file, a larger one extends it; several runs may use it at once.
+        smaller budget than before uses a part of the file and frees nothing, a larger one extends it; several runs may
+        use it at once.
 
         Args:
             where: in memory until the last process ends, or in a file that stays.
             folder: the file on disk is `folder/key/<layout>.pixels`; not used in memory.
-            key: stands for the images and for how they are decoded and reduced, and orders their admission; a file name.
+            key: a file name that stands for the images and for how they are decoded and reduced; it also orders their
+                admission.
             sizes_hw: height and width in pixels of each image as it will be put.
             budget_bytes: most bytes that the pixels may take.
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from detronome.errors import DataError, Problem
 
-__all__ = ["CacheEntry", "CacheKind", "cache_folders", "clear_caches", "list_caches"]
+__all__ = ["CacheEntry", "CacheKind", "cache_folders", "cache_roots", "list_entries", "remove_entries"]
 
 CacheKind = Literal["index", "converted", "checked", "shards", "pixels"]
 """Compiled annotation files, annotations converted to COCO, verdicts on image files, fetched shards, decoded images."""
@@ -52,12 +52,19 @@ class CacheEntry:
         return {**asdict(self), "path": str(self.path), "age_days": self.age_days}
 
 
+def cache_roots() -> list[Path]:
+    """Return the folders that hold the cache, the preferred first; none need exist."""
+    chosen = Path(os.environ.get("DETRONOME_CACHE") or os.path.expanduser("~/.cache/detronome"))
+    temporary = Path(tempfile.gettempdir()) / f"detronome-{os.getuid()}"
+    return [chosen, temporary] if _is_ours(temporary) else [chosen]
+
+
 def cache_folders(kind: CacheKind) -> list[Path]:
     """Return the folders to look for things of a kind and to write them in, the preferred first; none need exist."""
-    return [root / kind for root in _roots()]
+    return [root / kind for root in cache_roots()]
 
 
-def list_caches() -> list[CacheEntry]:
+def list_entries() -> list[CacheEntry]:
     """Return everything in the cache, by kind; what is being written at this moment is left out."""
     now = time.time()
     entries = [
@@ -69,7 +76,7 @@ def list_caches() -> list[CacheEntry]:
     return [entry for entry in entries if not entry.path.name.startswith(".") or now - entry.modified_s > _UNFINISHED_S]
 
 
-def clear_caches(*, older_than_days: float = 0.0) -> list[CacheEntry]:
+def remove_entries(*, older_than_days: float = 0.0) -> list[CacheEntry]:
     """Remove everything in the cache that was last written so many days ago or more; return what was removed.
 
     A process that has an index open keeps it until it ends.
@@ -78,7 +85,7 @@ def clear_caches(*, older_than_days: float = 0.0) -> list[CacheEntry]:
         DataError: some entries cannot be removed; the others are gone.
     """
     removed, problems = [], []
-    for entry in list_caches():
+    for entry in list_entries():
         if entry.age_days < older_than_days:
             continue
         try:
@@ -99,12 +106,6 @@ def clear_caches(*, older_than_days: float = 0.0) -> list[CacheEntry]:
     if problems:
         raise DataError(problems)
     return removed
-
-
-def _roots() -> list[Path]:
-    chosen = Path(os.environ.get("DETRONOME_CACHE") or os.path.expanduser("~/.cache/detronome"))
-    temporary = Path(tempfile.gettempdir()) / f"detronome-{os.getuid()}"
-    return [chosen, temporary] if _is_ours(temporary) else [chosen]
 
 
 def _is_ours(temporary: Path) -> bool:

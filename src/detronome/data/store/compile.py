@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detronome.data.coco.layout import available_splits, find_split
+from detronome.data.layout import available_splits, find_split
 from detronome.data.store.index import AnnotationIndex
 from detronome.errors import DataError, Problem
 

@@ -1,8 +1,9 @@
 """From an encoded image to RGB pixels, or to an error that names the file and the reason.
 
 JPEG is decoded strictly: a damaged file is refused, where lenient decoders fill the missing part with grey and the
-training learns from it. What nothing in the file can tell: flipped bits that leave the codes in step, four fifths of all single
-flips in a photo. Most change one block of 8 x 8 pixels, a sixth of all visibly more; only a digest shows them.
+training learns from it. What nothing in the file can tell are flipped bits that leave the codes in step: four fifths of
+all single flips in a photo, most of which change a block of 8 x 8 pixels, and a sixth more than that. Only a digest
+shows those.
 
 Shape letters: `H W` height and width of the upright image.
 """

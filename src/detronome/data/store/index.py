@@ -222,7 +222,7 @@ class AnnotationIndex:
 
     def used_labels(self) -> list[int]:
         """Return the labels that occur, ascending."""
-        labels: list[int] = np.unique(self._columns["labels"]).tolist()
+        labels: list[int] = np.flatnonzero(np.bincount(self._columns["labels"])).tolist()
         return labels
 
 

@@ -51,19 +51,17 @@ def with_end_marker(content: bytes) -> bytes | None:
     All scans must have begun; whether the last one is complete, strict decoding of what is returned tells.
     """
     bits_left: dict[int, bytearray] = {}
-    sequential = False
+    is_sequential = False
     for marker, body, _ in _segments(content):
-        if marker in _FRAMES and len(body) >= 6 + 3 * body[5]:
-            sequential = marker in _SEQUENTIAL
-            if not sequential and marker != _PROGRESSIVE:
+        if marker in _FRAMES:
+            is_sequential = marker in _SEQUENTIAL
+            if not is_sequential and marker != _PROGRESSIVE:
                 return None
-            bits_left = {body[6 + 3 * i]: bytearray(b"\xff" * 64) for i in range(body[5])}
-        elif marker == _START_OF_SCAN and len(body) >= 4 + 2 * body[0]:
-            first, last, bits = body[-3:] if not sequential else (0, 63, 0)
-            for component in body[1 : 1 + 2 * body[0] : 2]:
-                bits_left.setdefault(component, bytearray(64))[first : last + 1] = bytes([bits & 15]) * (
-                    last + 1 - first
-                )
+            bits_left = {component: bytearray(b"\xff" * 64) for component in body[6::3]}
+        elif marker == _START_OF_SCAN and body and len(body) == 4 + 2 * body[0]:
+            first, last, bits = (0, 63, 0) if is_sequential else (body[-3], min(body[-2], 63), body[-1] & 15)
+            for component in set(body[1:-3:2]) & bits_left.keys():
+                bits_left[component][first : last + 1] = bytes([bits]) * (last + 1 - first)
     if not bits_left or any(any(bits) for bits in bits_left.values()):
         return None
     return content.rstrip(b"\xff") + b"\xff\xd9"

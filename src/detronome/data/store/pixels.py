@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 
+from detronome.data.augment.cpu import resize
+from detronome.data.store.cache import PixelCache
 from detronome.data.store.decode import decode_image
 from detronome.data.store.index import AnnotationIndex
 from detronome.data.store.source import ImageSource
@@ -20,24 +22,53 @@ class PixelReader:
         index: the split's annotations, which say how large each image must be.
         source: the encoded images.
         fast: decode with libjpeg-turbo's fast transform and upsampling.
+        cache: keeps what was decoded.
+        stored_hw: height and width to which images are reduced before anything else, whether they are then kept or
+            not; None leaves them as they are.
     """
 
-    def __init__(self, index: AnnotationIndex, source: ImageSource, *, fast: bool = False) -> None:
+    def __init__(
+        self,
+        index: AnnotationIndex,
+        source: ImageSource,
+        *,
+        fast: bool = False,
+        cache: PixelCache | None = None,
+        stored_hw: Int32[np.ndarray, "I 2"] | None = None,
+    ) -> None:
         self._index = index
         self._source = source
         self._fast = fast
+        self._cache = cache
+        self._stored_hw = stored_hw
 
     def where(self, i: int) -> str:
         """Return the place of image `i`: a path, or a shard and the member in it."""
         return self._source.where(i)
 
     def read(self, i: int, clock: StageClock) -> UInt8[np.ndarray, "H W 3"]:
-        """Return the pixels of image `i`; times reading and decoding.
+        """Return the pixels of image `i`, an array of the caller's own; times reading, decoding and the cache.
 
         Raises:
             DataError: the image is missing, damaged or of another size than annotated.
         """
+        if self._cache is None:
+            return self._decode(i, clock)
+        with clock.stage("cache"):
+            stamp = self._source.stamp(i)
+            pixels = self._cache.get(i, stamp)
+        if pixels is None:
+            pixels = self._decode(i, clock)
+            with clock.stage("cache"):
+                self._cache.put(i, pixels, stamp)
+        return pixels
+
+    def _decode(self, i: int, clock: StageClock) -> UInt8[np.ndarray, "H W 3"]:
         with clock.stage("read"):
             content = self._source.read(i)
         with clock.stage("decode"):
-            return decode_image(content, self._source.where(i), self._index.image(i).size_hw, fast=self._fast)
+            pixels = decode_image(content, self._source.where(i), self._index.image(i).size_hw, fast=self._fast)
+            if self._stored_hw is not None:
+                height, width = self._stored_hw[i].tolist()
+                pixels = resize(pixels, (height, width))
+        return pixels

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from detronome.data.store.cache import SourceStamp
 from detronome.data.store.decode import read_image_file
 from detronome.data.store.index import AnnotationIndex
 
@@ -23,6 +24,10 @@ class ImageSource(Protocol):
         Raises:
             DataError: it is missing or damaged; says where.
         """
+        ...
+
+    def stamp(self, i: int) -> SourceStamp:
+        """Return what changes when the image's file does; cheap, and never fails."""
         ...
 
     def where(self, i: int) -> str:
@@ -43,8 +48,19 @@ class FolderSource:
         Raises:
             DataError: the file cannot be read.
         """
-        return read_image_file(self._images_dir / self._index.image(i).file_name)
+        return read_image_file(self._path(i))
+
+    def stamp(self, i: int) -> SourceStamp:
+        """Return size and time of change of image `i`'s file; zeros when it is not there."""
+        try:
+            status = self._path(i).stat()
+        except (OSError, ValueError):  # reading it in earnest says what is wrong
+            return 0, 0
+        return status.st_size, status.st_mtime_ns
 
     def where(self, i: int) -> str:
         """Return the path of image `i`."""
-        return str(self._images_dir / self._index.image(i).file_name)
+        return str(self._path(i))
+
+    def _path(self, i: int) -> Path:
+        return self._images_dir / self._index.image(i).file_name

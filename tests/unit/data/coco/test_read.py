@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from detronome.data.coco import read as read_module
 from detronome.data.coco.read import read_annotations
 from detronome.errors import DataError
 
@@ -220,3 +221,32 @@ def test_any_mutation_is_read_or_refused(tmp_path: Path, data: st.DataObject) ->
         assert np.isfinite(columns.boxes_xywh).all()
         assert columns.offsets[-1] == len(columns.labels) == len(columns.area)
         assert ((columns.labels >= 0) & (columns.labels < len(columns.categories))).all()
+
+
+_ODD = st.sampled_from(
+    [{}, {"note": "},{"}, {"note": '"}, {"'}, {"attributes": [{"a": [{}, {}]}, {"b": 1}]}, {"segmentation": {"size": [1]}}]
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.sampled_from([4, 7, 9]), st.none() | st.integers(1, 99), _ODD), max_size=12),
+    st.integers(0, 200),
+    st.sampled_from([(",", ":"), (", ", ": "), (" ,\n\t", " : ")]),
+)
+def test_piece_by_piece_or_as_a_whole_is_the_same(
+    tmp_path: Path, drawn: list[tuple[int, int | None, dict[str, Any]]], chunk_bytes: int, separators: tuple[str, str]
+) -> None:
+    annotations = [
+        {"id": number, "image_id": image_id, "category_id": 1, "bbox": [0, n, 1, 1], **odd}
+        for n, (image_id, number, odd) in enumerate(drawn)
+    ]
+    path = write(tmp_path, json.dumps(changed(annotations=annotations), separators=separators).encode())
+    whole = read_annotations(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read_module, "_CHUNK_BYTES", chunk_bytes)
+        patch.setattr(read_module, "normalise_json", lambda *_: pytest.fail("took the slow path"))
+        pieces = read_annotations(path)
+    for name in ("annotation_ids", "boxes_xywh", "labels", "area", "iscrowd", "offsets"):
+        np.testing.assert_array_equal(getattr(pieces, name), getattr(whole, name))
+    assert sorted(whole.boxes_xywh[:, 1].tolist()) == list(range(len(drawn)))

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pickle
+import struct
+import time
+import tracemalloc
 import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +23,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from detronome.data.store import decode
-from detronome.data.store.decode import read_image
+from detronome.data.store.decode import ImageError, read_image
 from detronome.errors import DataError
 
 REFUSED = {
     "truncated_image.png": "truncated",
     "broken.png": "begins like a PNG file, but its header cannot be read",
-    "zero_width.gif": "its size is 0x1 pixels",
+    "zero_width.gif": "its size is 0x32 pixels",
     "decompression_bomb.gif": "decompression bomb",
 }
 WITHOUT_END = {"truncated_jpeg.jpg"}
@@ -231,3 +239,144 @@ def test_any_damage_is_decoded_or_refused(tmp_path: Path, suffix: str, data: st.
         assert str(path) in error.problems[0].where
     else:
         assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
+
+
+def photo(height: int, width: int, seed: int) -> np.ndarray[Any, Any]:
+    """Smooth shapes with noise on them, which compress like a photo."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    return (smooth + rng.integers(-9, 10, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+def damage(content: bytes, kind: str, rng: np.random.Generator) -> bytes:
+    place = int(rng.integers(0, len(content)))
+    if kind == "cut":
+        return content[:place]
+    if kind == "zeroed":
+        return content[:place] + bytes(min(2048, len(content) - place)) + content[place + 2048 :]
+    damaged = bytearray(content)
+    for bit in rng.integers(0, 8 * len(content), int(rng.integers(1, 21))).tolist():
+        damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+def judge(originals: list[bytes], kind: str, count: int) -> Counter[str]:
+    """Damage files and count what becomes of them: refused, harmless, or silently wrong by half a level on average."""
+    rng = np.random.default_rng(count)
+    wholes = [decode.decode_image(content, "whole") for content in originals]
+    verdicts: Counter[str] = Counter()
+    for n in range(count):
+        content, whole = originals[n % len(originals)], wholes[n % len(originals)]
+        try:
+            pixels = decode.decode_image(damage(content, kind, rng), "damaged", (whole.shape[0], whole.shape[1]))
+        except ImageError as error:
+            verdicts["refused" if error.defect != "unsupported" else "unsupported"] += 1
+        else:
+            difference = np.abs(pixels.astype(np.int16) - whole).mean()
+            verdicts["equal" if difference == 0 else "harmless" if difference < 0.5 else "wrong"] += 1
+    return verdicts
+
+
+@pytest.mark.parametrize("options", [{}, {"quality": 90}, {"subsampling": 0}], ids=["plain", "fine", "full chroma"])
+@pytest.mark.parametrize("kind", ["cut", "zeroed", "flipped"])
+def test_damage_is_refused_or_does_no_harm(kind: str, options: dict[str, Any]) -> None:
+    originals = []
+    for seed in range(5):
+        buffer = io.BytesIO()
+        Image.fromarray(photo(200, 280, seed)).save(buffer, "JPEG", **options)
+        originals.append(buffer.getvalue())
+    verdicts = judge(originals, kind, 60)
+    if kind == "flipped":
+        assert verdicts["refused"] >= 30, "flips that leave the codes in step cannot be noticed, most cannot but be"
+    else:
+        assert verdicts["refused"] + verdicts["equal"] == 60, verdicts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cut", "zeroed", "flipped"])
+def test_damaged_photos_are_refused_or_do_no_harm(shared_data: Path, kind: str) -> None:
+    photos = [path.read_bytes() for path in sorted((shared_data / "coco2017_sample/images").iterdir())]
+    verdicts = judge(photos, kind, 3334)
+    print(kind, dict(verdicts))
+    assert verdicts["wrong"] <= (1000 if kind == "flipped" else 0)
+    assert kind == "flipped" or verdicts["harmless"] == 0
+
+
+@pytest.mark.parametrize("sampling", [0x14, 0x31, 0x42])
+def test_a_rare_sampling_is_left_to_pillow(sampling: int) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(gradient(20, 30)).save(buffer, "JPEG")
+    content = bytearray(buffer.getvalue())
+    content[content.index(b"\xff\xc0") + 11] = sampling
+    assert decode.decode_image(bytes(content), "a").shape == (20, 30, 3)
+
+
+def png_part(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        (b"GIF89a\0\0\5\0", "0x5"),
+        (b"\x89PNG\r\n\x1a\n" + png_part(b"IHDR", b"\0\0\0\7\0\0\0\0\x08\2\0\0\0"), "7x0"),
+        (b"\xff\xd8\xff\xc0\0\x0b\x08\0\0\0\x03\1\1\x11\0", "3x0"),
+    ],
+)
+def test_a_size_of_zero_is_named(content: bytes, size: str) -> None:
+    with pytest.raises(ImageError, match=f"its size is {size} pixels") as caught:
+        decode.decode_image(content, "a")
+    assert caught.value.defect == "zero_size"
+
+
+def bomb_png() -> bytes:
+    """60,000 x 60,000 pixels in 50 KB, with all checksums right."""
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    parts = (png_part(b"IHDR", header), png_part(b"IDAT", zlib.compress(bytes(50_000_000), 9)), png_part(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def bomb_jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(photo(400, 400, 0)).save(buffer, "JPEG")
+    content = bytearray(buffer.getvalue())
+    place = content.index(b"\xff\xc0")
+    content[place + 5 : place + 9] = struct.pack(">HH", 60_000, 60_000)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("make", [bomb_png, bomb_jpeg])
+def test_a_decompression_bomb_costs_nothing(make: Callable[[], bytes]) -> None:
+    content = make()
+    tracemalloc.start()
+    elapsed_s = []
+    for _ in range(5):
+        start = time.perf_counter()
+        with pytest.raises(ImageError) as caught:
+            decode.decode_image(content, "a")
+        elapsed_s.append(time.perf_counter() - start)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert caught.value.defect == "too_large"
+    assert min(elapsed_s) < 0.01
+    assert peak_bytes < 10e6
+
+
+def test_a_huge_file_and_a_pipe_are_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ImageError, match=r"1024\.0 GiB") as caught:
+        read_image(tmp_path / "huge.jpg")
+    assert caught.value.defect == "too_large"
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match="pipe") as caught:
+        read_image(tmp_path / "pipe.jpg")
+    assert caught.value.defect == "unreadable"
+
+
+def test_errors_travel_between_processes() -> None:
+    with pytest.raises(ImageError) as caught:
+        decode.decode_image(b"", "a.jpg")
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (copy.defect, copy.problems, str(copy)) == (caught.value.defect, caught.value.problems, str(caught.value))

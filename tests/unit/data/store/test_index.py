@@ -1,4 +1,4 @@
-"""The index says what the file says, is compiled once, and is shared by path."""
+"""The index says what the file says, and is compiled once for each content, wherever it lies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,92 @@ def test_a_file_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert AnnotationIndex.open(path).fingerprint == first.fingerprint
 
 
+def settle(path: Path) -> Path:
+    """Wait until what the file's content hashed to may be remembered."""
+    while time.time_ns() - path.stat().st_ctime_ns <= index_module._SETTLED_NS:
+        time.sleep(0.01)
+    return path
+
+
+def test_whole_columns_are_there_and_cannot_be_written_to(tmp_path: Path) -> None:
+    index = AnnotationIndex.open(write(tmp_path / "a.json"))
+    assert index.sizes_hw.tolist() == [[40, 60], [30, 20]]
+    assert index.sizes_hw.dtype == np.int32
+    assert index.boxes_xywh.tolist() == [[1, 2, 3, 4], [0, 0, 60, 40]]
+    assert (index.labels.tolist(), index.area.tolist(), index.iscrowd.tolist()) == ([1, 0], [12, 7], [False, True])
+    assert index.num_annotations_per_image.tolist() == [2, 0]
+    assert index.num_objects_per_image.tolist() == [1, 0]
+    assert index.num_objects_per_image.dtype == np.int64
+    for column in (index.sizes_hw, index.boxes_xywh, index.labels, index.area, index.iscrowd):
+        with pytest.raises(ValueError, match="read-only"):
+            column[...] = 0
+
+
+@pytest.mark.parametrize("how", ["copied", "moved", "touched", "linked"])
+def test_the_same_content_is_not_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    path, other = settle(write(tmp_path / "a.json")), tmp_path / "b.json"
+    first = AnnotationIndex.open(path)
+    monkeypatch.setattr(index_module, "read_annotations", lambda path: pytest.fail("compiled again"))
+    if how == "touched":
+        path.touch()
+        other = path
+    else:
+        {"copied": shutil.copy, "moved": os.rename, "linked": lambda a, b: b.symlink_to(a)}[how](path, other)
+    again = AnnotationIndex.open(other)
+    assert (again.folder, again.annotation_file) == (first.folder, other)
+
+
+def test_a_file_that_stayed_is_not_even_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = settle(write(tmp_path / "a.json"))
+    first = AnnotationIndex.open(path)
+    monkeypatch.setattr(index_module, "sha256_of", lambda path: pytest.fail("read again"))
+    assert AnnotationIndex.open(path).folder == first.folder
+
+
+def test_a_file_written_a_moment_ago_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a tick of the file system's clock it may change once more and look the same."""
+    monkeypatch.setattr(index_module, "_SETTLED_NS", 10**12)
+    path = write(tmp_path / "a.json")
+    before, status = AnnotationIndex.open(path), path.stat()
+    path.write_text(path.read_text().replace('"width": 60', '"width": 61'))
+    monkeypatch.setattr(index_module, "_identity", lambda path: before_identity)
+    before_identity = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino]
+    assert AnnotationIndex.open(path).folder != before.folder
+
+
+def test_a_change_that_keeps_size_and_time_is_seen(tmp_path: Path) -> None:
+    path = settle(write(tmp_path / "a.json"))
+    AnnotationIndex.open(path)
+    status = path.stat()
+    path.write_text(path.read_text().replace('"width": 60', '"width": 61'))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    assert AnnotationIndex.open(path).sizes_hw[0, 1] == 61
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"identity": 3}', "\0"])
+def test_a_damaged_memory_of_the_content_is_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setenv("DETRONOME_CACHE", str(tmp_path / "cache"))
+    path = settle(write(tmp_path / "a.json"))
+    first = AnnotationIndex.open(path)
+    (memo,) = (tmp_path / "cache/index/known").iterdir()
+    memo.write_text(content)
+    assert AnnotationIndex.open(path).folder == first.folder
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_and_change(path: Path) -> Any:
+        columns = read_annotations(path)
+        write(path, {**CONTENT, "annotations": [], "changed": 1})
+        return columns
+
+    monkeypatch.setattr(index_module, "read_annotations", read_and_change)
+    with pytest.raises(DataError, match="changed while it was read"):
+        AnnotationIndex.open(write(tmp_path / "a.json", {**CONTENT, "info": str(tmp_path)}))
+
+
 def test_a_changed_file_is_compiled_again(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json")
     before = AnnotationIndex.open(path)
@@ -126,7 +214,7 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("DETRONOME_CACHE", str(tmp_path / "cache"))
     path = write(tmp_path / "a.json")
     AnnotationIndex.open(path)
-    (folder,) = (tmp_path / "cache/index").iterdir()
+    (folder,) = (tmp_path / "cache/index").glob("v*")
     if damage == "truncated":
         os.truncate(folder / "boxes_xywh.npy", 130)
     else:

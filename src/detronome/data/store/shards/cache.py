@@ -78,10 +78,15 @@ class CachedShards:
                 fix="free some space, give the cache less, or set DETRONOME_CACHE to another folder",
             ) from error
 
-    def discard(self, shard: int) -> bool:
-        """Remove the copy of a shard, which will be fetched again."""
-        with self._lock(shard):
-            self._path(shard).unlink(missing_ok=True)
+    def discard(self, shard: int, damaged: Descriptor | None) -> bool:
+        """Remove the copy of a shard, unless it is another one by now; return whether that was possible."""
+        path = self._path(shard)
+        try:
+            with self._lock(shard):
+                if damaged is None or damaged.is_at(path):
+                    path.unlink(missing_ok=True)
+        except OSError:
+            return False
         return True
 
     def _path(self, shard: int) -> Path:

@@ -31,6 +31,13 @@ class Descriptor:
         """The size of the file now."""
         return os.fstat(self._descriptor).st_size
 
+    def is_at(self, path: Path) -> bool:
+        """Return whether this very file is still the one at a path."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), path.stat())
+        except FileNotFoundError:
+            return False
+
     def read(self, offset: int, length: int) -> bytes:
         """Return the bytes at a place, fewer only where the file ends.
 

@@ -7,10 +7,9 @@ copied into the cache, under a key made of the address and the index, so that ch
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 
-from detronome.data.coco.layout import SplitFiles
+from detronome.data.layout import SplitFiles, resolve_name
 from detronome.data.store.cache_folder import cache_folders
 from detronome.data.store.shards import cloud
 from detronome.data.store.shards.format import (
@@ -24,8 +23,6 @@ from detronome.errors import DataError
 from detronome.runtime.files import sha256_of, write_atomic
 
 __all__ = ["find_shard_split", "shard_splits"]
-
-_SYNONYMS = {"val": "valid", "valid": "val"}
 
 
 def shard_splits(data_dir: str) -> list[str]:
@@ -52,22 +49,13 @@ def find_shard_split(data_dir: str, split: str) -> SplitFiles | None:
     root = data_dir.rstrip("/") if is_remote else data_dir
     # Asking for the name as it is spares a listing, which not every kind of address can give.
     is_there = is_remote and cloud.exists(f"{root}/{SHARDS_FOLDER}/{split}/{HEADER_FILE}")
-    name = split if is_there else _resolve_name(split, shard_splits(data_dir))
+    name = split if is_there else resolve_name(split, shard_splits(data_dir))
     if name is None:
         return None
     if is_remote:
         return _copy_to_cache(root, name)
     folder = Path(root) / SHARDS_FOLDER / name
     return SplitFiles(Path(root) / annotation_path(name), folder, name, shards=str(folder))
-
-
-def _resolve_name(split: str, names: list[str]) -> str | None:
-    wanted = [split, _SYNONYMS.get(split, split)]
-    for name in wanted:
-        if name in names:
-            return name
-    dated = [name for name in names if any(re.fullmatch(re.escape(base) + r"\d{4}", name) for base in wanted)]
-    return max(dated, default=None)
 
 
 def _copy_to_cache(root: str, name: str) -> SplitFiles:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -11,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int64
 
-from detronome.data.coco.layout import SplitFiles
+from detronome.data.layout import SplitFiles
+from detronome.data.store.cache import SourceStamp
 from detronome.data.store.index import AnnotationIndex
 from detronome.data.store.shards import cloud
 from detronome.data.store.shards.cache import CachedShards
@@ -40,12 +42,13 @@ class _Shards(Protocol):
         """Return a shard, open.
 
         Raises:
-            DataError: it is missing or cannot be read.
+            OSError: the local file cannot be opened.
+            DataError: it cannot be fetched.
         """
         ...
 
-    def discard(self, shard: int) -> bool:
-        """Give up a copy that turned out to be damaged; return whether a new one can be had."""
+    def discard(self, shard: int, damaged: Descriptor | None) -> bool:
+        """Give up a copy that turned out to be damaged; return whether another one can be had."""
         ...
 
     def where(self, shard: int) -> str:
@@ -60,14 +63,9 @@ class _LocalShards:
         self._folder = folder
 
     def open(self, shard: int) -> Descriptor:
-        try:
-            return Descriptor.open(self._folder / shard_name(shard))
-        except OSError as error:
-            raise DataError(
-                f"the shard cannot be read: {error.strerror or error}", where=self.where(shard), fix=_copy_again(shard)
-            ) from error
+        return Descriptor.open(self._folder / shard_name(shard))
 
-    def discard(self, shard: int) -> bool:
+    def discard(self, shard: int, damaged: Descriptor | None) -> bool:
         return False
 
     def where(self, shard: int) -> str:
@@ -102,31 +100,46 @@ class ShardSource:
             DataError: the shard is missing, cut short or damaged there; names shard, member and image id.
         """
         place = self._places.place(i)
-        content, defect = self._read(place)
-        if defect and self._shards.discard(place.shard):
-            with self._lock:
-                self._open.pop(place.shard, None)
-            content, defect = self._read(place)
+        try:
+            content, defect = self._read_verified(place)
+        except DataError as error:
+            image_id = self._index.image(i).image_id
+            told = [replace(p, what=f"image {image_id} cannot be read: {p.what}") for p in error.problems]
+            raise DataError(told) from error
         if defect:
             raise DataError(
-                f"image {self._index.image(i).image_id} is damaged in its shard: {defect}",
+                f"image {self._index.image(i).image_id} cannot be read from its shard: {defect}",
                 where=self.where(i),
                 fix=f"{_copy_again(place.shard)}; detronome data shard --verify finds all damaged images",
             )
         return content
+
+    def stamp(self, i: int) -> SourceStamp:
+        """Return length and CRC-32 of image `i`'s content: what `read` returns is verified against them."""
+        place = self._places.place(i)
+        return place.length, place.crc32
 
     def where(self, i: int) -> str:
         """Return the shard of image `i`, as path or address, and the member in it."""
         shard = self._places.place(i).shard
         return f"{self._shards.where(shard)}, member {image_member(i, self._index.image(i).file_name)}"
 
+    def _read_verified(self, place: Place) -> tuple[bytes, str]:
+        """Return (content, what is wrong with it), after another try where a new copy can be had."""
+        content, defect = self._read(place)
+        if defect:
+            with self._lock:
+                damaged = self._open.pop(place.shard, None)
+            if self._shards.discard(place.shard, damaged):
+                content, defect = self._read(place)
+        return content, defect
+
     def _read(self, place: Place) -> tuple[bytes, str]:
-        """Return (content, what is wrong with it)."""
-        descriptor = self._descriptor(place.shard)
         try:
+            descriptor = self._descriptor(place.shard)
             content = descriptor.read(place.offset, place.length)
         except OSError as error:
-            return b"", f"{error.strerror or error}"
+            return b"", str(error.strerror or error)
         if len(content) < place.length:
             return content, f"the shard ends after {descriptor.size_bytes:,} bytes"
         crc32 = zlib.crc32(content)

@@ -85,7 +85,7 @@ def verify_shard_files(
     Raises:
         DataError: there are no shards, an annotation file or an index cannot be used, or the address cannot be read.
     """
-    names = list(splits) if splits else shard_splits(data_dir)
+    names = list(dict.fromkeys(splits)) if splits else shard_splits(data_dir)
     opened = []
     for name in names or ["train"]:
         files = find_shard_split(data_dir, name)

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from detronome.data.coco.layout import SplitFiles, available_splits, find_split
+from detronome.data.layout import SplitFiles, available_splits, find_split
 from detronome.data.store.decode import read_image_file
 from detronome.data.store.index import AnnotationIndex
+from detronome.data.store.shards.find import shard_splits
 from detronome.data.store.shards.format import (
     HEADER_FILE,
     RECORD,
@@ -99,6 +100,10 @@ def write_shards(
         DataError: the data is not sound, image files are missing (all of them are named), `out` is not empty or lacks
             space. Nothing of the output is left then.
     """
+    if shard_splits(str(data_dir)):
+        raise DataError(
+            "the data is already in shards", where=str(data_dir), fix="copy the folder, or give the original data"
+        )
     with open_output(out) as output:
         names = list(dict.fromkeys(splits)) if splits else available_splits(data_dir)
         plans = _plan(data_dir, names or ["train"])

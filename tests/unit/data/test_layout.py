@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from detronome.data.coco.layout import available_splits, find_split
+from detronome.data.layout import available_splits, find_split
 from detronome.errors import DataError
 
 

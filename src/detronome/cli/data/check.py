@@ -1,0 +1,86 @@
+"""`detronome data check`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from detronome.cli.options import Json
+from detronome.cli.render import print_json
+
+__all__ = ["check"]
+
+
+def check(
+    data: Path,
+    /,
+    *,
+    split: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
+    images: bool = True,
+    queries: int = 100,
+    fix: Path | None = None,
+    assume_xyxy: Annotated[bool | None, Parameter(negative="--assume-xywh")] = None,
+    strict: Annotated[bool, Parameter(negative=())] = False,
+    workers: int | None = None,
+    json: Json = False,
+) -> int:
+    """Find everything that is wrong with a data set: annotations, image files, panoptic maps, splits.
+
+    Each kind of defect is told once, with its count, the first ids, what it does to training, and the fix. Nothing of
+    yours is changed. Exits with 1 when there are errors.
+
+    Parameters
+    ----------
+    data
+        Data folder, or a single COCO file of which only the annotations are checked.
+    split
+        Splits to check; all by default.
+    images
+        Decode the image files too, and look for images that several splits share.
+    queries
+        Most objects that the model finds in one image; 100 in the classic DETR.
+    fix
+        Write repaired annotations to this new file, or, for several splits, into this folder.
+    assume_xyxy
+        The boxes are [left, top, right, bottom]; --assume-xywh if they are as COCO has them, whatever they look like.
+    strict
+        Exit with 1 for warnings too.
+    workers
+        Processes that decode images; by default one per processor.
+    """
+    from detronome import api
+    from detronome.report.check_console import print_check
+
+    with _progress() as progress:
+        report = api.check_data(
+            data,
+            splits=split,
+            images=images,
+            queries=queries,
+            fix=fix,
+            assume_xyxy=assume_xyxy,
+            workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+            on_progress=progress,
+        )
+    print_json(report.to_json()) if json else print_check(report)
+    return int(report.worst == "error" or (strict and report.worst == "warning"))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
+    """Yield a function that shows on stderr what is being looked at; None where that is no terminal."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)

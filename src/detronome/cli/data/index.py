@@ -1,0 +1,49 @@
+"""`detronome data index`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.table import Table
+from rich.text import Text
+
+from detronome.cli.options import Json
+from detronome.cli.render import print_json, print_table
+
+__all__ = ["index"]
+
+
+def index(
+    data: Path,
+    /,
+    *,
+    split: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
+    json: Json = False,
+) -> None:
+    """Compile the annotations now, so that the first run need not; a file that was compiled before takes no time.
+
+    Parameters
+    ----------
+    data
+        Data folder, or a single annotation file.
+    split
+        Splits to compile; all by default.
+    """
+    from detronome import api
+    from detronome.report.formats import format_bytes
+
+    compiled = api.index_data(data, splits=split)
+    if json:
+        print_json({"data": str(data), "splits": [one.to_json() for one in compiled]})
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("split")
+    for heading in ("images", "annotations", "seconds", "on disk"):
+        table.add_column(heading, justify="right")
+    table.add_column("index")
+    for one in compiled:
+        counts = (f"{len(one.index):,}", f"{len(one.index.labels):,}", f"{one.seconds:.3f}")
+        table.add_row(Text(one.split), *counts, format_bytes(one.num_bytes), Text(str(one.index.folder)))
+    print_table(table)

@@ -1,0 +1,239 @@
+"""Recognising the layout of a data folder, and finding its splits: whatever the layout, as COCO annotations.
+
+    shards      data/shards/<split>/, also at an address: see `store.shards`
+    COCO        data/annotations/instances_<split>.json, or Roboflow's data/<split>/_annotations.coco.json
+    YOLO        data/data.yaml, or images/<split>/ with labels/<split>/, or <split>/images/ with <split>/labels/
+    Pascal VOC  data/Annotations/*.xml with JPEGImages/ and ImageSets/, or <split>/*.xml beside the images
+
+The first that is there counts. YOLO and VOC folders are compiled into COCO annotation files in the user's cache; nothing
+is written into the data folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from detronome.data.coco.layout import ROBOFLOW_FILE, coco_annotation_files, coco_images_dir
+from detronome.data.formats.compile import compile_folder
+from detronome.data.formats.images import is_image_name
+from detronome.data.formats.labels import LabelFolder
+from detronome.data.formats.voc import find_voc
+from detronome.data.formats.yolo import find_yolo
+from detronome.errors import DataError, nearest_name_hint
+
+__all__ = ["Layout", "SplitFiles", "available_splits", "find_label_folder", "find_split", "recognise", "resolve_name"]
+
+Layout = Literal["shards", "coco", "roboflow", "yolo", "voc"]
+_SYNONYMS = {"val": "valid", "valid": "val"}
+_EXPECTED = """\
+annotations/instances_{split}.json with images/ (COCO), {split}/_annotations.coco.json (Roboflow), \
+data.yaml or images/{split}/ with labels/{split}/ (YOLO), \
+Annotations/*.xml with JPEGImages/ or {split}/*.xml beside the images (Pascal VOC)"""
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """Where one split lies on disk."""
+
+    annotation_file: Path
+    """COCO JSON; in the cache where the data folder has another layout."""
+    images_dir: Path
+    """What the file names in the annotation file are relative to."""
+    name: str
+    """The split's name on disk, e.g. `train2017` for the split asked for as `train`."""
+    shards: str | None = None
+    """Folder or address of the shards that hold the images, where they are not files in `images_dir`."""
+
+
+def recognise(data_dir: str | Path) -> Layout | None:
+    """Return the layout of a data folder, or None where it has none that is known.
+
+    Raises:
+        DataError: the folder does not exist, or its description (data.yaml) cannot be read.
+    """
+    if _shard_splits(data_dir):
+        return "shards"
+    folder = _folder(data_dir)
+    files = coco_annotation_files(folder)
+    if files:
+        return "roboflow" if all(file.name == ROBOFLOW_FILE for file in files.values()) else "coco"
+    labels = find_label_folder(folder)
+    return labels.layout if labels is not None and labels.split_names() else None
+
+
+def available_splits(data_dir: str | Path) -> list[str]:
+    """Return the names of the splits in a data folder, as they are on disk, sorted.
+
+    Raises:
+        DataError: the folder does not exist or cannot be read.
+    """
+    sharded = _shard_splits(data_dir)
+    if sharded:
+        return sharded
+    folder = _folder(data_dir)
+    files = coco_annotation_files(folder)
+    if files:
+        return sorted(files)
+    labels = find_label_folder(folder)
+    return sorted(labels.split_names()) if labels is not None else []
+
+
+def find_split(data_dir: str | Path, split: str) -> SplitFiles:
+    """Return the annotation file and the image folder of a split.
+
+    A folder in YOLO or VOC layout is compiled into COCO files first, unless that was done for the folder as it is.
+
+    Args:
+        data_dir: the folder that holds the data set.
+        split: `train`, `val`, ...; the official names with a year and Roboflow's `valid` are found too.
+
+    Raises:
+        DataError: the folder, the split or the split's image folder is missing, or label files have defects.
+    """
+    if _shard_splits(data_dir):
+        return _find_shard_split(data_dir, split)
+    folder = _folder(data_dir)
+    files = coco_annotation_files(folder)
+    if files:
+        name = resolve_name(split, list(files))
+        if name is None:
+            raise _split_error(folder, split, list(files), f"add annotations/instances_{split}.json")
+        return SplitFiles(files[name], coco_images_dir(folder, files[name], name, split), name)
+    labels = find_label_folder(folder)
+    if labels is None or not labels.split_names():
+        raise _nothing_found(folder, split, labels)
+    name = resolve_name(split, labels.split_names())
+    if name is None:
+        raise _split_error(folder, split, labels.split_names(), labels.missing_split(split))
+    compiled = compile_folder(labels)[name]
+    return SplitFiles(compiled.annotation_file, compiled.images_dir, name)
+
+
+def find_label_folder(data_dir: Path) -> LabelFolder | None:
+    """Return the YOLO or VOC data set in a folder, or None where there is none.
+
+    Raises:
+        DataError: the folder, or its description (data.yaml), cannot be read.
+    """
+    try:
+        return find_yolo(data_dir) or find_voc(data_dir)
+    except OSError as error:
+        raise _unreadable(data_dir, error) from error
+
+
+def resolve_name(split: str, names: Sequence[str]) -> str | None:
+    """Return the split that is meant: of that name, of its synonym (val, valid), or of the latest year (val2017)."""
+    wanted = [split, _SYNONYMS.get(split, split)]
+    for name in wanted:
+        if name in names:
+            return name
+    dated = [name for name in names if any(re.fullmatch(re.escape(base) + r"\d{4}", name) for base in wanted)]
+    return max(dated, default=None)
+
+
+def _shard_splits(data_dir: str | Path) -> list[str]:
+    from detronome.data.store.shards.find import shard_splits  # shards know `SplitFiles`
+
+    return shard_splits(str(data_dir))
+
+
+def _find_shard_split(data_dir: str | Path, split: str) -> SplitFiles:
+    from detronome.data.store.shards.find import find_shard_split
+
+    found = find_shard_split(str(data_dir), split)
+    if found is None:
+        raise _split_error(data_dir, split, _shard_splits(data_dir), "")
+    return found
+
+
+def _folder(data_dir: str | Path) -> Path:
+    folder = Path(data_dir)
+    try:
+        if not folder.is_dir():
+            raise _folder_error(folder)
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from error
+    return folder
+
+
+def _unreadable(data_dir: Path, error: Exception) -> DataError:
+    return DataError(f"the data folder cannot be read: {error}", where=str(data_dir))
+
+
+def _folder_error(data_dir: Path) -> DataError:
+    if data_dir.exists():
+        fix = "give the folder that holds annotations/ and images/"
+        if data_dir.suffix in (".yaml", ".yml"):
+            fix = f"give its folder: {data_dir.parent}"
+        return DataError("the data folder is a file", where=str(data_dir), fix=fix)
+    missing = data_dir.absolute()
+    while not missing.parent.exists():
+        missing = missing.parent
+    siblings = [path.name for path in missing.parent.iterdir() if path.is_dir()]
+    hint = nearest_name_hint(missing.name, siblings)
+    return DataError(
+        "the data folder does not exist",
+        where=str(data_dir),
+        fix=f"{missing.parent} has no {missing.name!r}" + (f"; {hint}" if hint.startswith("did you mean") else ""),
+    )
+
+
+def _split_error(data_dir: str | Path, split: str, names: Sequence[str], detail: str) -> DataError:
+    return DataError(
+        f"the data set has no split {split!r}; it has {', '.join(sorted(names))}",
+        where=str(data_dir),
+        fix=f"use one of these; {detail}" if detail else "use one of these",
+    )
+
+
+def _nothing_found(data_dir: Path, split: str, labels: LabelFolder | None) -> DataError:
+    what = "the data folder holds no COCO annotations, and no YOLO or Pascal VOC data set"
+    if labels is not None:
+        reason = labels.missing_split(split)
+        what = f"the data folder looks like a {labels.layout.upper()} data set without images" + (
+            f": {reason}" if reason else ""
+        )
+    nearest = _nearest(data_dir)
+    return DataError(
+        f"{what}; {nearest}" if nearest else what,
+        where=str(data_dir),
+        fix="looked for " + _EXPECTED.format(split=split),
+    )
+
+
+def _nearest(data_dir: Path) -> str:
+    """Return what in or around the folder comes nearest to a data set; empty where nothing does."""
+    for folder in (data_dir.absolute().parent, *sorted(data_dir.glob("*/")), *sorted(data_dir.glob("*/*/"))):
+        layout = _layout_of(folder)
+        if layout is not None:
+            return f"there is one ({layout}) in {folder}: give that folder"
+    documents = [file for file in sorted([*data_dir.glob("*.json"), *data_dir.glob("*/*.json")]) if _is_coco(file)]
+    if documents:
+        shown = ", ".join(str(file.relative_to(data_dir)) for file in documents[:3])
+        return f"{shown} looks like COCO: call it annotations/instances_<split>.json"
+    for pattern, meaning in (("*.xml", "XML files"), ("*.txt", "text files"), ("*.json", "JSON files")):
+        found = next(data_dir.rglob(pattern), None)
+        if found is not None:
+            return f"it has {meaning} such as {found.relative_to(data_dir)}"
+    picture = next((path for path in data_dir.rglob("*") if is_image_name(path.name)), None)
+    return "" if picture is None else f"it has images such as {picture.relative_to(data_dir)} and no annotations"
+
+
+def _layout_of(folder: Path) -> Layout | None:
+    try:
+        return recognise(folder)
+    except (DataError, OSError):
+        return None
+
+
+def _is_coco(file: Path) -> bool:
+    try:
+        with file.open("rb") as content:
+            head = content.read(2**16)
+    except OSError:
+        return False
+    return re.search(rb'"(images|annotations|categories)"\s*:\s*\[', head) is not None
