@@ -594,3 +594,30 @@ def test_bad_images_cost_no_run_and_a_resume_meets_them_alike(
         )
     with pytest.raises(dt.DataError, match="train_03.png|train_17.png"):
         dt.train(data, model="nano", epochs=1, out=tmp_path / "d", settings={**settings, "data.on_bad_image": "stop"})
+
+
+@pytest.mark.parametrize("address", [False, True])
+def test_a_run_on_shards_is_the_run_on_files(
+    address: bool, whole_run: tuple[Path, dict[int, Path]], blocks: Path, tiny_settings: Settings, tmp_path: Path
+) -> None:
+    dt.shard_data(blocks, tmp_path / "shards")
+    data = (tmp_path / "shards").as_uri() if address else tmp_path / "shards"
+    run = dt.train(data, model="nano", epochs=EPOCHS, out=tmp_path / "run", settings=tiny_settings)
+    assert losses_of(run.folder) == losses_of(whole_run[0])
+    assert weights_of(run.folder) == weights_of(whole_run[0])
+    assert run.report is not None and "val_00" in run.report.read_text()
+
+
+@pytest.mark.parametrize("layout", ["yolo", "voc", "roboflow"])
+def test_every_layout_is_trained_and_evaluated(
+    layout: Any, whole_run: tuple[Path, dict[int, Path]], blocks: Path, tiny_settings: Settings, tmp_path: Path
+) -> None:
+    dt.convert_data(blocks, tmp_path / layout, to=layout)
+    shutil.rmtree(tmp_path / layout / "detronome.json", ignore_errors=True)
+    settings = {**tiny_settings, "augment.crop": "none", "augment.horizontal_flip": 0.0}
+    run = dt.train(tmp_path / layout, model="nano", epochs=1, out=tmp_path / "run", settings=settings)
+    assert run.reason == "finished"
+    start = read_run_log(run.folder / "log.jsonl")[0]
+    assert (start["num_train_images"], start["num_val_images"]) == (24, 6)
+    numbers = dt.evaluate(run.folder, tmp_path / layout).numbers
+    assert numbers["AP"] == run.metrics["AP"]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from detronome.api.data import (
         check_data,
         clear_caches,
+        convert_data,
         data_stats,
         download_data,
         index_data,
@@ -26,6 +27,7 @@ __all__ = [
     "Run",
     "check_data",
     "clear_caches",
+    "convert_data",
     "data_stats",
     "demo",
     "download_data",
@@ -45,6 +47,7 @@ _DATA = frozenset(
     {
         "check_data",
         "clear_caches",
+        "convert_data",
         "data_stats",
         "download_data",
         "index_data",

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detronome.data.formats.convert import Conversion, TargetLayout, convert
+from detronome.data.formats.publish import ImagePlacement
 from detronome.data.stats import DataStats, count_data
 from detronome.data.store.cache_folder import CacheEntry, list_entries, remove_entries
 from detronome.data.store.compile import CompiledSplit, compile_splits
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_data",
     "clear_caches",
+    "convert_data",
     "data_stats",
     "download_data",
     "index_data",
@@ -123,6 +126,36 @@ def download_data(
     )
 
 
+def convert_data(
+    data: str | Path,
+    out: str | Path,
+    *,
+    to: TargetLayout,
+    splits: Sequence[str] | None = None,
+    images: ImagePlacement = "symlink",
+    sidecar: bool = True,
+    voc_one_based: bool = False,
+) -> Conversion:
+    """Write a data folder in another layout; converting back gives every field again.
+
+    Args:
+        data: a folder in COCO, Roboflow, YOLO or Pascal VOC layout.
+        out: a folder that does not exist or is empty; it appears when all of it is written.
+        to: `coco`, `yolo`, `voc` or `roboflow`.
+        splits: names of the splits; None is all of them.
+        images: `symlink`, `copy`, `hardlink`, or `none` for the annotations alone.
+        sidecar: write `detronome.json` beside YOLO and VOC files: it holds what they cannot say.
+        voc_one_based: VOC coordinates count pixels from 1 and include the last, as in the original devkit.
+
+    Raises:
+        ConfigError: `voc_one_based` where nothing is VOC.
+        DataError: the data is not sound, image files are missing, or `out` is not empty or cannot be written.
+    """
+    return convert(
+        Path(data), Path(out), to=to, splits=splits, images=images, sidecar=sidecar, voc_one_based=voc_one_based
+    )
+
+
 def shard_data(
     data: str | Path,
     out: str | Path,
@@ -176,14 +209,14 @@ def data_stats(data: str | Path, *, splits: Sequence[str] | None = None, out: st
     """Count what a data set holds, split by split: classes, objects per image, sizes of images and boxes.
 
     Args:
-        data: data folder, or a single annotation file.
+        data: data folder, address of shards, or a single annotation file.
         splits: names of the splits; None for all.
         out: folder for pictures of it; None draws none.
 
     Raises:
         DataError: the data cannot be found or read, or the pictures cannot be written.
     """
-    counted = compile_splits(Path(data), splits)
+    counted = compile_splits(data, splits)
     stats = count_data(str(data), counted)
     if out is None:
         return stats
@@ -206,13 +239,13 @@ def index_data(data: str | Path, *, splits: Sequence[str] | None = None) -> list
     """Compile the annotations of a data set into the index that training opens; what is there already is kept.
 
     Args:
-        data: data folder, or a single annotation file.
+        data: data folder, address of shards, or a single annotation file.
         splits: names of the splits; None for all.
 
     Raises:
         DataError: the data cannot be found or read, or there is no place for the index.
     """
-    return compile_splits(Path(data), splits)
+    return compile_splits(data, splits)
 
 
 def list_caches() -> list[CacheEntry]:

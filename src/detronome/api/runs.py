@@ -75,7 +75,7 @@ def train(
     """Train a detector on a data folder, with checkpoints, run log, pictures and a report.
 
     Args:
-        data: a folder in COCO or Roboflow layout.
+        data: a folder in COCO, Roboflow, YOLO or Pascal VOC layout, or a sharded data set, also at an address.
         model: a preset's name, or a run, checkpoint or `Model` to fine-tune.
         epochs: shortcut for the setting `train.epochs`.
         out: the run folder, which must not hold a run yet; by default `runs/<preset>`, numbered.
@@ -91,7 +91,8 @@ def train(
     run_config = _for_this_machine(start_from.config) if start_from else preset(str(model))
     if config is not None:
         run_config = from_dict(read_toml(Path(config)), base=run_config, where=str(config))
-    shortcuts: dict[str, Any] = {"data.root": str(Path(data).resolve())}
+    # An address (s3://...) is no path; a path is kept whole, so that a resume from another folder finds the data.
+    shortcuts: dict[str, Any] = {"data.root": str(data) if "://" in str(data) else str(Path(data).resolve())}
     if epochs is not None:
         shortcuts["train.epochs"] = epochs
     run_config = apply_overrides(run_config, {**(settings or {}), **shortcuts})
@@ -142,7 +143,7 @@ def evaluate(
         CheckpointError, DataError: the model or the data cannot be used, or their categories differ.
     """
     loaded = model if isinstance(model, Model) else load(model, device=device)
-    data_split = open_split(Path(data), split)
+    data_split = open_split(data, split)
     config = loaded.config
     workers, _ = resolve_workers(config, loaded.device.type)
     precision, _ = resolve_precision(config.train.precision, loaded.device)
@@ -316,18 +317,18 @@ def _with_tensorboard(observers: Sequence[Observer], run_dir: Path, wanted: bool
 
 
 def _open_splits(config: RunConfig) -> tuple[DataSplit, DataSplit | None]:
-    root = Path(config.data.root)
-    train_split = open_split(root, config.data.train_split)
+    root, shard_cache_bytes = config.data.root, int(config.data.shard_cache_gib * 2**30)
+    train_split = open_split(root, config.data.train_split, shard_cache_bytes=shard_cache_bytes)
     if not config.data.val_split:
         return train_split, None
     if config.data.val_split == "val" and not {"val", "valid", "val2017", "val2014"} & set(available_splits(root)):
         raise DataError(
             "there is no validation split, so nothing can choose the best checkpoint",
-            where=str(root),
+            where=root,
             fix=f"add one, name one of {', '.join(available_splits(root))} with --set data.val_split=NAME, "
             "or train without: --set data.val_split=''",
         )
-    return train_split, open_split(root, config.data.val_split)
+    return train_split, open_split(root, config.data.val_split, shard_cache_bytes=shard_cache_bytes)
 
 
 def _as_model(model: str | Path | Model) -> Model | None:

@@ -14,7 +14,7 @@ __all__ = ["evaluate"]
 
 def evaluate(
     checkpoint: Path | None = None,
-    data: Path | None = None,
+    data: str | None = None,
     /,
     *,
     split: str = "val",

@@ -17,7 +17,7 @@ _DEFAULT_MODEL = "detr-r50"
 
 
 def train(
-    data: Path | None = None,
+    data: str | None = None,
     /,
     *,
     model: str = _DEFAULT_MODEL,
@@ -34,7 +34,7 @@ def train(
     Parameters
     ----------
     data
-        Folder in COCO layout (annotations/instances_train.json, ...) or Roboflow layout.
+        Folder in COCO, Roboflow, YOLO or Pascal VOC layout; or shards, also at an address (s3://...).
     model
         A preset (nano, detr-r18, detr-r50, detr-r101, each also -dc5), or a run or checkpoint to fine-tune.
     epochs

@@ -74,7 +74,7 @@ def open_split(data_dir: str | Path, split: str, *, shard_cache_bytes: int = _SH
     Raises:
         DataError: folder, split or images are missing, or the annotation file is not sound; all problems of the kind.
     """
-    files = find_split(Path(data_dir), split)
+    files = find_split(data_dir, split)
     index = AnnotationIndex.open(files.annotation_file)
     if files.shards is not None:
         return DataSplit(files, index, open_shards(files, index, cache_bytes=shard_cache_bytes))
@@ -324,7 +324,7 @@ def _check_image_files(files: SplitFiles, index: AnnotationIndex) -> None:
     if not missing:
         return
     more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-    fix = "copy the files there, or remove their records from the annotation file"
+    fix = "copy the files there, or write annotations without them: detronome data check DATA --fix FILE"
     if all(os.path.basename(name).lower() in lowered for name in missing):
         fix = "the files are there, spelt with other capital letters: rename them"
     raise DataError(

@@ -5,8 +5,8 @@
     YOLO        data/data.yaml, or images/<split>/ with labels/<split>/, or <split>/images/ with <split>/labels/
     Pascal VOC  data/Annotations/*.xml with JPEGImages/ and ImageSets/, or <split>/*.xml beside the images
 
-The first that is there counts. YOLO and VOC folders are compiled into COCO annotation files in the user's cache; nothing
-is written into the data folder.
+The first that is there counts. YOLO and VOC folders are compiled into COCO annotation files in the user's cache;
+nothing is written into the data folder.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ _TEXT, _FAINT, _GRID = "#2b2f36", "#8a919c", "#e4e7ec"
 _HEAT = LinearSegmentedColormap.from_list("heat", ["#dfe9fa", "#3b78d8", "#0d1b3d"])
 _PANEL_IN = (5.4, 4.0)
 _DPI = 150
-_MAX_CLASSES, _LEAST_ROWS = 30, 10
+_MAX_CLASSES, _LEAST_ROWS, _ROW_IN = 30, 10, 0.17
 _NAMED_SIZES = 3
 _SMALLEST = 1e-3
 """Relative box sides below are drawn at the edge."""
@@ -75,12 +75,23 @@ def write_data_pictures(folder: Path, indexes: Mapping[str, AnnotationIndex], *,
         for name, index in indexes.items()
     ]
     files = [folder / "overview.png", *(folder / f"{name}.png" for name in _PANELS)]
-    # What the titles look like, and that a `$` is a `$`, can only be said globally; the context puts it back.
-    with rc_context({"font.size": 9.0, "text.parse_math": False, "axes.titlesize": 10.5, "axes.titleweight": "bold"}):
+    # That a `$` is a `$`, and the rest for all figures alike, can only be said globally; the context puts it back.
+    with rc_context(
+        {
+            "font.size": 9.0,
+            "text.parse_math": False,
+            "axes.titlesize": 10.5,
+            "axes.titleweight": "bold",
+            "figure.constrained_layout.w_pad": 0.12,
+            "figure.constrained_layout.h_pad": 0.12,
+        }
+    ):
         write_atomic(files[0], _overview(splits, clean_text(title)))
         for file, panel in zip(files[1:], _PANELS.values(), strict=True):
-            height = _PANEL_IN[1] * (1.5 if panel is _draw_classes else 1.0)
-            figure = Figure(figsize=(_PANEL_IN[0], height), layout="constrained")
+            width, height = _PANEL_IN
+            if panel is _draw_classes:
+                height = max(height, 1.0 + _ROW_IN * min(_MAX_CLASSES, max(len(s.stats.classes) for s in splits)))
+            figure = Figure(figsize=(width, height), layout="constrained")
             panel(_styled(figure.add_subplot()), splits)
             write_atomic(file, _png(figure))
     return files
@@ -89,7 +100,6 @@ def write_data_pictures(folder: Path, indexes: Mapping[str, AnnotationIndex], *,
 def _overview(splits: list[_Split], title: str) -> bytes:
     """Return all panels as one PNG: the classes at the left in full height."""
     figure = Figure(figsize=(3.15 * _PANEL_IN[0], 2.25 * _PANEL_IN[1]), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)  # type: ignore[union-attr, call-arg]
     counts = "   ".join(
         f"{s.name}: {s.stats.images:,} images, {s.stats.objects:,} objects, {s.stats.used_classes} classes"
         for s in splits
@@ -267,6 +277,7 @@ def _draw_image_sizes(axes: Axes, splits: list[_Split]) -> None:
             va="bottom",
             color=_TEXT,
             fontsize=8,
+            bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1},
         )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, integer=True))

@@ -25,7 +25,12 @@ __all__ = ["DownloadConsole"]
 _RATE_WINDOW_S = 10.0
 _LIVE_INTERVAL_S = 0.1
 _DONE = {"download": "downloaded", "verify": "verified", "unpack": "unpacked"}
+_MAX_BAR_CELLS = 28
+_MIN_BAR_CELLS = 8
+_OTHER_CHARS = 64
+"""What stands beside the label and the bar, at most."""
 _DOING = {"download": "downloading", "verify": "verifying", "unpack": "unpacking"}
+_DOING_CHARS = max(map(len, _DOING.values()))
 
 
 class DownloadConsole:
@@ -46,7 +51,7 @@ class DownloadConsole:
     ) -> None:
         self._file = file if file is not None else sys.stderr
         self._clock = clock
-        self._console = Console(file=self._file, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console = Console(file=self._file, highlight=False, markup=False, emoji=False)
         # FORCE_COLOR makes rich call a pipe a terminal; a live line there would fill a log with control codes.
         self._is_live = self._console.is_terminal and not self._console.is_dumb_terminal and self._file.isatty()
         self._interval_s = _LIVE_INTERVAL_S if self._is_live else plain_interval_s
@@ -116,45 +121,47 @@ class DownloadConsole:
                 console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=True
             )
             self._live.start()
-        lines = [self._live_line(stage)]
-        if len(self._sizes) > 1:
-            lines.append(self._total_line(stage))
-        self._live.update(Group(*lines), refresh=True)
+        self._live.update(Group(*self._live_lines(stage)), refresh=True)
 
-    def _live_line(self, stage: _StageWatch) -> Text:
-        line = Text(f"{clean_text(stage.name)}  ", style="bold", no_wrap=True, overflow="ellipsis")
-        line.append(f"{_DOING[stage.stage]} ", style="dim not bold")
-        line.append_text(self._bar(stage.done_bytes, stage.total_bytes))
-        line.append(f"  {_of(stage.done_bytes, stage.total_bytes)}", style="not bold")
-        line.append(f"  {_rate(stage.bytes_per_s)}", style="cyan not bold")
-        line.append(f"  ETA {format_duration(stage.eta_s)}", style="not bold")
-        return line
-
-    def _total_line(self, stage: _StageWatch) -> Text:
+    def _live_lines(self, stage: _StageWatch) -> list[Text]:
+        """Return the line of the file at hand and, where there are several, one of all downloads below it."""
+        name, whole = clean_text(stage.name), "all downloads"
+        label = max(len(name), len(whole) if len(self._sizes) > 1 else 0)
+        doing = f"{_DOING[stage.stage]:<{_DOING_CHARS}}"
+        cells = min(self._console.width - label - _OTHER_CHARS, _MAX_BAR_CELLS)
+        line = Text(no_wrap=True, overflow="ellipsis").append(f"{name:<{label}}  ", style="bold").append(f"{doing}  ")
+        line.append_text(self._bar(stage.done_bytes, stage.total_bytes, cells))
+        if cells >= 0:  # a narrow terminal rather shows when it will end
+            line.append(f"  {_of(stage.done_bytes, stage.total_bytes)}")
+        line.append(_speed(stage.bytes_per_s, stage.eta_s), style="cyan")
+        if len(self._sizes) < 2:
+            return [line]
         done, total = sum(self._downloaded.values()), sum(self._sizes.values())
-        line = Text("all downloads  ", style="dim", no_wrap=True, overflow="ellipsis")
-        line.append_text(self._bar(done, total))
-        line.append(f"  {_of(done, total)}")
+        total_line = Text(no_wrap=True, overflow="ellipsis").append(
+            f"{whole:<{label}}  {'':<{_DOING_CHARS}}  ", style="dim"
+        )
+        total_line.append_text(self._bar(done, total, cells)).append(f"  {_of(done, total)}")
         if stage.stage == "download" and stage.bytes_per_s:
-            line.append(f"  ETA {format_duration((total - done) / stage.bytes_per_s)}")
-        return line
+            total_line.append(f"  ETA {format_duration((total - done) / stage.bytes_per_s)}", style="cyan")
+        return [line, total_line]
 
-    def _bar(self, done: int, total: int) -> Text:
+    def _bar(self, done: int, total: int, cells: int) -> Text:
+        """Return a bar of so many cells, left out where it would be too short to tell anything, and the percentage."""
         share = min(done / total, 1.0) if total else 1.0
-        cells = 16 if self._console.width < 100 else 28
-        filled = int(share * cells)
-        full, empty = ("━", "━") if self._is_unicode else ("#", "-")
-        if self._console.no_color:  # colour alone would tell the parts apart
-            empty = " " if self._is_unicode else "-"
-        bar = Text(full * filled, style="green")
-        bar.append(empty * (cells - filled), style="bright_black not bold")
-        return bar.append(f" {math.floor(100 * share):3d}%", style="green not bold")
+        text = Text()
+        if cells >= _MIN_BAR_CELLS:
+            filled = int(share * cells)
+            full, empty = ("━", "━") if self._is_unicode else ("#", "-")
+            if self._console.no_color and self._is_unicode:  # colour alone would tell the parts apart
+                empty = " "
+            text.append(full * filled, style="green").append(empty * (cells - filled), style="bright_black")
+        return text.append(f" {math.floor(100 * share):3d}%", style="green")
 
     def _plain_line(self, stage: _StageWatch) -> Text:
         share = math.floor(100 * stage.done_bytes / stage.total_bytes)
         return Text(
-            f"{clean_text(stage.name)}: {_DOING[stage.stage]} {share}%, {_of(stage.done_bytes, stage.total_bytes)}, "
-            f"{_rate(stage.bytes_per_s)}, ETA {format_duration(stage.eta_s)}"
+            f"{clean_text(stage.name)}: {_DOING[stage.stage]} {share}%  {_of(stage.done_bytes, stage.total_bytes)}"
+            f"{_speed(stage.bytes_per_s, stage.eta_s)}"
         )
 
     def _done_line(self, stage: _StageWatch, now: float) -> Text:
@@ -170,7 +177,7 @@ class DownloadConsole:
 
     def _write(self, line: Text) -> None:
         """Write a line, above the live lines where there are any."""
-        self._console.print(line)
+        self._console.print(line, soft_wrap=True)
 
 
 class _StageWatch:
@@ -213,7 +220,12 @@ def _of(done: int, total: int) -> str:
     return f"{format_bytes(done)} of {format_bytes(total)}"
 
 
-def _rate(bytes_per_s: float | None) -> str:
-    if bytes_per_s is not None and bytes_per_s < 10 * 2**20:
+def _speed(bytes_per_s: float | None, eta_s: float | None) -> str:
+    """Return rate and remaining time, or nothing as long as they are unknown."""
+    return f"  {_rate(bytes_per_s)}  ETA {format_duration(eta_s)}" if bytes_per_s else ""
+
+
+def _rate(bytes_per_s: float) -> str:
+    if bytes_per_s < 10 * 2**20:
         return f"{bytes_per_s / 2**10:,.0f} KiB/s"
     return f"{format_bytes(bytes_per_s)}/s"

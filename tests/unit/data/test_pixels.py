@@ -1,4 +1,4 @@
-"""Whatever lies between the files and the batch, the batch is the same: cache, reduced copies, augmentation on a device."""
+"""Whatever lies between files and batch, the batch is the same: cache, reduced copies, augmentation on a device."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from detronome.config.schema import DetrConfig, LossConfig, RtDetrConfig
+from detronome.data.collate import collate
 from detronome.engine import schedule as schedules
 from detronome.engine.ema import ModelEma
 from detronome.engine.guard import SkippedStep, StepGuard
@@ -154,6 +155,26 @@ def test_gradient_of_the_fast_family_does_not_depend_on_the_cut_either() -> None
     grads, cut_grads = run(8), run(2)
     assert cut_grads.keys() == grads.keys()
     assert relative_difference(cut_grads, grads) <= 5e-6
+
+
+def in_buckets(batch: EffectiveBatch) -> EffectiveBatch:
+    """The same images, each padded to the smallest multiple of 32 that holds it."""
+    (whole,) = batch.parts
+    samples = [(whole.images[b, :, : t.size_hw[0], : t.size_hw[1]], t) for b, t in enumerate(whole.targets)]
+    return collate(samples, ((64, 64), (64, 96)))
+
+
+def test_gradient_of_buckets_does_not_depend_on_the_cut() -> None:
+    def run(micro_batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
+        step = training_step(small_detr(), micro_batch_size=micro_batch_size)
+        loss, _ = step._accumulate(in_buckets(batch_of(COUNTS, PADDED)), progress=0.5)
+        return loss, {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
+
+    loss, grads = run(8)
+    for micro_batch_size in (1, 2, 3):
+        cut_loss, cut_grads = run(micro_batch_size)
+        torch.testing.assert_close(cut_loss, loss, rtol=1e-6, atol=0)
+        assert relative_difference(cut_grads, grads) <= 5e-6
 
 
 def test_a_batch_without_any_object_trains_the_no_object_class() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -16,7 +15,7 @@ __all__ = ["index"]
 
 
 def index(
-    data: Path,
+    data: str,
     /,
     *,
     split: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
@@ -27,7 +26,7 @@ def index(
     Parameters
     ----------
     data
-        Data folder, or a single annotation file.
+        Data folder, address of shards, or a single annotation file.
     split
         Splits to compile; all by default.
     """
@@ -36,7 +35,7 @@ def index(
 
     compiled = api.index_data(data, splits=split)
     if json:
-        print_json({"data": str(data), "splits": [one.to_json() for one in compiled]})
+        print_json({"data": data, "splits": [one.to_json() for one in compiled]})
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("split")

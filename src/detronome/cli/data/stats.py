@@ -28,7 +28,7 @@ _BAR = 16
 
 
 def stats(
-    data: Path,
+    data: str,
     /,
     *,
     split: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
@@ -41,7 +41,7 @@ def stats(
     Parameters
     ----------
     data
-        Data folder, or a single annotation file.
+        Data folder, address of shards, or a single annotation file.
     split
         Splits to look at; all by default.
     out

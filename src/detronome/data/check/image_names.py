@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import mmap
 import os
+import posixpath
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 
+from detronome.data.formats.images import is_image_name
+
 __all__ = ["ImageFolder", "is_there", "names_in"]
 
-_SUFFIXES = frozenset((".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -21,37 +23,35 @@ class ImageFolder:
 
     def __init__(self, images_dir: Path) -> None:
         self._root = images_dir
-        self._entries: dict[PurePosixPath, frozenset[str]] = {}
+        self._entries: dict[str, frozenset[str]] = {}
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file or folder of exactly this name."""
-        path = PurePosixPath(name)
-        return path.name in self._list(path.parent) or is_there(self._root / name)
+        folder, entry = posixpath.split(name)
+        return entry in self._list(folder) or is_there(self._root / name)
 
     def in_other_case(self, name: str) -> str | None:
         """Return the name on disk that differs from a missing one in capital letters only."""
-        found = PurePosixPath()
-        for part in PurePosixPath(name).parts:
+        found = ""
+        for part in posixpath.normpath(name).split("/"):
             entries = self._list(found)
-            if part not in entries:
-                alike = sorted(entry for entry in entries if entry.casefold() == part.casefold())
-                if not alike:
-                    return None
-                part = alike[0]
-            found /= part
-        return str(found)
+            alike = [part] if part in entries else sorted(one for one in entries if one.casefold() == part.casefold())
+            if not alike:
+                return None
+            found = posixpath.join(found, alike[0])
+        return found
 
     def unnamed(self, names: Iterable[str]) -> list[str]:
         """Return the image files, sorted, that lie beside named ones without a name of their own."""
-        paths = {PurePosixPath(name) for name in names}
+        named = {posixpath.normpath(name) for name in names}
         return sorted(
-            str(folder / entry)
-            for folder in {path.parent for path in paths}
+            path
+            for folder in {posixpath.dirname(name) for name in named}
             for entry in self._list(folder)
-            if PurePosixPath(entry).suffix.lower() in _SUFFIXES and folder / entry not in paths
+            if (path := posixpath.join(folder, entry)) not in named and is_image_name(entry)
         )
 
-    def _list(self, folder: PurePosixPath) -> frozenset[str]:
+    def _list(self, folder: str) -> frozenset[str]:
         if folder not in self._entries:
             try:
                 self._entries[folder] = frozenset(os.listdir(self._root / folder))

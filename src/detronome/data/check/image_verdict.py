@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 from PIL import Image
 
-from detronome.data.store.decode import ImageDefect, ImageError, decode_image, read_image_file
+from detronome.data.store.decode import ImageDefect, ImageError, decode_image, exif_orientation, read_image_file
 from detronome.data.store.integrity import has_end_marker, jpeg_process
 
 __all__ = ["Trait", "Verdict", "judge_image"]
@@ -60,7 +60,6 @@ _FORMATS = {
     ".webp": "WEBP",
 }
 _SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))
-_ORIENTATION_TAG = 0x0112
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
@@ -99,8 +98,8 @@ def judge_image(path: Path, expected_size_hw: tuple[int, int]) -> Verdict:
 def _traits(
     file: Image.Image, content: bytes, path: Path, expected_size_hw: tuple[int, int]
 ) -> Iterator[tuple[Trait, str]]:
-    orientation = file.getexif().get(_ORIENTATION_TAG, 1) if "exif" in file.info else 1
-    if orientation in range(2, 9):
+    orientation = exif_orientation(file)
+    if orientation != 1:
         is_stored = (file.height, file.width) == expected_size_hw
         yield "exif_ignored" if is_stored else "exif_turned", f"orientation {orientation}"
     file_format = "JPEG" if file.format == "MPO" else file.format or ""

@@ -24,6 +24,7 @@ from detronome.errors import DataError
 
 __all__ = ["check_images"]
 
+_SOUND = Verdict()
 _CHUNK = 32
 """Images that a process is given at once: a tenth of a second's work."""
 
@@ -67,7 +68,8 @@ def check_images(
     present = _check_names(files, index, found)
     done = len(index) - len(present)
     for i, verdict in _verdicts(files, index, present, workers, trust_cache):
-        _add(found, _case(index, i), verdict)
+        if verdict != _SOUND:
+            _add(found, _case(index, i), verdict)
         done += 1
         if on_progress is not None and (done % _CHUNK == 0 or done == len(index)):
             on_progress(done, len(index))

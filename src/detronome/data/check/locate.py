@@ -14,6 +14,9 @@ from detronome.errors import ConfigError, DataError
 __all__ = ["Located", "fix_targets", "locate"]
 
 
+_NO_IMAGES = "the split cannot be trained on or evaluated; its annotations were checked all the same"
+
+
 @dataclass(frozen=True)
 class Located:
     """One annotation file, and where its images lie, if that is known."""
@@ -43,7 +46,7 @@ def locate(data: Path, splits: Sequence[str] | None, *, images: bool) -> tuple[l
                 raise
             located.append(Located(name, annotation_file))
             if images:
-                findings += unreadable_findings(error, "image_folder_missing", data)
+                findings += unreadable_findings(error, "image_folder_missing", data, effect=_NO_IMAGES)
     return located, findings
 
 

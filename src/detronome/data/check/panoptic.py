@@ -137,22 +137,20 @@ def _annotations(file: PanopticFile, images: dict[int, Image], found: Tally) -> 
     map_names: set[str] = set()
     for i, annotation in enumerate(file.annotations):
         name = f"$.annotations[{i}]"
-        if not _is_name(annotation.file_name):
+        has_id, has_name = is_whole(annotation.image_id), _is_name(annotation.file_name)
+        if not has_name:
             found.add("panoptic_field_wrong", f"{name}.file_name is {_shown(annotation.file_name)}")
-        elif annotation.file_name in map_names:
-            found.add("panoptic_map_twice", f"{name}: {annotation.file_name}")
-        if not is_whole(annotation.image_id):
+        if not has_id:
             found.add("panoptic_field_wrong", f"{name}.image_id is {_shown(annotation.image_id)}")
-            continue
-        image_id = int(annotation.image_id)
-        if image_id not in known:
-            found.add("panoptic_image_unknown", f"{name}: image_id {image_id}")
-        elif image_id in image_ids:
-            found.add("panoptic_map_twice", f"{name}: image {image_id}")
-        elif _is_name(annotation.file_name) and annotation.file_name not in map_names and image_id in images:
+        elif int(annotation.image_id) not in known:
+            found.add("panoptic_image_unknown", f"{name}: image_id {annotation.image_id}")
+        if (has_id and int(annotation.image_id) in image_ids) or (has_name and annotation.file_name in map_names):
+            found.add("panoptic_map_twice", f"{name}: image {annotation.image_id} ({annotation.file_name})")
+        elif has_id and has_name and int(annotation.image_id) in images:
             sound.append(annotation)
-        image_ids.add(image_id)
-        if _is_name(annotation.file_name):
+        if has_id:
+            image_ids.add(int(annotation.image_id))
+        if has_name:
             map_names.add(annotation.file_name)
     for image in file.images:
         if is_whole(image.id) and int(image.id) not in image_ids:

@@ -19,6 +19,8 @@ from detronome.data.store.integrity import png_damage
 
 __all__ = ["MapSegments", "UnfitMapError", "measure_map", "read_map"]
 
+_PNG_MAGIC = b"\x89PNG"
+
 
 class UnfitMapError(Exception):
     """A file is no panoptic map; the message is one clause that says why."""
@@ -60,7 +62,9 @@ def read_map(path: Path) -> UInt8[np.ndarray, "H W 3"]:
         except (ImageError, UnfitMapError):
             raise
         except UnidentifiedImageError as error:
-            raise UnfitMapError("not an image, or one whose header cannot be read") from error
+            if content and not content.startswith(_PNG_MAGIC):
+                raise UnfitMapError("not an image") from error
+            raise ImageError("its header cannot be read" if content else "the file is empty") from error
         except Exception as error:  # on damaged files Pillow's plugins raise nearly every kind there is
             raise ImageError(str(error) or type(error).__name__) from error
 

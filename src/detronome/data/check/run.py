@@ -114,7 +114,9 @@ class _Doctor:
         try:
             index = _open_index(split, table, scratch)
         except DataError as error:
-            self.findings += unreadable_findings(error, "images_not_checked", split.annotation_file)
+            self.findings += unreadable_findings(
+                error, "images_not_checked", split.annotation_file, effect="its image files were not looked at"
+            )
             return
         what = f"images of {split.name}"
         found, counts = check_images(
@@ -149,7 +151,9 @@ class _Doctor:
         try:
             copy = fix_annotations(split.annotation_file, target, assume_xyxy=assume_xyxy, unusable_images=unusable)
         except DataError as error:
-            self.findings += unreadable_findings(error, "not_repaired", split.annotation_file)
+            self.findings += unreadable_findings(
+                error, "not_repaired", split.annotation_file, effect="no copy was written"
+            )
             return []
         return [copy]
 

@@ -16,8 +16,8 @@ _REFUSED = "training, evaluation and everything else refuse the file"
 FIXABLE = {
     "number_in_quotes": "--fix takes the quotes away",
     "entry_not_object": "--fix removes them",
-    "image_repeated": "--fix does",
-    "category_repeated": "--fix does",
+    "image_record_repeated": "--fix does",
+    "category_record_repeated": "--fix does",
     "image_unknown": "--fix removes the annotations",
     "category_unknown": "--fix removes the annotations",
     "annotation_image_id_missing": "--fix removes the annotations",
@@ -47,7 +47,7 @@ def structural_finding(defect: Defect, annotation_file: Path) -> Finding:
     )
 
 
-def unreadable_findings(error: DataError, code: str, where: Path) -> list[Finding]:
+def unreadable_findings(error: DataError, code: str, where: Path, *, effect: str = _REFUSED) -> list[Finding]:
     """Return what kept a file or folder from being looked at, as findings."""
     return [
         Finding(
@@ -57,7 +57,7 @@ def unreadable_findings(error: DataError, code: str, where: Path) -> list[Findin
             count=1,
             cases=(problem.where,) if problem.where and problem.where != str(where) else (),
             where=str(where),
-            effect=_REFUSED,
+            effect=effect,
             fix=problem.fix or "copy or export it again",
         )
         for problem in error.problems

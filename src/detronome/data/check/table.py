@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from detronome.data.check.segments import Segments, measure_segments
-from detronome.data.coco.problems import Defect, JsonObject, examine, parse_json
+from detronome.data.coco.problems import Defect, JsonObject, examine, is_utf8, parse_json
 from detronome.errors import DataError
 
 __all__ = ["AnnotationTable", "encode_outline", "read_table", "table_of"]
@@ -167,6 +167,8 @@ def _without_collector() -> Iterator[None]:
 
 def _decode(content: bytes) -> _File | None:
     """Return the records, or None when any of them has a wrong type."""
+    if not is_utf8(content):
+        return None
     try:
         file = msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=_File)
         for image in file.images:

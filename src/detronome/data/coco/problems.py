@@ -6,6 +6,7 @@ Works on plain JSON values, so it can name each defect by its JSON path and id. 
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -25,6 +26,7 @@ __all__ = [
     "examine",
     "is_finite_number",
     "is_same_record",
+    "is_utf8",
     "normalise_json",
     "parse_json",
     "quoted_number",
@@ -34,6 +36,9 @@ __all__ = [
 JsonObject = dict[str, Any]
 
 _SHOWN = 5
+_MIB = 2**20
+_MOST_DIGITS = 4000
+"""Of a whole number that Python reads as such; its own limit is 4,300."""
 _LISTS = ("images", "annotations", "categories")
 _SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
@@ -87,7 +92,7 @@ def parse_json(content: bytes, annotation_file: Path) -> JsonObject:
     if not content.strip():
         raise DataError("the annotation file is empty", where=str(annotation_file), fix="copy or export it again")
     try:
-        root = json.loads(content)
+        root = _load(content)
     except json.JSONDecodeError as error:
         raise DataError(
             f"the annotation file is not valid JSON: {error.msg}",
@@ -109,6 +114,18 @@ def parse_json(content: bytes, annotation_file: Path) -> JsonObject:
             fix="give the file with images, annotations and categories (a list alone is the form of results)",
         )
     return root
+
+
+def is_utf8(content: bytes | memoryview) -> bool:
+    """Return whether all of a content is UTF-8, also in parts that nobody reads."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(content), _MIB):  # in pieces: the text of a whole file would be four times as large
+            decoder.decode(content[start : start + _MIB])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def examine(root: JsonObject) -> ExaminedFile:
@@ -173,6 +190,15 @@ class _Defects:
 
     def all(self) -> list[Defect]:
         return [Defect(code, what, fix, cases) for (code, what, fix), cases in self._cases.items()]
+
+
+def _load(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:  # a whole number of thousands of digits: no harm in a key that nobody reads
+        return json.loads(content, parse_int=lambda digits: int(digits) if len(digits) < _MOST_DIGITS else math.inf)
 
 
 def _problem(defect: Defect, annotation_file: Path) -> Problem:
@@ -322,7 +348,9 @@ def _known_ids(
         if clean["id"] not in first:
             first[clean["id"]] = record
         elif is_same_record(first[clean["id"]], record):
-            found.add(f"{one}_repeated", f"{one} records are repeated", _case(path, record), "remove the repetitions")
+            found.add(
+                f"{one}_record_repeated", f"{one} records are repeated", _case(path, record), "remove the repetitions"
+            )
         else:
             fix = f"give each {one} its own id"
             found.add(f"{one}_id_duplicate", f"{one} ids are used twice", _case(path, record), fix)

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
-from detronome.data.coco.problems import normalise_json
+from detronome.data.coco.problems import is_utf8, normalise_json
 from detronome.errors import DataError
 from detronome.types import Categories
 
@@ -132,6 +132,8 @@ def _decode(content: bytes | memoryview) -> CocoAnnotations | None:
     text = memoryview(content)
     if bytes(text[:3]) == b"\xef\xbb\xbf":
         text = text[3:]
+    if not is_utf8(text):
+        return None
     try:
         file = msgspec.json.decode(text, type=_File)
         for image in file.images:

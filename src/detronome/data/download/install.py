@@ -28,6 +28,7 @@ __all__ = ["InstalledPart", "install"]
 
 _WORK_DIR = ".detronome"
 _SPARE_BYTES = 64 * 2**20
+_GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,7 @@ def _plan(target: Path, jobs: Sequence[_Job], *, keep_archives: bool, on_event: 
     on_event(Planned(sizes_bytes=sizes, needed_bytes=needed, free_bytes=free))
     if jobs and needed + _SPARE_BYTES > free:
         raise DataError(
-            f"the disk has too little room: up to {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free",
+            f"the disk has too little room: up to {needed / _GIB:.1f} GiB are needed, {free / _GIB:.1f} GiB are free",
             where=str(target),
             fix="make room, give a folder on another disk, or leave out parts with --parts",
         )

@@ -7,6 +7,7 @@ goes wrong, the claim ends and what has come stays. From a server without ranges
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -35,6 +36,7 @@ _MAX_RESTARTS = 3
 _MAX_WRONG_ANSWERS = 3
 _ATTEMPTS_TO_REACH = 3
 _PROGRESS_INTERVAL_S = 0.1
+_SAME_NOTICE_INTERVAL_S = 10.0
 _JOIN_S = 1.0
 
 
@@ -242,6 +244,7 @@ class _Transfer:
         self._ranges_ignored = 0
         self._gained_bytes = 0
         self._notices: list[str] = []
+        self._told_at: dict[str, float] = {}
         self._error: BaseException | None = None
         self.received_bytes = 0
         """Bytes of bodies that came, wanted or not."""
@@ -256,6 +259,7 @@ class _Transfer:
         report = _progress_reporter(self._name, "download", self._part.size_bytes, self._on_event)
         threads: list[threading.Thread] = []
         journal_at = time.monotonic()
+        report(self._part.num_bytes)
         try:
             while not self._is_finished():
                 while len(threads) < self._num_wanted_threads():
@@ -294,10 +298,14 @@ class _Transfer:
         return self._options.connections if self._takes_ranges else 1
 
     def _tell_notices(self) -> None:
+        """Pass notices on; the same one, from many connections, only now and then."""
         with self._lock:
             notices, self._notices = self._notices, []
-        for text in dict.fromkeys(notices):
-            self._on_event(Noticed(name=self._name, text=text))
+        now = time.monotonic()
+        for text in notices:
+            if now - self._told_at.get(text, -math.inf) >= _SAME_NOTICE_INTERVAL_S:
+                self._told_at[text] = now
+                self._on_event(Noticed(name=self._name, text=text))
 
     # ---- what the receiving threads do
 
@@ -485,6 +493,8 @@ def _translate(error: httpx2.HTTPError, options: TransferOptions) -> Exception:
         return RefusedError("the server redirects without end", fix="check the address, or use a mirror")
     if isinstance(error, httpx2.UnsupportedProtocol):
         return RefusedError(f"the address is not valid: {error}", fix="an address begins with http:// or https://")
+    if isinstance(error, httpx2.RemoteProtocolError) and "complete message body" in str(error):
+        return TransferError("the connection ended before all bytes had come")
     return TransferError(f"the connection broke ({error or type(error).__name__})")
 
 

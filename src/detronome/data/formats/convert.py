@@ -102,14 +102,13 @@ def convert(
             fix="name a folder elsewhere",
         )
     documents = _read(data_dir, source, splits, voc_one_based)
+    check_file_names(documents)
     names = _target_names(documents, source, to)
     target: LabelTarget | None = None
     if to == "yolo":
         target = yolo_target(documents, names)
     elif to == "voc":
         target = voc_target(documents, names, one_based=voc_one_based)
-    else:
-        check_file_names(documents)
     _check_images(documents, images)
     with published_folder(out) as folder:
         if target is None:

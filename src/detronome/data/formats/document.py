@@ -6,6 +6,7 @@ Documents are plain JSON values with every field of the source in them, known or
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def to_json_bytes(document: Record) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def check_file_names(splits: list[SplitDocument]) -> None:
+def check_file_names(splits: Sequence[SplitDocument]) -> None:
     """Refuse file names that would leave the folder they are put into, or meet in one file.
 
     Raises:

@@ -1,8 +1,8 @@
 """Lists of class names with their ids, for layouts whose label files give names alone.
 
-    label_map.pbtxt    item { id: 1 name: "cat" } ..., TensorFlow's
-    classes.txt        one name a line, ids from 1
-    labelmap.txt       name:colour:parts:actions a line, CVAT's; ids from 1, the background aside
+label_map.pbtxt    item { id: 1 name: "cat" } ..., TensorFlow's
+classes.txt        one name a line, ids from 1
+labelmap.txt       name:colour:parts:actions a line, CVAT's; ids from 1, the background aside
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ from pathlib import Path
 from detronome.data.formats.document import Record, annotations_by_image
 from detronome.data.formats.images import ImageHeader
 from detronome.data.formats.labels import (
-    Frame,
     LabelCodec,
     LabelLayout,
     LabelObject,
@@ -202,8 +201,10 @@ def _origins(objects: Sequence[LabelObject], written: Sequence[LabelObject]) -> 
     origins: list[int | None] = []
     for i, item in enumerate(objects):
         same = (k for k in (i, *unmatched) if k in unmatched and unmatched[k].identity == item.identity)
-        origins.append(next(same, None))
-        unmatched.pop(origins[-1], None)
+        origin = next(same, None)
+        if origin is not None:
+            del unmatched[origin]
+        origins.append(origin)
     if len(written) == len(objects):
         left = iter(unmatched)
         origins = [next(left) if origin is None else origin for origin in origins]

@@ -1,7 +1,7 @@
 """Writing COCO documents as a folder of label files, with the sidecar that holds what those cannot say.
 
-    yolo    data.yaml, images/<split>/, labels/<split>/; classes are numbered in the order of the category ids
-    voc     Annotations/, JPEGImages/, ImageSets/Main/<split>.txt, label_map.pbtxt with the category ids
+yolo    data.yaml, images/<split>/, labels/<split>/; classes are numbered in the order of the category ids
+voc     Annotations/, JPEGImages/, ImageSets/Main/<split>.txt, label_map.pbtxt with the category ids
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from detronome.data.formats.document import (
-    Record,
     SplitDocument,
     annotations_by_image,
-    check_file_names,
     to_json_bytes,
 )
 from detronome.data.formats.images import is_image_name, read_headers
@@ -98,7 +96,8 @@ def voc_target(documents: Sequence[SplitDocument], names: Sequence[str], *, one_
             where=", ".join(split.source for split in documents),
             fix="rename the categories",
         )
-    stems = [str(PurePosixPath(image["file_name"]).with_suffix("")) for d in documents for image in d.document["images"]]
+    names_used = [image["file_name"] for document in documents for image in document.document["images"]]
+    stems = [str(PurePosixPath(name).with_suffix("")) for name in names_used]
     is_shared = len(set(stems)) < len(stems)
     splits = [TargetSplit(name, "JPEGImages", f"{name}/" if is_shared else "") for name in names]
 
@@ -156,7 +155,8 @@ def _write_split(
     for image in document.document["images"]:
         source = files[image["file_name"]]
         place = f"{split.images_dir}/{split.prefix}{image['file_name']}"
-        text = label_text(target.codec, image, grouped[image["id"]], target.labels, frame_of(image, headers.get(source)))
+        frame = frame_of(image, headers.get(source))
+        text = label_text(target.codec, image, grouped[image["id"]], target.labels, frame)
         _write(folder / target.label_file(place), text)
         place_image(source, folder / place, images)
 
@@ -194,7 +194,6 @@ def _check_names(documents: Sequence[SplitDocument], target: LabelTarget) -> Non
     Raises:
         DataError: two images would have one label file, or a name does not look like an image's.
     """
-    check_file_names(documents)
     unfit, taken, clashes = [], set(), []
     for split, document in zip(target.splits, documents, strict=True):
         for image in document.document["images"]:

@@ -44,11 +44,11 @@ class CompiledSplit:
         }
 
 
-def compile_splits(data: Path, splits: Sequence[str] | None = None) -> list[CompiledSplit]:
+def compile_splits(data: str | Path, splits: Sequence[str] | None = None) -> list[CompiledSplit]:
     """Open the indexes of a data set, compiling those that are not there yet: train, val and test first.
 
     Args:
-        data: a data folder, or a single annotation file.
+        data: a data folder, the address of shards, or a single annotation file.
         splits: names of the splits; None is all of them.
 
     Raises:
@@ -59,7 +59,7 @@ def compile_splits(data: Path, splits: Sequence[str] | None = None) -> list[Comp
     for name in _names(data, splits):
         try:
             start = time.perf_counter()
-            split, file = (name, data) if data.is_file() else _find(data, name)
+            split, file = (name, Path(data)) if _is_file(data) else _find(data, name)
             index = AnnotationIndex.open(file)
             compiled.append(CompiledSplit(split=split, index=index, seconds=time.perf_counter() - start))
         except DataError as error:
@@ -69,15 +69,15 @@ def compile_splits(data: Path, splits: Sequence[str] | None = None) -> list[Comp
     return compiled
 
 
-def _names(data: Path, splits: Sequence[str] | None) -> list[str]:
-    if data.is_file():
+def _names(data: str | Path, splits: Sequence[str] | None) -> list[str]:
+    if _is_file(data):
         if splits:
             raise DataError(
                 "an annotation file is one split; a choice of splits needs a data folder",
                 where=str(data),
                 fix="leave the splits out, or give the folder",
             )
-        return [data.stem.removeprefix("instances_")]
+        return [Path(data).stem.removeprefix("instances_")]
     names = list(splits or available_splits(data))
     if not names:
         find_split(data, "train")  # says what a data folder looks like
@@ -88,6 +88,13 @@ def _rank(name: str) -> tuple[int, str]:
     return next((i for i, first in enumerate(_FIRST) if name.startswith(first)), len(_FIRST)), name
 
 
-def _find(data: Path, name: str) -> tuple[str, Path]:
+def _is_file(data: str | Path) -> bool:
+    try:
+        return Path(data).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _find(data: str | Path, name: str) -> tuple[str, Path]:
     files = find_split(data, name)
     return files.name, files.annotation_file

@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from detronome.data.store import integrity
 from detronome.errors import DataError
 
-__all__ = ["ImageDefect", "ImageError", "decode_image", "read_image", "read_image_file"]
+__all__ = ["ImageDefect", "ImageError", "decode_image", "exif_orientation", "read_image", "read_image_file"]
 
 ImageDefect = Literal[
     "unreadable",
@@ -215,7 +215,7 @@ def _decode_other(where: str, content: bytes) -> tuple[UInt8[np.ndarray, "H W 3"
                 if file.format == "PNG" and (damage := integrity.png_damage(content)):
                     raise _error("truncated" if _is_cut(damage) else "corrupt", where, damage)
                 file.load()
-                return _to_rgb(file), _orientation_of(file)
+                return _to_rgb(file), exif_orientation(file)
         except DataError:
             raise
         except Image.DecompressionBombError as error:
@@ -261,12 +261,13 @@ def _exif_orientation(content: bytes) -> int:
         warnings.simplefilter("ignore")
         try:
             with Image.open(io.BytesIO(content)) as file:
-                return _orientation_of(file)
+                return exif_orientation(file)
         except Exception:  # the pixels were decoded: a broken header field is no reason to refuse them
             return 1
 
 
-def _orientation_of(file: Image.Image) -> int:
+def exif_orientation(file: Image.Image) -> int:
+    """Return the EXIF orientation of an open file, 1-8; 1, upright, where there is none that can be read."""
     try:
         orientation = file.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # EXIF blocks are often malformed, and viewers ignore such blocks

@@ -83,10 +83,11 @@ def has_zeroed_data(content: bytes) -> bool:
         if marker == _HUFFMAN_TABLES:
             shortest.update(_shortest_codes(body))
         elif marker == _START_OF_SCAN and body:
+            zeros = content.find(_ZEROS, end)
+            if zeros < 0:
+                return False
             tables = [selector & 15 for selector in body[2 : 2 + 2 * body[0] : 2]]
-            following = _MARKER.search(content, end)
-            stop = following.start() if following else len(content)
-            if any(shortest.get(table) for table in tables) and content.find(_ZEROS, end, stop) >= 0:
+            if any(shortest.get(table) for table in tables) and _MARKER.search(content, end, zeros) is None:
                 return True
     return False
 

@@ -149,7 +149,8 @@ def shuffle(rng: random.Random, content: dict[str, Any]) -> None:
 
 
 def to_xyxy(rng: random.Random, content: dict[str, Any]) -> None:
-    for record in content.get("annotations") or ():
+    records = content.get("annotations")
+    for record in records if isinstance(records, list) else ():
         box = record.get("bbox") if isinstance(record, dict) else None
         if isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box):
             record["bbox"] = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
@@ -247,7 +248,7 @@ def damaged(seed: int) -> tuple[str, bytes]:
 def oracle(file: bytes) -> dict[str, Any] | None:
     """Read a file in the plainest way: what a careful person would say is in it, or None for one that is not sound."""
     try:
-        content = json.loads(file)
+        content = json.loads(file, parse_int=lambda digits: int(digits) if len(digits) < 4000 else math.inf)
     except (ValueError, RecursionError):
         return None
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in SOUND if k != "info"):
@@ -374,9 +375,7 @@ def test_the_sound_file_is_read_by_both(tmp_path: Path) -> None:
     assert judge(json.dumps(SOUND).encode(), tmp_path)
 
 
-def test_no_damage_is_misread_and_none_ends_in_another_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_damage_is_misread_and_none_ends_in_another_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETRONOME_CACHE", str(tmp_path / "cache"))
     accepted, refused = run_mutations(tmp_path, range(600))
     assert accepted > 50 and refused > 200

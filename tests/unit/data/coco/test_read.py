@@ -113,7 +113,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (b"\xff\xd8\xff\xe0", "not UTF-8 text", "byte 0"),
         (b"[]", "holds a list where COCO has an object", "$"),
         (b'"x"', "holds a string", "$"),
-        (b"1" * 5000, "cannot be read as JSON", ""),
+        (b"1" * 5000, "holds a number", "$"),
         (b"[" * 200_000, "cannot be read as JSON", ""),
     ],
     ids=["empty", "blank", "cut short", "a JPEG", "list", "string", "endless number", "endless nesting"],
@@ -134,6 +134,7 @@ def test_all_missing_lists_at_once(tmp_path: Path) -> None:
 def test_all_kinds_of_problem_at_once(tmp_path: Path) -> None:
     content = copy.deepcopy(SOUND)
     content["images"] += [content["images"][0], {"id": "5", "file_name": "", "height": 0, "width": 5}, 3]
+    content["images"] += [{"id": 9, "file_name": "other.jpg", "height": 40, "width": 60}]
     content["categories"] += [{"id": 1, "name": "again"}, {"id": 2}]
     content["annotations"] += [
         {"id": 11, "image_id": 1234, "category_id": 1, "bbox": [0, 0, 1, 1]},
@@ -145,8 +146,9 @@ def test_all_kinds_of_problem_at_once(tmp_path: Path) -> None:
     ]
     text = "\n".join(problems(tmp_path, content))
     for expected in (
-        "image ids are used twice\n  where: " + str(tmp_path / "instances.json") + ": $.images[3] (id 9)",
-        "id of images is not a whole number",
+        "image records are repeated\n  where: " + str(tmp_path / "instances.json") + ": $.images[3] (id 9)",
+        "image ids are used twice\n  where: " + str(tmp_path / "instances.json") + ": $.images[6] (id 9)",
+        "id of images is in quotes, not a whole number",
         "images have no file_name",
         "height of images is not a whole number of at least 1",
         "entries of 'images' are not objects",
@@ -162,7 +164,7 @@ def test_all_kinds_of_problem_at_once(tmp_path: Path) -> None:
         "iscrowd is not 0 or 1",
     ):
         assert expected in text
-    assert text.count("bbox is not 4 finite numbers") == 1
+    assert text.count("bbox is not 4 finite numbers") == text.count("bbox holds numbers in quotes") == 1
 
 
 def test_many_cases_of_one_kind_are_counted(tmp_path: Path) -> None:
@@ -224,7 +226,13 @@ def test_any_mutation_is_read_or_refused(tmp_path: Path, data: st.DataObject) ->
 
 
 _ODD = st.sampled_from(
-    [{}, {"note": "},{"}, {"note": '"}, {"'}, {"attributes": [{"a": [{}, {}]}, {"b": 1}]}, {"segmentation": {"size": [1]}}]
+    [
+        {},
+        {"note": "},{"},
+        {"note": '"}, {"'},
+        {"attributes": [{"a": [{}, {}]}, {"b": 1}]},
+        {"segmentation": {"size": [1]}},
+    ]
 )
 
 

@@ -122,9 +122,7 @@ class FaultyServer:
         else:
             self._send_file(handler, served, fault)
 
-    def _send_plain(
-        self, handler: BaseHTTPRequestHandler, status: int, body: bytes, **headers: str
-    ) -> None:
+    def _send_plain(self, handler: BaseHTTPRequestHandler, status: int, body: bytes, **headers: str) -> None:
         handler.send_response(status)
         for name, value in headers.items():
             handler.send_header(name.replace("_", "-"), value)
@@ -180,11 +178,10 @@ class FaultyServer:
         else:
             handler.send_header("Connection", "close")
         handler.end_headers()
-        if kind == "ignore_range":
-            # A client that will not have it hangs up; what it never reads is not counted as sent.
-            if select.select([handler.connection], [], [], 0.05)[0]:
-                handler.close_connection = True
-                return
+        # A client that will not have it hangs up; what it never reads is not counted as sent.
+        if kind == "ignore_range" and select.select([handler.connection], [], [], 0.05)[0]:
+            handler.close_connection = True
+            return
         if kind == "off_by_one":
             body = served.content[start + 1 : end + 1].ljust(len(body), b"\0")
         elif kind == "corrupt" and body:

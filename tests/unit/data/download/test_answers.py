@@ -35,8 +35,19 @@ def test_a_part_may_be_shorter_and_the_total_unknown(value: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "bytes */100", "bytes 9-19/100", "bytes 10-20/100", "bytes 10-9/100", "bytes 10-19/99", "items 10-19/100"]
-    + ["bytes 10-19", f"bytes 10-19/{'9' * 5000}", "bytes \u0661\u0660-19/100", "bytes 0-99/100"],
+    [
+        "",
+        "bytes */100",
+        "bytes 9-19/100",
+        "bytes 10-20/100",
+        "bytes 10-9/100",
+        "bytes 0-99/100",
+        "bytes 10-19/99",
+        "bytes 10-19",
+        "items 10-19/100",
+        "bytes \u0661\u0660-19/100",
+        pytest.param(f"bytes 10-19/{'9' * 5000}", id="huge"),
+    ],
 )
 def test_another_range_is_a_wrong_answer(value: str) -> None:
     with pytest.raises(WrongAnswerError):
@@ -87,7 +98,7 @@ def test_other_answers_are_refusals_with_advice(status: int) -> None:
         ("soon", None),
         ("0", 0.0),
         (" 120 ", 120.0),
-        ("9" * 5000, None),
+        pytest.param("9" * 5000, None, id="huge"),
         ("Sat, 21 Nov 2026 12:01:30 GMT", 90.0),
         ("Sat, 21 Nov 2026 11:00:00 GMT", 0.0),
         ("Sat, 21 Nov 2026 12:00:10 -0000", 10.0),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +25,7 @@ def test_ranges_are_a_set_of_positions(added: list[ByteRange], window: ByteRange
     listed = ranges.to_list()
     assert {position for start, end in listed for position in range(start, end)} == positions
     assert ranges.num_bytes == len(positions)
-    assert all(first[1] < second[0] for first, second in zip(listed, listed[1:], strict=False))
+    assert all(first[1] < second[0] for first, second in pairwise(listed))
     missing = ranges.missing(*window)
     assert {position for start, end in missing for position in range(start, end)} == set(range(*window)) - positions
     assert all(start < end for start, end in missing)

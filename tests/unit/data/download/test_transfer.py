@@ -67,7 +67,9 @@ def fails(server: FaultyServer, folder: Path, content: bytes = CONTENT, options:
     return caught.value.problems[0].what
 
 
-def serve(content: bytes = CONTENT, *faults: Fault | None, always: Fault | None = None, **about: object) -> FaultyServer:
+def serve(
+    content: bytes = CONTENT, *faults: Fault | None, always: Fault | None = None, **about: object
+) -> FaultyServer:
     """A server of `/file` with these faults, one per request, and then the last one for ever."""
     file = ServedFile(content, **about)  # type: ignore[arg-type]
     return FaultyServer({"/file": file}, script=lambda number: faults[number] if number < len(faults) else always)
@@ -171,7 +173,7 @@ def test_an_address_where_nobody_answers_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be reached(.|\n)*proxy settings"):
         get(server, tmp_path)
     for url in ("ftp://127.0.0.1/file", "http://[", "nothing"):
-        with pytest.raises(DataError, match="not valid|cannot be reached"):
+        with pytest.raises(DataError, match=r"not valid|cannot be reached"):
             fetch(url, tmp_path / "x", sha256=sha256(b"x"), size_bytes=1, options=QUICK)
 
 

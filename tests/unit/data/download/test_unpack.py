@@ -10,6 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -264,9 +265,7 @@ def test_flipped_bits_never_make_a_wrong_file(tmp_path: Path) -> None:
             place = rng.randrange(len(content)) if rng.random() < 0.5 else -1 - rng.randrange(200)
             content[place] ^= 1 << rng.randrange(8)
         folder = tmp_path / str(seed)
-        try:
+        with suppress(DataError):
             unpack(put(folder, bytes(content)), folder / "out", limits=LIMITS)
-        except DataError:
-            pass
         assert [path.name for path in folder.iterdir() if path.name != "out"] == ["archive.zip"]
         assert set(tree(folder / "out").values()) <= {*right.values(), b""}

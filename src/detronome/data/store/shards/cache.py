@@ -44,7 +44,7 @@ class CachedShards:
     """An evicted shard that is still open takes room beyond the budget."""
 
     def __init__(self, url: str, places: ShardIndex, cache_bytes: int) -> None:
-        largest = max(shard.size_bytes for shard in places.header.shards)
+        largest = places.largest_shard_bytes
         if largest > cache_bytes:
             raise ConfigError(
                 f"a cache of {cache_bytes:,} bytes cannot hold a shard of {largest:,}",

@@ -112,7 +112,7 @@ def remove(url: str) -> None:
 def _told(verb: str, url: str) -> Iterator[None]:
     try:
         yield
-    except (DetronomeError, GeneratorExit):
+    except DetronomeError:
         raise
     except ImportError as error:  # fsspec names the package that the protocol needs
         raise DataError(f"the address cannot be {verb}: {error}", where=url, fix="install that package") from error

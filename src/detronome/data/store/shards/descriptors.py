@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 __all__ = ["Descriptor"]
@@ -23,8 +24,8 @@ class Descriptor:
         """
         return cls(os.open(path, os.O_RDONLY))
 
-    def __del__(self) -> None:
-        os.close(self._descriptor)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # when Python ends, `os` may be gone already
+        close(self._descriptor)
 
     @property
     def size_bytes(self) -> int:

@@ -7,6 +7,7 @@ copied into the cache, under a key made of the address and the index, so that ch
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from detronome.data.layout import SplitFiles, resolve_name
@@ -24,6 +25,9 @@ from detronome.runtime.files import sha256_of, write_atomic
 
 __all__ = ["find_shard_split", "shard_splits"]
 
+_META_FILE = "meta.json"
+"""Tells `cache_folder` what the folder was made from."""
+
 
 def shard_splits(data_dir: str) -> list[str]:
     """Return the names of the splits that a folder or an address has as shards, sorted; none where there are none.
@@ -34,7 +38,10 @@ def shard_splits(data_dir: str) -> list[str]:
     if cloud.is_url(data_dir):
         root = f"{data_dir.rstrip('/')}/{SHARDS_FOLDER}"
         return [name for name in cloud.list_names(root) if cloud.exists(f"{root}/{name}/{HEADER_FILE}")]
-    return sorted(path.parent.name for path in Path(data_dir).glob(f"{SHARDS_FOLDER}/*/{HEADER_FILE}"))
+    try:
+        return sorted(path.parent.name for path in Path(data_dir).glob(f"{SHARDS_FOLDER}/*/{HEADER_FILE}"))
+    except (OSError, ValueError):  # no name that a folder could have
+        return []
 
 
 def find_shard_split(data_dir: str, split: str) -> SplitFiles | None:
@@ -45,17 +52,13 @@ def find_shard_split(data_dir: str, split: str) -> SplitFiles | None:
     Raises:
         DataError: the address cannot be read, or the local copies cannot be written.
     """
-    is_remote = cloud.is_url(data_dir)
-    root = data_dir.rstrip("/") if is_remote else data_dir
-    # Asking for the name as it is spares a listing, which not every kind of address can give.
-    is_there = is_remote and cloud.exists(f"{root}/{SHARDS_FOLDER}/{split}/{HEADER_FILE}")
-    name = split if is_there else resolve_name(split, shard_splits(data_dir))
+    name = resolve_name(split, shard_splits(data_dir))
     if name is None:
         return None
-    if is_remote:
-        return _copy_to_cache(root, name)
-    folder = Path(root) / SHARDS_FOLDER / name
-    return SplitFiles(Path(root) / annotation_path(name), folder, name, shards=str(folder))
+    if cloud.is_url(data_dir):
+        return _copy_to_cache(data_dir.rstrip("/"), name)
+    folder = Path(data_dir) / SHARDS_FOLDER / name
+    return SplitFiles(Path(data_dir) / annotation_path(name), folder, name, shards=str(folder))
 
 
 def _copy_to_cache(root: str, name: str) -> SplitFiles:
@@ -70,6 +73,7 @@ def _copy_to_cache(root: str, name: str) -> SplitFiles:
         if not records.exists() or sha256_of(records) != header.records_sha256:
             write_atomic(records, cloud.read(f"{shards}/{RECORDS_FILE}"))
         if not (folder / HEADER_FILE).exists():
+            write_atomic(folder / _META_FILE, json.dumps({"annotation_file": annotations}))
             write_atomic(folder / HEADER_FILE, content)
         if not annotation_file.exists():
             write_atomic(annotation_file, cloud.read(annotations))

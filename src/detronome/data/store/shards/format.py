@@ -142,6 +142,11 @@ class ShardIndex:
         return self._header
 
     @property
+    def largest_shard_bytes(self) -> int:
+        """The size of the largest shard."""
+        return max(shard.size_bytes for shard in self._header.shards)
+
+    @property
     def shard_of(self) -> Int64[np.ndarray, " I"]:
         """The number of each image's shard."""
         return self._records["shard"].astype(np.int64)

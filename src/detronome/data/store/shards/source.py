@@ -93,6 +93,11 @@ class ShardSource:
         """The number of each image's shard, for `sampler.shard_permutation`."""
         return self._places.shard_of
 
+    @property
+    def largest_shard_bytes(self) -> int:
+        """The size of the largest shard, by which a window is chosen that fits into the cache."""
+        return self._places.largest_shard_bytes
+
     def read(self, i: int) -> bytes:
         """Return the content of image `i`'s file.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -147,6 +148,9 @@ def test_every_image_comes_from_its_address_and_each_shard_once(plain: Path, rem
     assert again.annotation_file == index.annotation_file
     assert source.read(0) == b""
     assert len(fetched()) == len(shards)
+    assert source.largest_shard_bytes == max(path.stat().st_size for path in kept())
+    meta = json.loads((kept()[0].parent / "meta.json").read_text())
+    assert meta == {"annotation_file": f"{remote}/annotations/instances_train.json"}
     assert source.where(1) == f"{remote}/shards/train/00000.tar, member 000000001.jpg"
     assert len(pickle.dumps(source)) < 2000
     assert pickle.loads(pickle.dumps(source)).read(3) == files.read(3)
@@ -400,7 +404,7 @@ def test_without_fsspec(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_protocol_nobody_knows() -> None:
-    with pytest.raises(DataError, match="the address cannot be read: Protocol not known: gopher"):
+    with pytest.raises(DataError, match="the address cannot be listed: Protocol not known: gopher"):
         find_shard_split("gopher://bucket/data", "train")
 
 
@@ -423,7 +427,7 @@ assert "torch" not in sys.modules
 """
 
 
-@pytest.mark.parametrize("num_shards", [1, 2, 10])
+@pytest.mark.parametrize("num_shards", [1, 10])
 def test_processes_share_the_cache(plain: Path, sharded: Path, num_shards: int) -> None:
     sizes = sorted(path.stat().st_size for path in (sharded / "shards" / "train").glob("*.tar"))
     budget = sum(sizes[-num_shards:])

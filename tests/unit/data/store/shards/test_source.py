@@ -37,6 +37,7 @@ def writable(sharded: Path, tmp_path: Path) -> Path:
 
 def test_data_without_shards(blocks: Path, tmp_path: Path) -> None:
     assert shard_splits(str(blocks)) == shard_splits(str(tmp_path / "nowhere")) == []
+    assert shard_splits("a\0b") == shard_splits("a" * 5000) == []
     assert find_shard_split(str(blocks), "train") is None
 
 

@@ -1,0 +1,69 @@
+"""`detronome data convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.text import Text
+
+from detronome.cli.options import Json
+from detronome.cli.render import print_json
+
+__all__ = ["convert"]
+
+
+def convert(
+    data: Path,
+    out: Path,
+    /,
+    *,
+    to: Literal["coco", "yolo", "voc", "roboflow"],
+    split: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
+    images: Literal["symlink", "copy", "hardlink", "none"] = "symlink",
+    sidecar: Annotated[bool, Parameter(negative="--no-sidecar")] = True,
+    voc_one_based: Annotated[bool, Parameter(negative=())] = False,
+    json: Json = False,
+) -> None:
+    """Write a data folder in another layout; converting back gives every field again.
+
+    Parameters
+    ----------
+    data
+        Folder in COCO, Roboflow, YOLO or Pascal VOC layout.
+    out
+        Folder that does not exist or is empty; it appears when all of it is written.
+    to
+        Layout to write.
+    split
+        Splits to convert; all by default.
+    images
+        How the image files get there; `none` converts the annotations alone.
+    sidecar
+        Write detronome.json beside YOLO and VOC files: it holds what they cannot say.
+    voc_one_based
+        VOC coordinates count pixels from 1 and include the last, as in the original devkit; by default a box begins
+        at xmin and is xmax - xmin wide.
+    """
+    from detronome import api
+
+    result = api.convert_data(
+        data, out, to=to, splits=split, images=images, sidecar=sidecar, voc_one_based=voc_one_based
+    )
+    if json:
+        print_json(result.to_json())
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for part in result.splits:
+        renamed = "" if part.name == part.written_as else f" (was {part.name})"
+        line = f"{part.written_as}{renamed}: {part.num_images:,} images, {part.num_annotations:,} annotations"
+        console.print(line, markup=False)
+    if result.unsaid:
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in result.unsaid.items())
+        if result.has_sidecar:
+            told = f"only detronome.json holds: {listed}"
+        else:
+            told = f"lost, as the label files cannot hold them: {listed}"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(told, style="yellow"))

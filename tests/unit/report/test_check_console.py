@@ -1,0 +1,91 @@
+"""The report reads well on wide and narrow terminals, in pipes, and with names that try to steer the terminal."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from detronome.data.check.findings import Change, CheckReport, Finding, FixedFile
+from detronome.report.check_console import print_check
+
+
+def finding(**changes: Any) -> Finding:
+    fields: dict[str, Any] = {
+        "code": "box_zero_size",
+        "severity": "warning",
+        "what": "boxes have no width or no height",
+        "count": 1207,
+        "cases": ("annotation 918 of image 200365: [1, 2, 0, 3]",) * 5,
+        "where": "data/annotations/instances_train.json",
+        "effect": "training leaves these objects out and learns them as background",
+        "fix": "remove them",
+        "is_fixable": True,
+    }
+    return Finding(**fields | changes)
+
+
+def shown(*findings: Finding, width: int | None = None, fixed: tuple[FixedFile, ...] = ()) -> str:
+    report = CheckReport(
+        data="data", checked={"images": 1, "annotations": 1234}, findings=findings, seconds=0.26, fixed=fixed
+    )
+    file = io.StringIO()
+    console = Console(
+        file=file, width=width, force_terminal=width is not None, color_system=None, highlight=False, markup=False
+    )
+    print_check(report, console)
+    return file.getvalue()
+
+
+def test_nothing_found() -> None:
+    assert shown() == "data\n1 image, 1,234 annotations checked in 0.3 s\n\nclean: nothing was found\n"
+
+
+def test_a_pipe_has_one_line_a_field() -> None:
+    text = shown(finding(), finding(severity="error", code="x", count=1, cases=("$.images",), where="data"))
+    assert text.splitlines()[3:] == [
+        "error",
+        "      1  boxes have no width or no height  x",
+        "         which   $.images",
+        "         effect  training leaves these objects out and learns them as background",
+        "         fix     remove them",
+        "",
+        "warning",
+        "  1,207  boxes have no width or no height  box_zero_size",
+        "         in      annotations/instances_train.json",
+        "         which   " + "annotation 918 of image 200365: [1, 2, 0, 3]; " * 5 + "and 1,202 more",
+        "         effect  training leaves these objects out and learns them as background",
+        "         fix     remove them",
+        "",
+        "1 error, 1 warning: this data stops training, or teaches it something wrong; "
+        "--fix OUT writes a copy in which 2 are repaired",
+    ]
+
+
+@pytest.mark.parametrize("width", [1, 20, 40, 79, 200])
+def test_a_terminal_breaks_lines_at_its_width(width: int) -> None:
+    text = shown(finding(), finding(severity="note"), width=width)
+    assert all(len(line) <= max(width, 37) for line in text.splitlines())
+    assert " ".join(["remove", "them"]) in " ".join(text.split())
+
+
+def test_notes_alone_are_no_loss() -> None:
+    assert shown(finding(severity="note", is_fixable=False)).endswith("1 note: this data is sound\n")
+
+
+def test_a_repaired_copy_names_what_was_changed() -> None:
+    cases = tuple(f"annotation {i}" for i in range(12))
+    copy = FixedFile(source="a.json", path="b.json", changes=(Change(what="removed", count=12, cases=cases),), left=1)
+    text = shown(finding(), fixed=(copy,))
+    assert "repaired copy  b.json\n" in text
+    assert "     12  removed: annotation 0, annotation 1, " in text
+    assert "annotation 9 and 2 more (--json names all)\n" in text
+    assert "1 error left that only you can decide" in text
+    assert "--fix OUT" not in text
+
+
+def test_names_cannot_steer_the_terminal() -> None:
+    text = shown(finding(cases=("image 1 (\x1b[2J[bold]x.jpg)",), what="a\nb"))
+    assert "\x1b" not in text and "[bold]x.jpg" in text and "a b" in text
