@@ -104,7 +104,8 @@ def download_data(
         on_event: is told the plan, progress and notices.
 
     Raises:
-        ConfigError: an unknown data set or part, no connection, or an address that is none.
+        ConfigError: an unknown data set or part, a number of connections that is not 1-64, or an
+            address that is none.
         DataError: files of the folder were changed, the disk has too little room, or the server does not give the
             archives as they should be.
     """
@@ -114,8 +115,8 @@ def download_data(
     from detronome.data.download.install import install
     from detronome.data.download.transfer import TransferOptions
 
-    if connections < 1:
-        raise ConfigError(f"{connections} connections", where="connections", fix="give a number from 1")
+    if not 1 <= connections <= 64:
+        raise ConfigError(f"{connections} connections", where="connections", fix="give a number from 1 to 64")
     return install(
         Path(folder),
         select_archives(dataset, parts),

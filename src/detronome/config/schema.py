@@ -143,7 +143,8 @@ class DataConfig:
     a step is padded to its largest image. `auto`: six shapes that fit the data, or none where the model has trainable
     BatchNorm, which wants whole batches."""
     decode: Literal["exact", "fast"] = "exact"
-    """`fast`: libjpeg-turbo's fast transform and upsampling; a few levels off, and quicker on some processors."""
+    """`fast`: libjpeg-turbo's fast transform and upsampling, and photos of twice the wanted size or more are decoded at
+    a fraction of it: some levels off, and several times quicker for large photos."""
     augment_on: Literal["cpu", "device"] = "cpu"
     """Where flips, crops, resizes and colours are applied: in the workers, or where the model is (few processors beside
     a fast GPU). The same numbers are drawn either way."""

@@ -96,7 +96,7 @@ class DetectionDataset(Dataset[Sample]):
         epoch, i = key
         params = self.params(epoch, i)
         try:
-            pixels = self._pixels.read(i, self.clock)
+            pixels = self._pixels.read(i, self.clock, params.enough_hw)
         except DataError as error:
             raise self._with_image_id(error, i) from error
         with self.clock.stage("augment"):

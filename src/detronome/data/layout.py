@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ __all__ = ["Layout", "SplitFiles", "available_splits", "find_label_folder", "fin
 
 Layout = Literal["shards", "coco", "roboflow", "yolo", "voc"]
 _SYNONYMS = {"val": "valid", "valid": "val"}
+_LOOKED_INTO = 1000
 _EXPECTED = """\
 annotations/instances_{split}.json with images/ (COCO), {split}/_annotations.coco.json (Roboflow), \
 data.yaml or images/{split}/ with labels/{split}/ (YOLO), \
@@ -207,7 +209,8 @@ def _nothing_found(data_dir: Path, split: str, labels: LabelFolder | None) -> Da
 
 def _nearest(data_dir: Path) -> str:
     """Return what in or around the folder comes nearest to a data set; empty where nothing does."""
-    for folder in (data_dir.absolute().parent, *sorted(data_dir.glob("*/")), *sorted(data_dir.glob("*/*/"))):
+    inside = islice((folder for pattern in ("*/", "*/*/") for folder in data_dir.glob(pattern)), _LOOKED_INTO)
+    for folder in (*sorted(inside), data_dir.absolute().parent):
         layout = _layout_of(folder)
         if layout is not None:
             return f"there is one ({layout}) in {folder}: give that folder"

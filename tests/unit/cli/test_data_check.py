@@ -58,11 +58,8 @@ def test_json_holds_everything(capsys: Capture, folder: Path, tmp_path: Path) ->
     assert code == 0 and report["worst"] == "warning"
     assert {finding["code"] for finding in report["findings"]} >= {"box_zero_size", "more_objects_than_queries"}
     (change,) = report["fixed"][0]["changes"]
-    assert change == {
-        "what": "removed annotations with empty boxes",
-        "count": 1,
-        "cases": ["annotation 1 of image 100"],
-    }
+    assert change["what"] == "removed annotations with empty boxes"
+    assert (change["count"], change["cases"]) == (1, ["annotation 1 of image 100"])
 
 
 def test_mistakes_are_explained(capsys: Capture, folder: Path, tmp_path: Path) -> None:

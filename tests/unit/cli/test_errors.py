@@ -182,7 +182,7 @@ def test_a_damaged_image_ends_the_run_with_its_name_and_the_run_can_be_resumed_o
     image = data / "images" / "train_05.png"
     content = image.read_bytes()
     image.write_bytes(content[:200])
-    settings = [f"{key}={value}" for key, value in tiny_settings.items()]
+    settings = [f"{key}={value}" for key, value in {**tiny_settings, "data.on_bad_image": "stop"}.items()]
     train = ("train", data, "--model", "nano", "--epochs", 1, "--out", "run", "--set", *settings)
     assert "train_05.png (image id 105)" in fails_after_start(capsys, *train)
     image.write_bytes(content)

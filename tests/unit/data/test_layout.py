@@ -1,52 +1,162 @@
-"""Every layout is found under the names that users say; what is missing is named with what is there."""
+"""Every layout is recognised and its splits found under the names that users say; what is missing is named with what
+is there."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from detronome.data.layout import available_splits, find_split
+from detronome.data.layout import available_splits, find_split, recognise
+from detronome.data.store.index import AnnotationIndex
 from detronome.errors import DataError
 
+Make = Callable[[Path], object]
 
-def put(path: Path, names: tuple[str, ...] = ("a.jpg", "b.jpg")) -> Path:
+
+def put(path: Path, text: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"annotations": [], "images": [{"id": i, "file_name": n} for i, n in enumerate(names)]}))
+    path.write_text(text)
     return path
 
 
-def touch(*paths: Path) -> None:
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+def put_image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("1", (40, 20)).save(path, "PNG")
 
 
-def test_an_empty_folder_says_what_was_expected(tmp_path: Path) -> None:
+def put_coco(path: Path, names: tuple[str, ...] = ("a.jpg", "b.jpg")) -> Path:
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    return put(path, json.dumps({"annotations": [], "images": images}))
+
+
+def make_coco(root: Path) -> None:
+    for split in ("train", "val"):
+        put_coco(root / f"annotations/instances_{split}.json")
+        put(root / f"images/{split}/a.jpg")
+
+
+def make_roboflow(root: Path) -> None:
+    for split in ("train", "valid"):
+        put_coco(root / split / "_annotations.coco.json")
+        put(root / split / "a.jpg")
+
+
+def make_yolo(root: Path) -> None:
+    put(root / "data.yaml", "train: images/train\nval: images/val\ntest: images/test\nnames: [cat, dog]")
+    for split in ("train", "val"):
+        put_image(root / f"images/{split}/a.png")
+        put(root / f"labels/{split}/a.txt", "1 0.5 0.5 0.5 0.5\n")
+
+
+def make_voc(root: Path) -> None:
+    box = "<bndbox><xmin>10</xmin><ymin>5</ymin><xmax>30</xmax><ymax>15</ymax></bndbox>"
+    for split in ("train", "val"):
+        put_image(root / f"JPEGImages/{split}.png")
+        put(root / f"Annotations/{split}.xml", f"<annotation><object><name>dog</name>{box}</object></annotation>")
+        put(root / f"ImageSets/Main/{split}.txt", f"{split}\n")
+
+
+MAKERS = {"coco": make_coco, "roboflow": make_roboflow, "yolo": make_yolo, "voc": make_voc}
+LABELS = ("yolo", "voc")
+
+
+def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
     assert available_splits(tmp_path) == []
-    with pytest.raises(DataError, match="holds no COCO annotations") as caught:
+    assert recognise(tmp_path) is None
+    with pytest.raises(DataError, match="holds no COCO annotations, and no YOLO or Pascal VOC") as caught:
         find_split(tmp_path, "train")
-    assert "annotations/instances_train.json" in caught.value.problems[0].fix
+    fix = caught.value.problems[0].fix
+    for place in ("annotations/instances_train.json", "train/_annotations.coco.json", "data.yaml", "Annotations/*.xml"):
+        assert place in fix
 
 
-@pytest.mark.parametrize("images", ["images", "images/train", "train", "."])
-def test_the_image_folder_is_where_the_images_are(tmp_path: Path, images: str) -> None:
-    annotation_file = put(tmp_path / "annotations/instances_train.json")
-    for decoy in ("images/train", "train", "images"):
-        (tmp_path / decoy).mkdir(parents=True, exist_ok=True)
-    touch(tmp_path / images / "a.jpg", tmp_path / images / "b.jpg")
-    found = find_split(tmp_path, "train")
-    assert found.annotation_file == annotation_file
-    assert found.images_dir == tmp_path / images
-    assert found.name == "train"
+@pytest.mark.parametrize("layout", MAKERS)
+@pytest.mark.parametrize("asked", ["val", "valid"])
+def test_every_layout_is_recognised(tmp_path: Path, layout: str, asked: str) -> None:
+    MAKERS[layout](tmp_path)
+    assert recognise(tmp_path) == layout
+    assert available_splits(tmp_path) == (["train", "valid"] if layout == "roboflow" else ["train", "val"])
+    found = find_split(tmp_path, asked)
+    assert found.name in ("val", "valid")
+    (name, *_) = json.loads(found.annotation_file.read_text())["images"]
+    assert (found.images_dir / name["file_name"]).is_file()
+
+
+@pytest.mark.parametrize("layout", LABELS)
+def test_coco_annotations_count_before_others(tmp_path: Path, layout: str) -> None:
+    MAKERS[layout](tmp_path)
+    make_coco(tmp_path)
+    assert recognise(tmp_path) == "coco"
+    assert find_split(tmp_path, "train").annotation_file == tmp_path / "annotations/instances_train.json"
+
+
+@pytest.mark.parametrize("layout", LABELS)
+def test_label_files_are_compiled_into_the_cache_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    monkeypatch.setenv("DETRONOME_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "data"
+    MAKERS[layout](data)
+    before = sorted((path, path.stat().st_mtime_ns) for path in data.rglob("*"))
+    found = find_split(data, "train")
+    assert found.annotation_file.is_relative_to(tmp_path / "cache/converted")
+    index = AnnotationIndex.open(found.annotation_file)
+    boxes_xywh, labels, area, iscrowd = index.annotations(0)
+    assert boxes_xywh.tolist() == [[10, 5, 20, 10]]
+    assert (area.tolist(), iscrowd.tolist()) == ([200], [False])
+    assert [index.categories.names[label] for label in labels] == ["dog"]
+    assert index.image(0).size_hw == (20, 40)
+    assert sorted((path, path.stat().st_mtime_ns) for path in data.rglob("*")) == before
+
+
+@pytest.mark.parametrize("layout", LABELS)
+def test_a_folder_is_compiled_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    MAKERS[layout](tmp_path)
+    first = find_split(tmp_path, "train")
+    written = first.annotation_file.stat().st_mtime_ns
+    assert find_split(tmp_path, "train") == first
+    assert find_split(tmp_path, "val").annotation_file.parent == first.annotation_file.parent
+    assert first.annotation_file.stat().st_mtime_ns == written
+    text = "0 0.5 0.5 0.1 0.1\n" if layout == "yolo" else "<annotation><object/></annotation>"
+    put(next(tmp_path.rglob("train.xml"), tmp_path / "labels/train/a.txt"), text)
+    if layout == "yolo":
+        assert find_split(tmp_path, "train").annotation_file != first.annotation_file
+    else:
+        with pytest.raises(DataError, match="objects have no name"):
+            find_split(tmp_path, "val")
+
+
+def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
+    make_yolo(tmp_path)
+    first = find_split(tmp_path, "train")
+    first.annotation_file.unlink()
+    assert find_split(tmp_path, "train") == first
+    (first.annotation_file.parent / "meta.json").write_text("[")
+    assert find_split(tmp_path, "train") == first
+    assert first.annotation_file.is_file()
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_yolo(tmp_path / "data")
+    put(tmp_path / "file")
+    monkeypatch.setenv("DETRONOME_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "file"))
+    with pytest.raises(DataError, match="cannot be written anywhere") as caught:
+        find_split(tmp_path / "data", "train")
+    assert "DETRONOME_CACHE" in caught.value.problems[0].fix
 
 
 @pytest.mark.parametrize("year", ["2014", "2017"])
 def test_the_official_names_carry_a_year(tmp_path: Path, year: str) -> None:
-    put(tmp_path / f"annotations/instances_train{year}.json")
-    put(tmp_path / "annotations/instances_train2014_100.json")
-    touch(tmp_path / f"train{year}/a.jpg")
+    put_coco(tmp_path / f"annotations/instances_train{year}.json")
+    put_coco(tmp_path / "annotations/instances_train2014_100.json")
+    put(tmp_path / f"train{year}/a.jpg")
     found = find_split(tmp_path, "train")
     assert (found.name, found.images_dir) == (f"train{year}", tmp_path / f"train{year}")
     assert find_split(tmp_path, f"train{year}") == found
@@ -54,24 +164,9 @@ def test_the_official_names_carry_a_year(tmp_path: Path, year: str) -> None:
 
 def test_of_two_years_the_later_is_meant(tmp_path: Path) -> None:
     for year in ("2014", "2017"):
-        put(tmp_path / f"annotations/instances_val{year}.json")
-        touch(tmp_path / f"val{year}/a.jpg")
+        put_coco(tmp_path / f"annotations/instances_val{year}.json")
+        put(tmp_path / f"val{year}/a.jpg")
     assert find_split(tmp_path, "val").name == "val2017"
-
-
-@pytest.mark.parametrize("asked", ["val", "valid"])
-def test_roboflow_keeps_images_beside_the_annotations(tmp_path: Path, asked: str) -> None:
-    put(tmp_path / "valid/_annotations.coco.json")
-    put(tmp_path / "train/_annotations.coco.json")
-    touch(tmp_path / "valid/a.jpg", tmp_path / "train/a.jpg")
-    assert available_splits(tmp_path) == ["train", "valid"]
-    assert find_split(tmp_path, asked).images_dir == tmp_path / "valid"
-
-
-def test_file_names_may_hold_folders_and_escapes(tmp_path: Path) -> None:
-    put(tmp_path / "annotations/instances_train.json", ('train2017/"é".jpg',))
-    touch(tmp_path / 'train2017/"é".jpg')
-    assert find_split(tmp_path, "train").images_dir == tmp_path
 
 
 def test_a_missing_folder_names_the_nearest(tmp_path: Path) -> None:
@@ -86,34 +181,52 @@ def test_a_missing_folder_names_the_nearest(tmp_path: Path) -> None:
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the data folder is a file"):
         find_split(put(tmp_path / "x.json"), "train")
+    with pytest.raises(DataError, match="the data folder is a file") as caught:
+        find_split(put(tmp_path / "data.yaml"), "train")
+    assert str(tmp_path) in caught.value.problems[0].fix
 
 
-def test_a_missing_split_lists_those_there(tmp_path: Path) -> None:
-    put(tmp_path / "annotations/instances_train.json")
-    put(tmp_path / "annotations/instances_test.json")
-    with pytest.raises(DataError, match="no split 'val'; it has test, train"):
-        find_split(tmp_path, "val")
+@pytest.mark.parametrize("layout", ["coco", "yolo", "voc"])
+def test_a_missing_split_lists_those_there(tmp_path: Path, layout: str) -> None:
+    MAKERS[layout](tmp_path)
+    with pytest.raises(DataError, match="no split 'test'; it has train, val") as caught:
+        find_split(tmp_path, "test")
+    if layout == "yolo":
+        assert "data.yaml names images/test for it" in caught.value.problems[0].fix
 
 
-def test_missing_images_name_the_places_looked_in(tmp_path: Path) -> None:
-    put(tmp_path / "annotations/instances_train.json")
-    with pytest.raises(DataError, match="images of split 'train' were not found") as caught:
+def test_a_description_without_images_is_told(tmp_path: Path) -> None:
+    put(tmp_path / "data.yaml", "train: ../elsewhere/images\nnames: [cat]")
+    assert recognise(tmp_path) is None
+    with pytest.raises(DataError, match=r"YOLO data set without images: data\.yaml names \.\./elsewhere/images"):
         find_split(tmp_path, "train")
-    assert "images/train/, train/, images/" in caught.value.problems[0].where
 
 
-def test_a_folder_without_the_images_is_still_taken(tmp_path: Path) -> None:
-    """Then opening the split can name the missing files."""
-    put(tmp_path / "annotations/instances_train.json")
-    (tmp_path / "images").mkdir()
-    assert find_split(tmp_path, "train").images_dir == tmp_path / "images"
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (["annotations/train.json"], "annotations/train.json looks like COCO"),
+        (["x/y/notes.txt"], "it has text files such as x/y/notes.txt"),
+        (["a.json"], "it has JSON files such as a.json"),
+        (["photos/a.jpg"], "it has images such as photos/a.jpg and no annotations"),
+    ],
+)
+def test_the_nearest_thing_is_named(tmp_path: Path, files: list[str], told: str) -> None:
+    for name in files:
+        put(tmp_path / "data" / name, '{"images": []}' if name.endswith("train.json") else "")
+    with pytest.raises(DataError) as caught:
+        find_split(tmp_path / "data", "train")
+    assert told in caught.value.problems[0].what
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"file_name": "\xff\xfe"}', b'"file_name": "\\ud800 \\u0000"'])
-def test_a_broken_annotation_file_is_not_judged_here(tmp_path: Path, content: bytes) -> None:
-    put(tmp_path / "annotations/instances_train.json").write_bytes(content)
-    (tmp_path / "images").mkdir()
-    assert find_split(tmp_path, "train").images_dir == tmp_path / "images"
+@pytest.mark.parametrize("layout", MAKERS)
+def test_a_data_set_just_inside_or_just_outside_is_named(tmp_path: Path, layout: str) -> None:
+    MAKERS[layout](tmp_path / "outer/data")
+    for wrong in (tmp_path, tmp_path / "outer", tmp_path / "outer/data/other"):
+        wrong.mkdir(exist_ok=True)
+        with pytest.raises(DataError) as caught:
+            find_split(wrong, "train")
+        assert f"there is one ({layout}) in {tmp_path / 'outer/data'}" in caught.value.problems[0].what
 
 
 def test_real_data(shared_data: Path) -> None:

@@ -82,5 +82,13 @@ def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            for task in bar.tasks:
+                if task.description != what:
+                    bar.remove_task(task.id)
+            if not bar.tasks:
+                bar.add_task(what, total=None)
+            bar.update(bar.tasks[0].id, completed=done, total=total or None)
+
+        yield tell

@@ -67,6 +67,18 @@ class AugmentParams:
     contrast: float = 1.0
     saturation: float = 1.0
 
+    @property
+    def enough_hw(self) -> tuple[int, int]:
+        """Height and width of the whole image from which on its window need not be enlarged."""
+        if self.crop is None:
+            return self.final_hw
+        full_hw = self.resize_hw or self.size_hw
+        height, width = (
+            math.ceil(full * final / part)
+            for full, final, part in zip(full_hw, self.final_hw, self.crop[2:], strict=True)
+        )
+        return height, width
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:

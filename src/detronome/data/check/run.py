@@ -22,7 +22,7 @@ from detronome.data.check.splits import check_splits
 from detronome.data.check.structure import unreadable_findings
 from detronome.data.check.table import AnnotationTable
 from detronome.data.check.unusable import HOPELESS, unusable_images
-from detronome.data.layout import SplitFiles
+from detronome.data.layout import SplitFiles, find_split
 from detronome.data.store.index import AnnotationIndex
 from detronome.errors import DataError
 
@@ -61,6 +61,8 @@ def check(
     """
     start = time.monotonic()
     located, findings = locate(data, splits, images=images)
+    if not located and not find_panoptic(data):
+        find_split(data, "train")  # says which layouts a data folder may have
     targets = fix_targets(data, located, fix) if fix is not None else {}
     doctor = _Doctor(queries=queries, workers=workers, tell=on_progress or _silent, findings=findings)
     fixed: list[FixedFile] = []

@@ -63,7 +63,7 @@ class _File(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationTable:
-    """One annotation file as columns. Images and categories without a readable id are left out."""
+    """One annotation file as columns. Of images and categories, the first of each readable id counts."""
 
     annotation_file: Path
     image_ids: Int64[np.ndarray, " I"]
@@ -76,7 +76,7 @@ class AnnotationTable:
     """Zero where `has_id` is False."""
     has_id: Bool[np.ndarray, " A"]
     image: Int64[np.ndarray, " A"]
-    """Row of the annotation's image, the first of those with its id; -1 where there is none."""
+    """Row of the annotation's image; -1 where there is none."""
     category: Int64[np.ndarray, " A"]
     """Row of its category; -1 where there is none."""
     boxes_xywh: Float64[np.ndarray, "A 4"]
@@ -133,7 +133,8 @@ def _read(annotation_file: Path) -> tuple[AnnotationTable, list[Defect]]:
     )
     if _has_sound_references(table):
         return table, []
-    return table, table_of(parse_json(content, annotation_file), annotation_file)[1]
+    del table, file
+    return table_of(parse_json(content, annotation_file), annotation_file)
 
 
 def table_of(root: JsonObject, annotation_file: Path) -> tuple[AnnotationTable, list[Defect]]:
@@ -142,8 +143,8 @@ def table_of(root: JsonObject, annotation_file: Path) -> tuple[AnnotationTable, 
     strict, records = examined.strict, examined.records["annotations"]
     table = _table(
         annotation_file,
-        images=[_Image(**image) for image in strict["images"] if image["id"] is not None],
-        categories=[_Category(**category) for category in strict["categories"] if category["id"] is not None],
+        images=[_Image(**image) for image in _first_of_each_id(strict["images"])],
+        categories=[_Category(**category) for category in _first_of_each_id(strict["categories"])],
         annotations=[
             _Annotation(**annotation | {"bbox": annotation["bbox"] or _NO_BOX, "iscrowd": _crowd_flag(record)})
             for annotation, record in zip(strict["annotations"], records, strict=True)
@@ -163,6 +164,14 @@ def _without_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _first_of_each_id(records: Sequence[JsonObject]) -> Iterator[JsonObject]:
+    seen = {None}
+    for record in records:
+        if record["id"] not in seen:
+            seen.add(record["id"])
+            yield record
 
 
 def _decode(content: bytes) -> _File | None:

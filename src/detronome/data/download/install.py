@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import eq
 from pathlib import Path
@@ -21,7 +22,7 @@ from detronome.data.download.members import Limits
 from detronome.data.download.part_file import bytes_on_disk
 from detronome.data.download.receipt import Receipt, Standing, look, read_receipt, write_receipt
 from detronome.data.download.transfer import TransferOptions, fetch, is_same_file
-from detronome.data.download.unpack import FileRecord, describe_names, unpack
+from detronome.data.download.unpack import FileRecord, bytes_to_unpack, describe_names, unpack
 from detronome.errors import DataError, Problem
 
 __all__ = ["InstalledPart", "install"]
@@ -58,6 +59,11 @@ class _Job:
     given_copy: Path | None
     """The archive as the user has put it into the data folder; it is never deleted."""
 
+    @property
+    def is_done(self) -> bool:
+        """Whether everything is there already."""
+        return self.receipt is not None and not self.standing.missing and not self.standing.changed
+
 
 def install(
     target: Path,
@@ -84,39 +90,48 @@ def install(
     """
     urls = {archive.part: archive_urls(archive, mirror) for archive in archives}
     _require_folder(target)
-    done: dict[str, InstalledPart] = {}
-    jobs: list[_Job] = []
-    for archive in archives:
-        receipt = read_receipt(_receipt_path(target, archive), sha256=archive.sha256)
-        standing = look(target, receipt.files if receipt is not None else {})
-        if receipt is not None and not standing.missing and not standing.changed:
-            done[archive.part] = InstalledPart(
-                part=archive.part, outcome="there", num_files=len(receipt.files), num_new=0, received_bytes=0
-            )
-        else:
-            given = _given_copy(target, archive, on_event)
-            own = target / _WORK_DIR / archive.name
-            jobs.append(_Job(archive=archive, receipt=receipt, standing=standing, own_copy=own, given_copy=given))
+    jobs = [_look_at(target, archive, on_event) for archive in archives]
     _require_unchanged(target, jobs)
-    _plan(target, jobs, keep_archives=keep_archives, on_event=on_event)
+    _plan(target, [job for job in jobs if not job.is_done], keep_archives=keep_archives, on_event=on_event)
+    done: dict[str, InstalledPart] = {}
     # The small ones first: they are of use while the large one is on its way.
     for job in sorted(jobs, key=lambda job: job.archive.size_bytes):
-        done[job.archive.part] = _run(
-            target, job, urls[job.archive.part], options or TransferOptions(), on_event, keep_archives=keep_archives
-        )
+        with _folder_errors():
+            received_bytes, num_files = 0, len(job.standing.good)
+            if not job.is_done:
+                received_bytes = _fetch_archive(job, urls[job.archive.part], options or TransferOptions(), on_event)
+                num_files = _unpack_archive(target, job, on_event)
+            _put_away(job.own_copy, target / job.archive.name, keep=keep_archives)
+        done[job.archive.part] = _summary(job, num_files, received_bytes)
     return [done[archive.part] for archive in archives]
 
 
-def _require_folder(target: Path) -> None:
+@contextmanager
+def _folder_errors() -> Iterator[None]:
     try:
+        yield
+    except OSError as error:
+        if error.filename is None:  # not of the folder: a broken pipe, say
+            raise
+        raise DataError(f"the data folder cannot be used: {error.strerror}", where=str(error.filename)) from error
+
+
+def _require_folder(target: Path) -> None:
+    with _folder_errors():
         target.mkdir(parents=True, exist_ok=True)
         (target / _WORK_DIR).mkdir(exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"the data folder cannot be made: {error.strerror}",
-            where=str(error.filename),
-            fix="give a folder that can be written to",
-        ) from error
+
+
+def _look_at(target: Path, archive: Archive, on_event: Listener) -> _Job:
+    receipt = read_receipt(_receipt_path(target, archive), sha256=archive.sha256)
+    job = _Job(
+        archive=archive,
+        receipt=receipt,
+        standing=look(target, receipt.files if receipt is not None else {}),
+        own_copy=target / _WORK_DIR / archive.name,
+        given_copy=None,
+    )
+    return job if job.is_done else replace(job, given_copy=_given_copy(target, archive, on_event))
 
 
 def _given_copy(target: Path, archive: Archive, on_event: Listener) -> Path | None:
@@ -145,7 +160,7 @@ def _require_unchanged(target: Path, jobs: Sequence[_Job]) -> None:
 def _plan(target: Path, jobs: Sequence[_Job], *, keep_archives: bool, on_event: Listener) -> None:
     """Tell what will happen, and require the room for it."""
     to_come = {job.archive.name: _bytes_to_come(job) for job in jobs if job.given_copy is None}
-    rooms = [0 if job.receipt is not None else job.archive.total_room_bytes for job in jobs]
+    rooms = [_room_needed(target, job) for job in jobs]
     archives_bytes = sum(to_come.values()) if keep_archives else max(to_come.values(), default=0)
     needed = sum(rooms) + archives_bytes
     free = shutil.disk_usage(target).free
@@ -159,42 +174,53 @@ def _plan(target: Path, jobs: Sequence[_Job], *, keep_archives: bool, on_event: 
         )
 
 
+def _room_needed(target: Path, job: _Job) -> int:
+    """Return the disk space that the unpacked files will take, beyond what is there."""
+    if job.receipt is not None:
+        return sum(job.receipt.files[name].size_bytes for name in job.standing.missing)
+    copy = job.given_copy or (job.own_copy if job.own_copy.is_file() else None)
+    if copy is None:
+        return job.archive.total_room_bytes
+    return bytes_to_unpack(copy, target) + sum(nested.room_bytes for nested in job.archive.nested)
+
+
 def _bytes_to_come(job: _Job) -> int:
     archive = job.archive
     have = bytes_on_disk(job.own_copy, size_bytes=archive.size_bytes, sha256=archive.sha256)
     return archive.size_bytes - have
 
 
-def _run(
-    target: Path,
-    job: _Job,
-    urls: Sequence[str],
-    options: TransferOptions,
-    on_event: Listener,
-    *,
-    keep_archives: bool,
-) -> InstalledPart:
-    archive = job.archive
-    received_bytes = 0
-    if job.given_copy is None:
-        received_bytes = fetch(
-            urls,
-            job.own_copy,
-            sha256=archive.sha256,
-            size_bytes=archive.size_bytes,
-            options=options,
-            on_event=on_event,
-        )
-    source = job.given_copy or job.own_copy
-    files = _unpack_all(target, job, source, on_event)
-    write_receipt(_receipt_path(target, archive), Receipt(sha256=archive.sha256, files=files))
-    if job.given_copy is None:
-        _put_away(source, target / archive.name, keep=keep_archives)
+def _fetch_archive(job: _Job, urls: Sequence[str], options: TransferOptions, on_event: Listener) -> int:
+    """Have the archive on disk, and return how many bytes were received for that."""
+    if job.given_copy is not None:
+        return 0
+    if job.receipt is not None and not job.own_copy.exists():
+        text = f"{len(job.standing.missing):,} of its files have gone; it is fetched again to restore them"
+        on_event(Noticed(name=job.archive.name, text=text))
+    return fetch(
+        urls,
+        job.own_copy,
+        sha256=job.archive.sha256,
+        size_bytes=job.archive.size_bytes,
+        options=options,
+        on_event=on_event,
+    )
+
+
+def _unpack_archive(target: Path, job: _Job, on_event: Listener) -> int:
+    """Unpack what is missing, write the receipt, and return how many files there are."""
+    files = _unpack_all(target, job, job.given_copy or job.own_copy, on_event)
+    write_receipt(_receipt_path(target, job.archive), Receipt(sha256=job.archive.sha256, files=files))
+    return len(files)
+
+
+def _summary(job: _Job, num_files: int, received_bytes: int) -> InstalledPart:
+    restored = len(job.standing.missing)
     return InstalledPart(
-        part=archive.part,
-        outcome="installed" if job.receipt is None else "restored",
-        num_files=len(files),
-        num_new=len(files) if job.receipt is None else len(job.standing.missing),
+        part=job.archive.part,
+        outcome="there" if job.is_done else "installed" if job.receipt is None else "restored",
+        num_files=num_files,
+        num_new=num_files if job.receipt is None else restored,
         received_bytes=received_bytes,
     )
 
@@ -249,10 +275,10 @@ def _unpack_reporter(name: str, on_event: Listener) -> Callable[[int, int], None
 
 
 def _put_away(own_copy: Path, place: Path, *, keep: bool) -> None:
-    """Delete the archive, or leave it in the data folder under its name, unless another file has that."""
+    """Delete our archive, or leave it in the data folder under its name, unless another file has that."""
     if not keep:
-        own_copy.unlink()
-    elif not os.path.lexists(place):
+        own_copy.unlink(missing_ok=True)
+    elif own_copy.exists() and not os.path.lexists(place):
         os.replace(own_copy, place)
 
 

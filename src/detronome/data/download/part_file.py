@@ -225,6 +225,9 @@ class PartFile:
             write_atomic(self._journal_path, msgspec.json.encode(journal))
         except OSError as error:
             raise _disk_error(error, self._path) from error
+        except KeyboardInterrupt:
+            self._is_dirty = True  # the checkpoint that ends the transfer does it again
+            raise
 
 
 def bytes_on_disk(destination: Path, *, size_bytes: int, sha256: str) -> int:

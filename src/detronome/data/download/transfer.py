@@ -361,6 +361,7 @@ class _Transfer:
             headers["If-Range"] = if_range
         try:
             with self._client.stream("GET", self._url, headers=headers) as response:
+                self._is_answered = True
                 answer = judge_answer(
                     response.status_code, response.headers, asked=asked, size_bytes=self._part.size_bytes
                 )
@@ -384,7 +385,6 @@ class _Transfer:
         """
         with self._lock:
             self._require_current(generation)
-            self._is_answered = True
             if self._part.validator.contradicts(answer.validator):
                 self._restart_for_new_version()
                 if not answer.is_whole:
@@ -430,7 +430,7 @@ class _Transfer:
             elapsed_s = time.monotonic() - watch_from
             if elapsed_s >= self._options.stall_timeout_s:
                 if watch_bytes < self._options.min_bytes_per_s * elapsed_s:
-                    raise TransferError(f"only {watch_bytes:,} bytes came in {elapsed_s:.0f} s")
+                    raise TransferError(f"only {watch_bytes:,} bytes came in {elapsed_s:.1f} s")
                 watch_from, watch_bytes = time.monotonic(), 0
         if offset < answer.end:
             raise TransferError("the connection ended before all bytes had come")

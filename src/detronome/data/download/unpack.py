@@ -20,7 +20,7 @@ import msgspec
 from detronome.data.download.members import Limits, checked_members
 from detronome.errors import DataError
 
-__all__ = ["FileRecord", "describe_names", "unpack"]
+__all__ = ["FileRecord", "bytes_to_unpack", "describe_names", "unpack"]
 
 _BLOCK_BYTES = 2**20
 _SHOWN = 5
@@ -80,6 +80,13 @@ def unpack(
             fix="delete them, or move them away, and run the same command again: only they will be unpacked",
         )
     return {member.filename: FileRecord(member.file_size, member.CRC) for member in members}
+
+
+def bytes_to_unpack(archive: Path, target: Path) -> int:
+    """Return the size of an archive's files whose names are not in the target yet; the archive is trusted."""
+    with _as_data_errors(archive, target), zipfile.ZipFile(archive) as opened:
+        members = opened.infolist()
+    return sum(member.file_size for member in members if not os.path.lexists(target / member.filename))
 
 
 def describe_names(names: list[str]) -> str:

@@ -9,6 +9,7 @@ Boxes in documents are (left, top, width, height) in pixels.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,11 +30,13 @@ __all__ = [
     "LabelSplit",
     "LabelledImage",
     "frame_of",
+    "is_split_name",
     "label_text",
 ]
 
 LabelLayout = Literal["yolo", "voc"]
 _NOWHERE = Path()
+_SPLIT_NAME = re.compile(r"(train|val|valid|validation|test|dev|minival|trainval)(\W|_|\d|$).*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,11 @@ class LabelFolder(ABC):
     @abstractmethod
     def categories(self, labels: set[str]) -> dict[str, Record]:
         """Return the COCO category of each label: the classes that the folder lists, or else the labels in use."""
+
+
+def is_split_name(name: str) -> bool:
+    """Return whether a folder of this name holds a split, and is not some other folder or a data set of its own."""
+    return _SPLIT_NAME.fullmatch(name) is not None
 
 
 def frame_of(image: Record, header: ImageHeader | None) -> Frame:

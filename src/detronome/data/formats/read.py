@@ -55,13 +55,13 @@ def read_documents(folder: LabelFolder, *, keep_text: bool, voc_one_based: bool 
         read = [_read_image(i, image, labels[image.image_file], categories) for i, image in enumerate(split.images, 1)]
         kept = sidecar.splits.get(split.name) if sidecar else None
         if kept is None:
-            name, document = split.name, _document(read, categories)
+            documents.append(SplitDocument(split.name, _document(read, categories), split.images_dir, str(folder.root)))
+            if keep_text:
+                _keep_text(read, codec.key)
         else:
             names = {label: category["name"] for label, category in categories.items()}
-            name, document = kept.name, restore(read, kept, codec, names)
-        if keep_text and kept is None:
-            _keep_text(read, codec.key)
-        documents.append(SplitDocument(name, document, split.images_dir, str(folder.root)))
+            document = restore(read, kept, codec, names)
+            documents.append(SplitDocument(kept.name, document, split.images_dir / kept.prefix, str(folder.root)))
     return documents
 
 

@@ -16,6 +16,7 @@ taken from the folder. Deleting `detronome.json` leaves an ordinary YOLO or VOC 
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,8 @@ def restore(images: Sequence[ReadImage], kept: KeptSplit, codec: LabelCodec, nam
     image_ids = _fresh_ids(document["images"])
     for image in current.values():
         image_id = next(image_ids)
-        restored_images.append({**image.record, "id": image_id})
+        file_name = posixpath.relpath(image.record["file_name"], kept.prefix or ".")
+        restored_images.append({**image.record, "id": image_id, "file_name": file_name})
         for annotation, item in zip(image.annotations, image.objects, strict=True):
             category_id = category_of[item.label]
             new.append({**annotation, "id": next(ids), "image_id": image_id, "category_id": category_id})

@@ -1,7 +1,8 @@
 """Pascal VOC folders: an XML file for each image.
 
     Annotations/a.xml    JPEGImages/a.jpg    ImageSets/Main/<split>.txt    the devkit's, also as VOCdevkit/VOC2007/...
-    <split>/a.xml        <split>/a.jpg                                     Roboflow's export; also without splits
+    <split>/a.xml        <split>/a.jpg                                     Roboflow's export
+    a.xml                a.jpg                                             one split: train; also in images/
     label_map.pbtxt      optional: the ids of the classes; see `label_map` for other files
 
 The size in a file says what its boxes refer to, as in COCO; where it is not the image's, the image's own is taken.
@@ -22,7 +23,7 @@ from xml.etree import ElementTree
 from detronome.data.formats.document import Record
 from detronome.data.formats.images import is_image_name, list_images
 from detronome.data.formats.label_map import LABEL_MAP_NAME, read_label_map
-from detronome.data.formats.labels import LabelCodec, LabelFolder, LabelledImage, LabelSplit
+from detronome.data.formats.labels import LabelCodec, LabelFolder, LabelledImage, LabelSplit, is_split_name
 from detronome.data.formats.problems import LabelProblems
 from detronome.data.formats.voc_xml import VocCodec
 from detronome.errors import DataError
@@ -32,6 +33,7 @@ __all__ = ["VocFolder", "find_voc"]
 _LABELS = "Annotations"
 _ONLY_SPLIT = "train"
 _LABEL_MAPS = (LABEL_MAP_NAME, "classes.txt", "labelmap.txt")
+_YEAR = re.compile(r"VOC\d{4}")
 _CLASS_LIST_LINE = re.compile(r"\S+\s+-?[01]")
 
 
@@ -125,10 +127,11 @@ def find_voc(data_dir: Path) -> VocFolder | None:
     devkit = _devkit_folders(data_dir)
     roots = [_devkit_root(folder, folder.name if len(devkit) > 1 else "") for folder in devkit]
     if not roots:
-        folders = [folder for folder in sorted(data_dir.iterdir()) if folder.is_dir()]
+        folders = [folder for folder in sorted(data_dir.glob("*/")) if is_split_name(folder.name)]
         roots = [_VocRoot(folder, folder, {}, folder.name) for folder in folders if _has_pairs(folder)]
-    if not roots and _has_pairs(data_dir):
-        roots = [_VocRoot(data_dir, data_dir, {}, _ONLY_SPLIT)]
+    if not roots:
+        folders = [folder for folder in (data_dir, *_images_dirs(data_dir)) if _has_pairs(folder)]
+        roots = [_VocRoot(folder, folder, {}, _ONLY_SPLIT) for folder in folders[:1]]
     if not roots:
         return None
     maps = (data_dir / name for name in _LABEL_MAPS)
@@ -141,20 +144,24 @@ def _devkit_folders(data_dir: Path) -> list[Path]:
     else:
         found = [*data_dir.glob(f"*/{_LABELS}"), *data_dir.glob(f"VOCdevkit/*/{_LABELS}")]
         candidates = sorted(path.parent for path in found)
+        if len(candidates) > 1:
+            candidates = [folder for folder in candidates if _YEAR.fullmatch(folder.name)]
     return [folder for folder in candidates if _has_voc_xml(folder / _LABELS)]
 
 
 def _devkit_root(folder: Path, of_several: str) -> _VocRoot:
     """Return a folder of the devkit; `of_several` is its name where splits need it to tell years apart."""
-    images = (folder / name for name in ("JPEGImages", "images", "Images"))
-    images_dir = next((path for path in images if path.is_dir()), folder)
-    digits = re.search(r"\d{4}$", of_several)
-    ending = digits[0] if digits else f"_{of_several}" if of_several else ""
+    images_dir = next(iter(_images_dirs(folder)), folder)
+    ending = of_several.removeprefix("VOC")
     lists: dict[str, Path] = {}
     for place in (folder / "ImageSets", folder / "ImageSets" / "Main"):
         files = sorted(place.glob("*.txt"))
         lists.update((file.stem + ending, file) for file in files if not _is_class_list(file, files))
     return _VocRoot(folder / _LABELS, images_dir, lists, _ONLY_SPLIT + ending)
+
+
+def _images_dirs(folder: Path) -> list[Path]:
+    return [folder / name for name in ("JPEGImages", "images", "Images") if (folder / name).is_dir()]
 
 
 def _is_class_list(file: Path, files: Sequence[Path]) -> bool:

@@ -20,7 +20,7 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from detronome.data.formats.document import Record
 from detronome.data.formats.images import is_image_name, list_images
-from detronome.data.formats.labels import LabelCodec, LabelFolder, LabelledImage, LabelSplit
+from detronome.data.formats.labels import LabelCodec, LabelFolder, LabelledImage, LabelSplit, is_split_name
 from detronome.data.formats.problems import LabelProblems
 from detronome.data.formats.yolo_lines import YoloCodec
 from detronome.errors import DataError
@@ -145,17 +145,13 @@ def find_yolo(data_dir: Path) -> YoloFolder | None:
 
 def _sources_by_structure(data_dir: Path) -> dict[str, list[Path]]:
     images, labels = data_dir / "images", data_dir / "labels"
-    sources = {}
-    if labels.is_dir() and images.is_dir():
-        sources = {
-            folder.name: [images / folder.name]
-            for folder in sorted(labels.iterdir())
-            if folder.is_dir() and _has_images(images / folder.name)
-        }
-        if not sources and any(labels.glob("*.txt")) and _has_images(images):
-            return {_FLAT_SPLIT: [images]}
+    labelled = {file.stem for file in labels.glob("*.txt")}
+    if any(file.stem in labelled and is_image_name(file.name) for file in images.glob("*")):
+        return {_FLAT_SPLIT: [images]}
+    folders = [images / folder.name for folder in sorted(labels.glob("*/"))]
+    sources = {folder.name: [folder] for folder in folders if _has_images(folder)}
     for folder in sorted(data_dir.glob("*/labels")):
-        if _has_images(folder.parent / "images"):
+        if is_split_name(folder.parent.name) and _has_images(folder.parent / "images"):
             sources[folder.parent.name] = [folder.parent / "images"]
     return sources
 

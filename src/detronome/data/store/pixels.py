@@ -21,7 +21,7 @@ class PixelReader:
     Args:
         index: the split's annotations, which say how large each image must be.
         source: the encoded images.
-        fast: decode with libjpeg-turbo's fast transform and upsampling.
+        fast: decode JPEGs with the fast transform and upsampling, and large ones at a fraction of their size.
         cache: keeps what was decoded.
         stored_hw: height and width to which images are reduced before anything else, whether they are then kept or
             not; None leaves them as they are.
@@ -46,29 +46,39 @@ class PixelReader:
         """Return the place of image `i`: a path, or a shard and the member in it."""
         return self._source.where(i)
 
-    def read(self, i: int, clock: StageClock) -> UInt8[np.ndarray, "H W 3"]:
+    def read(self, i: int, clock: StageClock, enough_hw: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
         """Return the pixels of image `i`, an array of the caller's own; times reading, decoding and the cache.
+
+        Args:
+            i: position in the index.
+            clock: is told the stages.
+            enough_hw: height and width that are enough for what the caller is about to do with the image.
 
         Raises:
             DataError: the image is missing, damaged or of another size than annotated.
         """
         if self._cache is None:
-            return self._decode(i, clock)
+            return self._decode(i, clock, enough_hw)
         with clock.stage("cache"):
             stamp = self._source.stamp(i)
             pixels = self._cache.get(i, stamp)
         if pixels is None:
-            pixels = self._decode(i, clock)
+            # What is kept serves every draw.
+            pixels = self._decode(i, clock, None)
             with clock.stage("cache"):
                 self._cache.put(i, pixels, stamp)
         return pixels
 
-    def _decode(self, i: int, clock: StageClock) -> UInt8[np.ndarray, "H W 3"]:
+    def _decode(self, i: int, clock: StageClock, enough_hw: tuple[int, int] | None) -> UInt8[np.ndarray, "H W 3"]:
+        stored_hw: tuple[int, int] | None = None if self._stored_hw is None else tuple(self._stored_hw[i].tolist())
         with clock.stage("read"):
             content = self._source.read(i)
         with clock.stage("decode"):
-            pixels = decode_image(content, self._source.where(i), self._index.image(i).size_hw, fast=self._fast)
-            if self._stored_hw is not None:
-                height, width = self._stored_hw[i].tolist()
-                pixels = resize(pixels, (height, width))
-        return pixels
+            pixels = decode_image(
+                content,
+                self._source.where(i),
+                self._index.image(i).size_hw,
+                fast=self._fast,
+                enough_hw=stored_hw or enough_hw,
+            )
+            return pixels if stored_hw is None else resize(pixels, stored_hw)

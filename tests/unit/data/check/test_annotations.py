@@ -122,6 +122,9 @@ CASES: list[tuple[str, Change, list[str]]] = [
     ("shared file", lambda c: c["images"][0].update(file_name="2.jpg"), ["file_name_shared"]),
     ("no height", lambda c: c["images"][0].pop("height"), ["image_height_missing"]),
     ("bare image", lambda c: c["images"].append(IMAGE), ["image_without_annotations"]),
+    ("image twice", lambda c: c["images"].append(c["images"][0]), ["image_record_repeated"]),
+    ("image id twice", lambda c: c["images"].append(IMAGE | {"id": 1}), ["image_id_duplicate"]),
+    ("class twice", lambda c: c["categories"].append(c["categories"][0]), ["category_record_repeated"]),
     ("unused class", lambda c: c["categories"].append({"id": 3, "name": "owl"}), ["category_unused"]),
     ("same name", lambda c: c["categories"][0].update(name="dog"), ["category_name_duplicate"]),
     ("like name", lambda c: c["categories"][0].update(name="DOG "), ["category_names_alike"]),
@@ -155,6 +158,22 @@ def test_cases_are_counted_and_named(tmp_path: Path) -> None:
     found = findings(tmp_path, coco)["box_zero_size"]
     assert found.count == 7 and len(found.cases) == 5
     assert found.cases[0] == "annotation 1 of image 1: [5, 11, 0, 20]"
+
+
+def test_the_two_empty_boxes_of_official_coco_are_named(tmp_path: Path) -> None:
+    coco = sound()
+    for row, (identity, image_id, box) in enumerate(
+        [(918, 200365, [296.65, 388.33, 1.03, 0.0]), (2206849, 550395, [9.98, 188.56, 15.52, 0.0])]
+    ):
+        coco["images"][row]["id"] = image_id
+        coco["annotations"] = [one for one in coco["annotations"] if one["image_id"] != row + 1]
+        coco["annotations"].append({"id": identity, "image_id": image_id, "category_id": 1, "bbox": box, "area": 0})
+    found = findings(tmp_path, coco)["box_zero_size"]
+    assert found.severity == "warning" and found.is_fixable
+    assert [case.partition(":")[0] for case in found.cases] == [
+        "annotation 918 of image 200365",
+        "annotation 2206849 of image 550395",
+    ]
 
 
 def test_a_broken_file_is_told_all_that_can_be_checked(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_annotations_alone(folder: Path) -> None:
     shutil.rmtree(folder / "images")
     assert codes(check(folder, images=False)) == {}
     report = check(folder)
-    assert [finding.code for finding in report.findings] == ["image_folder_missing"] * 2
+    assert [finding.code for finding in report.findings if finding.severity == "error"] == ["image_folder_missing"] * 2
     assert report.checked["annotations"] == 24
 
 
@@ -69,6 +69,9 @@ def test_one_split_or_one_file(folder: Path) -> None:
 def test_what_does_not_exist_is_an_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         check(tmp_path / "dta")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="annotations"):
+        check(tmp_path / "empty")
     with pytest.raises(DataError, match="no split 'test'"):
         check(folder, splits=["test"])
 

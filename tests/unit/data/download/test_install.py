@@ -219,6 +219,29 @@ def test_interrupted_at_any_stage_it_goes_on(tmp_path: Path, server: FaultyServe
         assert server.sent_bytes == sum(ARCHIVES[part].size_bytes for part in ("val", "panoptic"))
 
 
+def test_killed_before_tidying_up_it_tidies_up(tmp_path: Path, server: FaultyServer) -> None:
+    install(tmp_path, [ARCHIVES["val"]], mirror=server.base_url)
+    left = tmp_path / ".detronome" / "val2017.zip"
+    left.write_bytes(SERVED["/zips/val2017.zip"])
+    (done,) = install(tmp_path, [ARCHIVES["val"]], mirror=server.base_url)
+    assert done.outcome == "there" and not left.exists()
+
+
+def test_an_interrupted_unpacking_needs_only_the_room_that_is_missing(
+    tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(event: DownloadEvent) -> None:
+        if isinstance(event, Progressed) and event.stage == "unpack" and event.done_bytes > 50_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        install(tmp_path, [ARCHIVES["val"]], mirror=server.base_url, on_event=interrupt)
+    heard: list[DownloadEvent] = []
+    install(tmp_path, [ARCHIVES["val"]], mirror=server.base_url, on_event=heard.append)
+    (plan,) = [event for event in heard if isinstance(event, Planned)]
+    assert plan.needed_bytes == 4 * 2000  # the four pictures that had not come
+
+
 def test_a_mirror_may_have_all_archives_in_one_folder(tmp_path: Path, server: FaultyServer) -> None:
     server.files = {f"/coco/{Path(path).name}": file for path, file in server.files.items()}
     install(tmp_path, [ARCHIVES["val"]], mirror=f"{server.base_url}/coco/")
@@ -237,7 +260,7 @@ def test_a_mirror_that_is_no_address_is_told(tmp_path: Path, mirror: str) -> Non
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be made"):
+    with pytest.raises(DataError, match="cannot be used"):
         install(tmp_path / "file", [])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -283,6 +284,30 @@ def test_bytes_that_were_damaged_on_disk_are_found_and_fetched_again(tmp_path: P
         with (tmp_path / "file.zip.part").open("r+b") as part:
             part.write(b"\xff" * 50_000)
         get(server, tmp_path)
+
+
+def test_a_full_disk_is_told_and_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, written = os.pwrite, 0
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        nonlocal written
+        if written > 100_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written += len(data)
+        return write(descriptor, data, offset)
+
+    with serve() as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", pwrite)
+            assert "the disk is full" in fails(server, tmp_path)
+        assert get(server, tmp_path) == len(CONTENT) - written
+
+
+def test_a_connection_that_hardly_brings_anything_is_made_anew(tmp_path: Path) -> None:
+    options = replace(ONE, min_bytes_per_s=1e6, stall_timeout_s=0.1, progress_bytes=100_000, max_attempts=3)
+    with serve() as server:
+        server.bytes_per_s = 20_000
+        assert "bytes came in 0." in fails(server, tmp_path, options=options)
 
 
 def test_two_processes_do_not_download_into_one_file(tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def test_a_class_renamed_and_a_class_added(folder: Path, put_text: Put) -> None:
         (folder / "data.yaml").write_text(text + "  2: dog\n")
         names = ["eagle owl", "cat", "dog"]
     else:
-        (folder / "label_map.pbtxt").open("a").write('item { id: 99 name: "dog" }')
+        file = folder / "label_map.pbtxt"
+        file.write_text(file.read_text() + 'item { id: 99 name: "dog" }')
         names = ["owl", "cat", "dog"]
     categories = load(folder)["categories"]
     assert [category["name"] for category in categories] == names

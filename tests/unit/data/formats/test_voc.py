@@ -142,8 +142,8 @@ def test_a_list_may_name_only_annotated_images(tmp_path: Path, put_text: Put) ->
     ("name", "text"),
     [
         ("label_map.pbtxt", 'item {\n id: 9\n name: "cat"\n}\nitem { name: \'d}"g\' id: 4 }\n'),
-        ("classes.txt", "cat\n\nd}\"g\n"),
-        ("labelmap.txt", "# label:color\nbackground:0,0,0::\ncat:1,2,3::\nd}\"g:4,5,6::\n"),
+        ("classes.txt", 'cat\n\nd}"g\n'),
+        ("labelmap.txt", '# label:color\nbackground:0,0,0::\ncat:1,2,3::\nd}"g:4,5,6::\n'),
     ],
 )
 def test_label_maps_give_the_ids(tmp_path: Path, put_text: Put, name: str, text: str) -> None:

@@ -94,7 +94,9 @@ def test_a_wrong_object_is_told_with_file_and_line(text: str, told: str) -> None
     assert "Annotations/a.xml:4" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"<annotation>", b"<a>\n\n<b></a>", b'<?xml version="1.0" encoding="x"?><a/>'])
+@pytest.mark.parametrize(
+    "content", [b"", b"<annotation>", b"<a>\n\n<b></a>", b'<?xml version="1.0" encoding="x"?><a/>']
+)
 def test_broken_xml_is_told(content: bytes) -> None:
     with pytest.raises(DataError, match="not valid XML"):
         parse(content)
@@ -115,7 +117,7 @@ def test_an_object_that_was_written_is_read_again(box: tuple[float, ...], name: 
     if not is_voc_name(name):
         return
     codec = VocCodec(one_based=one_based)
-    annotation: dict[str, Any] = {"bbox": list(box), "difficult": 1, "pose": "a<b>&\""}
+    annotation: dict[str, Any] = {"bbox": list(box), "difficult": 1, "pose": 'a<b>&"'}
     item = codec.encode(annotation, name, FRAME)
     assert item is not None
     image = {"file_name": "a&b.jpg", "width": 40, "height": 20}
@@ -124,7 +126,7 @@ def test_an_object_that_was_written_is_read_again(box: tuple[float, ...], name: 
     for read in file.objects:
         assert read.label == name.strip()
         assert read.fields["bbox"] == pytest.approx(box, rel=1e-9, abs=1e-6)
-        assert (read.fields["difficult"], read.fields["pose"]) == (1, "a<b>&\"")
+        assert (read.fields["difficult"], read.fields["pose"]) == (1, 'a<b>&"')
         assert read.identity == item.identity
 
 

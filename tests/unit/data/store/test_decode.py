@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from detronome.data.store import decode
-from detronome.data.store.decode import ImageError, read_image
+from detronome.data.store.decode import ImageError, decode_image, read_image
 from detronome.errors import DataError
 
 REFUSED = {
@@ -380,3 +380,21 @@ def test_errors_travel_between_processes() -> None:
         decode.decode_image(b"", "a.jpg")
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (copy.defect, copy.problems, str(copy)) == (caught.value.defect, caught.value.problems, str(caught.value))
+
+
+def test_fast_decoding_of_large_photos_gives_a_smaller_one_that_is_alike(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
+    path = save(tmp_path / "a.jpg", coarse.resize((640, 480), Image.Resampling.BICUBIC))
+    content = path.read_bytes()
+    whole = decode_image(content, "a", (480, 640))
+    for enough_hw, size_hw in (((100, 120), (120, 160)), ((240, 320), (240, 320)), ((241, 320), (480, 640))):
+        image = decode_image(content, "a", (480, 640), fast=True, enough_hw=enough_hw)
+        assert image.shape[:2] == size_hw and image.flags.writeable
+        expected = np.asarray(Image.fromarray(whole).resize(size_hw[::-1], Image.Resampling.BOX), int)
+        assert np.abs(image - expected).mean() < 4
+    np.testing.assert_array_equal(decode_image(content, "a", (480, 640), enough_hw=(9, 9)), whole)
+    with pytest.raises(DataError, match="640x480 pixels"):
+        decode_image(content, "a", (481, 640), fast=True, enough_hw=(9, 9))
+    with pytest.raises(DataError, match="cannot be used"):
+        decode_image(content[:-2000], "a", (480, 640), fast=True, enough_hw=(9, 9))
