@@ -122,7 +122,10 @@ def find_label_folder(data_dir: Path) -> LabelFolder | None:
         DataError: the folder, or its description (data.yaml), cannot be read.
     """
     try:
-        return find_yolo(data_dir) or find_voc(data_dir)
+        folder = find_yolo(data_dir) or find_voc(data_dir)
+        if folder is not None:
+            folder.split_names()  # reads the lists
+        return folder
     except OSError as error:
         raise _unreadable(data_dir, error) from error
 

@@ -11,7 +11,7 @@ from detronome.data.check.collector import Collector
 from detronome.data.check.geometry import BoxGeometry, is_plausible_area
 from detronome.data.check.table import AnnotationTable
 
-__all__ = ["check_boxes", "geometry_of", "repeats_of"]
+__all__ = ["check_boxes", "geometry_of"]
 
 _LEFT_OUT = "training leaves these objects out and learns them as background"
 
@@ -42,23 +42,6 @@ def check_boxes(table: AnnotationTable, found: Collector) -> None:
     _check_places(table, geometry, found)
     _check_repeats(table, found)
     _check_areas(table, geometry, found)
-
-
-def repeats_of(table: AnnotationTable) -> Bool[np.ndarray, " A"]:
-    """Return which annotations repeat an earlier one: same image, category, crowd flag and box."""
-    readable = np.flatnonzero((table.image >= 0) & (table.category >= 0) & np.isfinite(table.boxes_xywh).all(1))
-    crowd = np.nan_to_num(table.iscrowd, nan=0.0) != 0
-    keys = np.column_stack([table.image, table.category, crowd, table.boxes_xywh + 0.0])[readable]
-    with np.errstate(over="ignore"):
-        mixed = np.zeros(len(keys), np.uint64)
-        for column in np.ascontiguousarray(keys.T).view(np.uint64):
-            mixed = (mixed ^ column) * np.uint64(0x9E3779B97F4A7C15)
-            mixed ^= mixed >> np.uint64(29)
-    order = np.argsort(mixed, kind="stable")  # equal rows become neighbours, the first of the file first
-    is_repeat = np.zeros(len(table), np.bool_)
-    same = (keys[order[1:]] == keys[order[:-1]]).all(1)
-    is_repeat[readable[order[1:][same]]] = True
-    return is_repeat
 
 
 def _tell_xyxy(table: AnnotationTable, geometry: BoxGeometry, found: Collector) -> None:
@@ -150,7 +133,7 @@ def _check_places(table: AnnotationTable, geometry: BoxGeometry, found: Collecto
 
 def _check_repeats(table: AnnotationTable, found: Collector) -> None:
     found.annotations(
-        repeats_of(table),
+        _repeats(table),
         "annotation_repeated",
         "warning",
         "annotations repeat another one: same image, category and box",
@@ -159,6 +142,23 @@ def _check_repeats(table: AnnotationTable, found: Collector) -> None:
         fix="remove the repetitions; --fix does",
         is_fixable=True,
     )
+
+
+def _repeats(table: AnnotationTable) -> Bool[np.ndarray, " A"]:
+    """Return which annotations repeat an earlier one: same image, category, crowd flag and box."""
+    readable = np.flatnonzero((table.image >= 0) & (table.category >= 0) & np.isfinite(table.boxes_xywh).all(1))
+    crowd = np.nan_to_num(table.iscrowd, nan=0.0) != 0
+    keys = np.column_stack([table.image, table.category, crowd, table.boxes_xywh + 0.0])[readable]
+    with np.errstate(over="ignore"):
+        mixed = np.zeros(len(keys), np.uint64)
+        for column in np.ascontiguousarray(keys.T).view(np.uint64):
+            mixed = (mixed ^ column) * np.uint64(0x9E3779B97F4A7C15)
+            mixed ^= mixed >> np.uint64(29)
+    order = np.argsort(mixed, kind="stable")  # equal rows become neighbours, the first of the file first
+    is_repeat = np.zeros(len(table), np.bool_)
+    same = (keys[order[1:]] == keys[order[:-1]]).all(1)
+    is_repeat[readable[order[1:][same]]] = True
+    return is_repeat
 
 
 def _check_areas(table: AnnotationTable, geometry: BoxGeometry, found: Collector) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from detronome.data.check.annotations import check_annotations
-from detronome.data.check.boxes import repeats_of
 from detronome.data.check.findings import Change, FixedFile
 from detronome.data.check.geometry import ROUNDING_PX, BoxGeometry, is_plausible_area
+from detronome.data.check.no_gc import without_collector
 from detronome.data.check.segments import measure_segments
-from detronome.data.check.table import encode_outline, table_of
+from detronome.data.check.table import encode_outline
 from detronome.data.coco.problems import (
     JsonObject,
     is_finite_number,
@@ -67,15 +67,17 @@ def fix_annotations(
         raise DataError(
             f"the annotation file cannot be read: {error.strerror or error}", where=str(annotation_file)
         ) from error
-    root = parse_json(content, annotation_file)
-    del content
-    changes = repair(root, annotation_file, assume_xyxy=assume_xyxy, unusable_images=unusable_images or {})
+    with without_collector():
+        root = parse_json(content, annotation_file)
+        del content
+        changes = repair(root, annotation_file, assume_xyxy=assume_xyxy, unusable_images=unusable_images or {})
     try:
         write_atomic(out, json.dumps(root))
     except OSError as error:
         raise ConfigError(f"the repaired file cannot be written: {error.strerror or error}", where=str(out)) from error
     except RecursionError as error:
         raise DataError("the annotation file is nested too deeply to be written", where=str(annotation_file)) from error
+    del root
     left = sum(finding.severity == "error" for finding in check_annotations(out).findings)
     return FixedFile(source=str(annotation_file), path=str(out), changes=tuple(changes), left=left)
 
@@ -97,9 +99,9 @@ def repair(
     work.convert_boxes(annotation_file, assume_xyxy)
     work.fill_boxes()
     work.clamp_boxes()
-    work.drop_repeated_annotations(annotation_file)
-    work.compute_areas()
     work.set_crowd_flags()
+    work.drop_repeated_annotations()
+    work.compute_areas()
     work.number_annotations()
     return work.changes()
 
@@ -175,7 +177,7 @@ class _Repair:
 
     def drop_dangling(self) -> None:
         for name, key in (("images", "image_id"), ("categories", "category_id")):
-            ids = {whole_number(record.get("id")) for record in self._list(name)} - {None}
+            ids = self._ids(name)
             self._drop_annotations(
                 f"removed annotations without {key}",
                 [annotation.get(key) is None for annotation in self._list("annotations")],
@@ -238,9 +240,16 @@ class _Repair:
         keep = geometry.is_solid & ~geometry.is_outside
         self._replace("annotations", [one for one, stays in zip(annotations, keep.tolist(), strict=True) if stays])
 
-    def drop_repeated_annotations(self, annotation_file: Path) -> None:
-        table, _ = table_of(self._root, annotation_file)
-        self._drop_annotations("removed repeated annotations", repeats_of(table).tolist())
+    def drop_repeated_annotations(self) -> None:
+        images, categories = self._ids("images"), self._ids("categories")
+        seen: set[tuple[object, ...]] = set()
+        is_repeat = []
+        for annotation in self._list("annotations"):
+            image_id, category_id = (whole_number(annotation.get(key)) for key in ("image_id", "category_id"))
+            key = (image_id, category_id, annotation["iscrowd"], *map(float, annotation["bbox"]))
+            is_repeat.append(key in seen and image_id in images and category_id in categories)
+            seen.add(key)
+        self._drop_annotations("removed repeated annotations", is_repeat)
 
     def compute_areas(self) -> None:
         annotations = self._list("annotations")
@@ -299,6 +308,10 @@ class _Repair:
     def _list(self, name: str) -> list[JsonObject]:
         entries = self._root.get(name)
         return entries if isinstance(entries, list) else []
+
+    def _ids(self, name: str) -> set[int]:
+        ids = (whole_number(record.get("id")) for record in self._list(name))
+        return {identity for identity in ids if identity is not None}
 
     def _replace(self, name: str, records: list[JsonObject]) -> None:
         if isinstance(self._root.get(name), list):

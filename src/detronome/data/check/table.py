@@ -9,10 +9,8 @@ Shape letters: `I` images, `K` categories, `A` annotations, all in the file's or
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +19,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from detronome.data.check.no_gc import without_collector
 from detronome.data.check.segments import Segments, measure_segments
 from detronome.data.coco.problems import Defect, JsonObject, examine, is_utf8, parse_json
 from detronome.errors import DataError
@@ -29,6 +28,7 @@ __all__ = ["AnnotationTable", "encode_outline", "read_table", "table_of"]
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+_Flag = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 _MISSING = msgspec.Raw(b"null")
 _NO_BOX = (math.nan,) * 4
 
@@ -46,7 +46,7 @@ class _Annotation(msgspec.Struct, gc=False):
     bbox: tuple[float, float, float, float]
     id: _Int64 | None = None
     area: float | None = None
-    iscrowd: int | bool | None = None
+    iscrowd: _Flag | bool | None = None
     segmentation: msgspec.Raw = _MISSING
 
 
@@ -111,7 +111,7 @@ def read_table(annotation_file: Path) -> tuple[AnnotationTable, list[Defect]]:
     Raises:
         DataError: the file cannot be read, or is not a JSON object.
     """
-    with _without_collector():
+    with without_collector():
         return _read(annotation_file)
 
 
@@ -152,18 +152,6 @@ def table_of(root: JsonObject, annotation_file: Path) -> tuple[AnnotationTable, 
         segmentations=[encode_outline(record.get("segmentation")) for record in records],
     )
     return table, examined.defects
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Keep the garbage collector from walking through millions of fresh lists, over and over, for nothing."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _first_of_each_id(records: Sequence[JsonObject]) -> Iterator[JsonObject]:

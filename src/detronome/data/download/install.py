@@ -19,7 +19,7 @@ from typing import Literal
 from detronome.data.download.catalog import Archive, NestedArchive, archive_urls
 from detronome.data.download.events import Listener, Noticed, Planned, Progressed, ignore
 from detronome.data.download.members import Limits
-from detronome.data.download.part_file import bytes_on_disk
+from detronome.data.download.part_file import bytes_on_disk, lock_exclusively
 from detronome.data.download.receipt import Receipt, Standing, look, read_receipt, write_receipt
 from detronome.data.download.transfer import TransferOptions, fetch, is_same_file
 from detronome.data.download.unpack import FileRecord, bytes_to_unpack, describe_names, unpack
@@ -89,20 +89,19 @@ def install(
             what it should, an archive is not safe. Run again, the work goes on where it stopped.
     """
     urls = {archive.part: archive_urls(archive, mirror) for archive in archives}
-    _require_folder(target)
-    jobs = [_look_at(target, archive, on_event) for archive in archives]
-    _require_unchanged(target, jobs)
-    _plan(target, [job for job in jobs if not job.is_done], keep_archives=keep_archives, on_event=on_event)
-    done: dict[str, InstalledPart] = {}
-    # The small ones first: they are of use while the large one is on its way.
-    for job in sorted(jobs, key=lambda job: job.archive.size_bytes):
-        with _folder_errors():
+    with _folder_errors(), _alone_in(target):
+        jobs = [_look_at(target, archive, on_event) for archive in archives]
+        _require_unchanged(target, jobs)
+        _plan(target, [job for job in jobs if not job.is_done], keep_archives=keep_archives, on_event=on_event)
+        done: dict[str, InstalledPart] = {}
+        # The small ones first: they are of use while the large one is on its way.
+        for job in sorted(jobs, key=lambda job: job.archive.size_bytes):
             received_bytes, num_files = 0, len(job.standing.good)
             if not job.is_done:
                 received_bytes = _fetch_archive(job, urls[job.archive.part], options or TransferOptions(), on_event)
                 num_files = _unpack_archive(target, job, on_event)
             _put_away(job.own_copy, target / job.archive.name, keep=keep_archives)
-        done[job.archive.part] = _summary(job, num_files, received_bytes)
+            done[job.archive.part] = _summary(job, num_files, received_bytes)
     return [done[archive.part] for archive in archives]
 
 
@@ -116,10 +115,16 @@ def _folder_errors() -> Iterator[None]:
         raise DataError(f"the data folder cannot be used: {error.strerror}", where=str(error.filename)) from error
 
 
-def _require_folder(target: Path) -> None:
-    with _folder_errors():
-        target.mkdir(parents=True, exist_ok=True)
-        (target / _WORK_DIR).mkdir(exist_ok=True)
+@contextmanager
+def _alone_in(target: Path) -> Iterator[None]:
+    """Make the folder, and keep other downloads out of it: two would unpack into each other's files."""
+    target.mkdir(parents=True, exist_ok=True)
+    (target / _WORK_DIR).mkdir(exist_ok=True)
+    with (target / _WORK_DIR / "lock").open("w") as lock:
+        if not lock_exclusively(lock.fileno()):
+            what = "another download into this folder is under way"
+            raise DataError(what, where=str(target), fix="wait until it has ended")
+        yield
 
 
 def _look_at(target: Path, archive: Archive, on_event: Listener) -> _Job:

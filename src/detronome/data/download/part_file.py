@@ -23,7 +23,7 @@ from detronome.data.download.byte_ranges import ByteRange, ByteRanges
 from detronome.errors import DataError
 from detronome.runtime.files import write_atomic
 
-__all__ = ["PartFile", "Validator", "bytes_on_disk", "sha256_with_progress"]
+__all__ = ["PartFile", "Validator", "bytes_on_disk", "lock_exclusively", "sha256_with_progress"]
 
 _VERSION = 1
 _BLOCK_BYTES = 4 * 2**20
@@ -83,7 +83,12 @@ class PartFile:
         except OSError as error:
             raise _disk_error(error, self._path) from error
         try:
-            self._lock_file()
+            if not lock_exclusively(self._descriptor):
+                raise DataError(
+                    "another process is downloading this file",
+                    where=str(self._path),
+                    fix="wait for it or stop it; what it has received is kept",
+                )
             journal = _read_journal(destination, size_bytes, sha256)
             if journal is None:
                 self._journal_path.unlink(missing_ok=True)
@@ -197,17 +202,6 @@ class PartFile:
         if descriptor is not None:
             os.close(descriptor)
 
-    def _lock_file(self) -> None:
-        assert self._descriptor is not None
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                "another process is downloading this file",
-                where=str(self._path),
-                fix="wait for it or stop it; what it has received is kept",
-            ) from error
-
     def _write_journal(self) -> None:
         with self._lock:
             self._is_dirty = False
@@ -228,6 +222,17 @@ class PartFile:
         except KeyboardInterrupt:
             self._is_dirty = True  # the checkpoint that ends the transfer does it again
             raise
+
+
+def lock_exclusively(descriptor: int) -> bool:
+    """Return False if another process holds the lock on a file; where the file system has no locks, go on without."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def bytes_on_disk(destination: Path, *, size_bytes: int, sha256: str) -> int:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import httpx2
@@ -35,6 +37,7 @@ __all__ = ["TransferOptions", "fetch", "is_same_file"]
 _MAX_RESTARTS = 3
 _MAX_WRONG_ANSWERS = 3
 _ATTEMPTS_TO_REACH = 3
+_MAX_BACKOFFS = 16
 _PROGRESS_INTERVAL_S = 0.1
 _SAME_NOTICE_INTERVAL_S = 10.0
 _JOIN_S = 1.0
@@ -207,7 +210,7 @@ class _Patience:
         self._bytes_seen = gained_bytes
         self.failures += 1
         self.wrong_answers += isinstance(fault, WrongAnswerError)
-        self.backoffs += 1
+        self.backoffs = min(self.backoffs + 1, _MAX_BACKOFFS)
 
 
 class _Transfer:
@@ -306,8 +309,6 @@ class _Transfer:
             if now - self._told_at.get(text, -math.inf) >= _SAME_NOTICE_INTERVAL_S:
                 self._told_at[text] = now
                 self._on_event(Noticed(name=self._name, text=text))
-
-    # ---- what the receiving threads do
 
     def _work(self) -> None:
         patience = _Patience()
@@ -410,7 +411,7 @@ class _Transfer:
         if self._restarts > _MAX_RESTARTS:
             raise RefusedError(
                 "the file on the server changed again and again during the transfer",
-                fix="try later, with --connections 1, or use a mirror",
+                fix="try later, with one connection, or use a mirror",
             )
         self._notices.append("the file on the server has changed: the transfer starts anew")
         self._generation += 1
@@ -475,8 +476,15 @@ class _Transfer:
             self._lock.notify_all()
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    """Loading the certificates takes longer than a small file."""
+    return httpx2.create_ssl_context()
+
+
 def _new_client(options: TransferOptions) -> httpx2.Client:
     return httpx2.Client(
+        verify=_tls(),
         timeout=httpx2.Timeout(options.stall_timeout_s, connect=options.connect_timeout_s, pool=None),
         limits=httpx2.Limits(max_connections=options.connections + 1),
         follow_redirects=True,
@@ -488,7 +496,7 @@ def _translate(error: httpx2.HTTPError, options: TransferOptions) -> Exception:
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
         return TransferError(f"the server cannot be reached ({error or 'no answer'})")
     if isinstance(error, httpx2.TimeoutException):
-        return TransferError(f"nothing came for {options.stall_timeout_s:.0f} s")
+        return TransferError(f"nothing came for {options.stall_timeout_s:g} s")
     if isinstance(error, httpx2.TooManyRedirects):
         return RefusedError("the server redirects without end", fix="check the address, or use a mirror")
     if isinstance(error, httpx2.UnsupportedProtocol):

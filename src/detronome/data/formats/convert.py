@@ -17,6 +17,7 @@ from typing import Any, Literal
 from detronome.data.coco.layout import ROBOFLOW_FILE
 from detronome.data.coco.read import read_annotations
 from detronome.data.formats.document import Record, SplitDocument, check_file_names, to_json_bytes
+from detronome.data.formats.images import is_file
 from detronome.data.formats.publish import ImagePlacement, place_image, published_folder
 from detronome.data.formats.read import read_documents
 from detronome.data.formats.unsaid import unsaid
@@ -180,7 +181,7 @@ def _check_images(documents: Sequence[SplitDocument], images: ImagePlacement) ->
         str(split.images_dir / image["file_name"])
         for split in documents
         for image in split.document["images"]
-        if not (split.images_dir / image["file_name"]).is_file()
+        if not is_file(split.images_dir / image["file_name"])
     ]
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""

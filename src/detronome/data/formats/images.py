@@ -19,7 +19,16 @@ from PIL import Image
 
 from detronome.data.formats.problems import LabelProblems
 
-__all__ = ["IMAGE_SUFFIXES", "ImageHeader", "is_image_name", "list_images", "read_headers", "to_stored", "to_upright"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ImageHeader",
+    "is_file",
+    "is_image_name",
+    "list_images",
+    "read_headers",
+    "to_stored",
+    "to_upright",
+]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".mpo", ".avif"})
 _ORIENTATION_TAG = 0x0112
@@ -49,6 +58,14 @@ def is_image_name(name: str) -> bool:
     """Return whether a file name ends as one of the image formats does."""
     path = PurePosixPath(name)
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a file; False for names that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def list_images(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detronome.data.formats.document import Record, SplitDocument
-from detronome.data.formats.images import ImageHeader, read_headers
+from detronome.data.formats.images import ImageHeader, is_file, read_headers
 from detronome.data.formats.labels import Frame, LabelCodec, LabelFile, LabelFolder, LabelledImage
 from detronome.data.formats.problems import LabelProblems
 from detronome.data.formats.sidecar import ReadImage, read_sidecar, restore
@@ -43,16 +43,17 @@ def read_documents(folder: LabelFolder, *, keep_text: bool, voc_one_based: bool 
     sidecar = read_sidecar(folder.root, folder.layout)
     codec = folder.codec(voc_one_based=voc_one_based or (sidecar is not None and sidecar.voc_one_based))
     splits = [folder.read_split(name) for name in folder.split_names()]
-    images = {image.image_file: image for split in splits for image in split.images}
-    headers = read_headers([file for file in images if file.exists()], problems)
-    labels = {file: _read(image, headers.get(file), codec, problems) for file, image in images.items()}
+    images = dict.fromkeys(image for split in splits for image in split.images)
+    files = dict.fromkeys(image.image_file for image in images)
+    headers = read_headers([file for file in files if is_file(file)], problems)
+    labels = {image: _read(image, headers.get(image.image_file), codec, problems) for image in images}
     problems.raise_if_any()
 
     used = {item.label for read in labels.values() for item in read.file.objects}
     categories = folder.categories(used)
     documents = []
     for split in splits:
-        read = [_read_image(i, image, labels[image.image_file], categories) for i, image in enumerate(split.images, 1)]
+        read = [_read_image(i, image, labels[image], categories) for i, image in enumerate(split.images, 1)]
         kept = sidecar.splits.get(split.name) if sidecar else None
         if kept is None:
             documents.append(SplitDocument(split.name, _document(read, categories), split.images_dir, str(folder.root)))
@@ -74,7 +75,7 @@ def _read(image: LabelledImage, header: ImageHeader | None, codec: LabelCodec, p
         size_hw = file.size_hw
     else:
         size_hw = shown_hw
-        if header is None and not image.image_file.exists():
+        if header is None and not is_file(image.image_file):
             fix = "put the image files there, or remove them from the lists and label files"
             problems.add("images are missing and their size is not known", image.image_file, "", fix=fix)
     return _Labels(file, _decoded(content), header, size_hw)

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from detronome.data.formats.document import Record
-from detronome.data.formats.images import is_image_name, list_images
+from detronome.data.formats.images import is_file, is_image_name, list_images
 from detronome.data.formats.label_map import LABEL_MAP_NAME, read_label_map
 from detronome.data.formats.labels import LabelCodec, LabelFolder, LabelledImage, LabelSplit, is_split_name
 from detronome.data.formats.problems import LabelProblems
@@ -99,7 +99,7 @@ class VocFolder(LabelFolder):
         images = []
         for stem in dict.fromkeys(_list_xml(root.labels_dir) if stems is None else stems):
             label_file = root.labels_dir / f"{stem}.xml"
-            if label_file.is_file():
+            if is_file(label_file):
                 file_name = _image_name(stem, label_file, available)
                 images.append(LabelledImage(root.images_dir / file_name, file_name, label_file))
             else:
@@ -117,7 +117,7 @@ class VocFolder(LabelFolder):
                 found[root.only_split] = (root, None)
             for name, file in root.lists.items():
                 stems = [_stem(root.labels_dir, entry) for entry in _lines(file)]
-                if any((root.labels_dir / f"{stem}.xml").is_file() for stem in stems):
+                if any(is_file(root.labels_dir / f"{stem}.xml") for stem in stems):
                     found[name] = (root, stems)
         return found
 
@@ -178,7 +178,7 @@ def _lines(file: Path) -> list[str]:
 
 def _stem(labels_dir: Path, entry: str) -> str:
     """Return the name of an annotation file, without its ending, from a line of a list: with or without an ending."""
-    is_plain = (labels_dir / f"{entry}.xml").is_file() or not (is_image_name(entry) or _is_xml_name(entry))
+    is_plain = is_file(labels_dir / f"{entry}.xml") or not (is_image_name(entry) or _is_xml_name(entry))
     return entry if is_plain else str(PurePosixPath(entry).with_suffix(""))
 
 

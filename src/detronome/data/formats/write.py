@@ -15,7 +15,7 @@ from detronome.data.formats.document import (
     annotations_by_image,
     to_json_bytes,
 )
-from detronome.data.formats.images import is_image_name, read_headers
+from detronome.data.formats.images import is_file, is_image_name, read_headers
 from detronome.data.formats.label_map import LABEL_MAP_NAME, label_map_text
 from detronome.data.formats.labels import LabelCodec, LabelLayout, frame_of, label_text
 from detronome.data.formats.problems import LabelProblems
@@ -147,7 +147,7 @@ def _write_split(
 ) -> None:
     problems = LabelProblems(document.images_dir)
     files = {image["file_name"]: document.images_dir / image["file_name"] for image in document.document["images"]}
-    needed = [file for file in files.values() if file.exists()] if target.codec.is_upright else []
+    needed = [file for file in files.values() if is_file(file)] if target.codec.is_upright else []
     headers = read_headers(needed, problems)
     problems.raise_if_any()
     (folder / split.images_dir).mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from detronome.data.formats.document import Record
-from detronome.data.formats.images import is_image_name, list_images
+from detronome.data.formats.images import is_file, is_image_name, list_images
 from detronome.data.formats.labels import LabelCodec, LabelFolder, LabelledImage, LabelSplit, is_split_name
 from detronome.data.formats.problems import LabelProblems
 from detronome.data.formats.yolo_lines import YoloCodec
@@ -84,17 +84,26 @@ class YoloFolder(LabelFolder):
         for source in sources:
             if source.is_dir():
                 yield from (source / name for name in list_images(source))
+            else:
+                yield from self._listed_files(source, problems)
+
+    def _listed_files(self, source: Path, problems: LabelProblems) -> Iterator[Path]:
+        try:
+            text = source.read_text("utf-8-sig", errors="replace")
+        except OSError as error:
+            fix = "check its permissions"
+            problems.add("lists of images cannot be read", source, error.strerror or str(error), fix=fix)
+            return
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
                 continue
-            for number, line in enumerate(source.read_text("utf-8-sig", errors="replace").split("\n"), 1):
-                if not line.strip():
-                    continue
-                candidates = [_joined(base, line.strip()) for base in (source.parent, *self.bases)]
-                found = next((file for file in candidates if file.is_file()), None)
-                if found is not None:
-                    yield found
-                else:
-                    fix = "write the paths relative to the list, or copy the images there"
-                    problems.add("lists name images that are not there", source, line.strip(), fix=fix, line=number)
+            candidates = (_joined(base, line.strip()) for base in (source.parent, *self.bases))
+            found = next((file for file in candidates if is_file(file)), None)
+            if found is not None:
+                yield found
+            else:
+                fix = "write the paths relative to the list, or copy the images there"
+                problems.add("lists name images that are not there", source, line.strip()[:200], fix=fix, line=number)
 
     def _images_dir(self, sources: Sequence[Path], files: Sequence[Path]) -> Path:
         if all(source.is_dir() for source in sources):
@@ -243,7 +252,7 @@ def _resolve(text: str, bases: Sequence[Path]) -> Path | None:
     for candidate in (text, text.removeprefix("../")):
         for base in bases:
             path = _joined(base, candidate)
-            if path.is_file() or _has_images(path):
+            if is_file(path) or _has_images(path):
                 return path
     return None
 

@@ -120,7 +120,8 @@ def test_all_parts_arrive_in_the_layout_that_training_reads(tmp_path: Path, serv
     ]
     assert sum(part.received_bytes for part in done) == sum(map(len, SERVED.values()))
     assert find_split(tmp_path, "val").images_dir == tmp_path / "val2017"
-    assert sorted(path.suffix for path in (tmp_path / ".detronome").iterdir()) == [".json"] * 4
+    own = ["annotations.json", "lock", "panoptic.json", "train.json", "val.json"]
+    assert sorted(path.name for path in (tmp_path / ".detronome").iterdir()) == own
     assert isinstance(heard[0], Planned) and heard[0].sizes_bytes == {
         Path(path).name: len(content) for path, content in SERVED.items()
     }
@@ -256,6 +257,15 @@ def test_a_mirror_that_is_no_address_is_told(tmp_path: Path, mirror: str) -> Non
     with pytest.raises(ConfigError, match="not an address of a server"):
         install(tmp_path / "data", [ARCHIVES["val"]], mirror=mirror)
     assert not (tmp_path / "data").exists()
+
+
+def test_two_downloads_do_not_share_a_folder(tmp_path: Path, server: FaultyServer) -> None:
+    def again(event: DownloadEvent) -> None:
+        install(tmp_path, [])
+
+    with pytest.raises(DataError, match="another download into this folder"):
+        install(tmp_path, [ARCHIVES["val"]], mirror=server.base_url, on_event=again)
+    install(tmp_path, [])
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -201,6 +201,12 @@ def test_another_file_on_the_server_is_told_from_damage_on_the_way(tmp_path: Pat
         assert "each time another one" in fails(server, tmp_path)
 
 
+def test_a_server_whose_ranges_are_wrong_still_gives_the_whole_file(tmp_path: Path) -> None:
+    with serve() as server:
+        server.script = lambda number: Fault("off_by_one") if "Range" in server.requests[number][1] else None
+        assert get(server, tmp_path) == 2 * len(CONTENT)
+
+
 @pytest.mark.parametrize("options", [ONE, QUICK], ids=["one", "several"])
 def test_a_server_without_ranges_sends_the_whole_file(tmp_path: Path, options: TransferOptions) -> None:
     with serve(has_ranges=False) as server:
@@ -304,7 +310,7 @@ def test_a_full_disk_is_told_and_costs_nothing(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_connection_that_hardly_brings_anything_is_made_anew(tmp_path: Path) -> None:
-    options = replace(ONE, min_bytes_per_s=1e6, stall_timeout_s=0.1, progress_bytes=100_000, max_attempts=3)
+    options = replace(ONE, min_bytes_per_s=1e6, stall_timeout_s=0.4, progress_bytes=100_000, max_attempts=3)
     with serve() as server:
         server.bytes_per_s = 20_000
         assert "bytes came in 0." in fails(server, tmp_path, options=options)

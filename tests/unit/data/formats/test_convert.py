@@ -1,4 +1,4 @@
-"""Conversions lose nothing on the way there and back, say what only the sidecar holds, and leave no half of a folder."""
+"""Conversions lose nothing there and back, say what only the sidecar holds, and leave no half of a folder."""
 
 from __future__ import annotations
 

@@ -114,6 +114,22 @@ def test_the_image_may_be_named_in_the_file(tmp_path: Path, put_image: Put, put_
     assert names_of(read(tmp_path)["train"]) == ["photo.png", "b.png"]
 
 
+def test_two_files_may_name_one_image(tmp_path: Path, put_image: Put, put_text: Put) -> None:
+    put_image(tmp_path / "JPEGImages/photo.png")
+    put_text(tmp_path / "Annotations/a.xml", xml("cat", filename="photo.png"))
+    put_text(tmp_path / "Annotations/b.xml", xml("dog", "dog", filename="photo.png"))
+    document = read(tmp_path)["train"]
+    assert names_of(document) == ["photo.png", "photo.png"]
+    assert [annotation["image_id"] for annotation in document["annotations"]] == [1, 2, 2]
+
+
+def test_lists_with_impossible_names_are_told(tmp_path: Path, put_text: Put) -> None:
+    put_text(tmp_path / "Annotations/a.xml", xml("cat"))
+    put_text(tmp_path / "ImageSets/Main/train.txt", f"a\n{'x' * 5000}\n")
+    with pytest.raises(DataError, match="annotation files are missing"):
+        read(tmp_path)
+
+
 def test_a_size_that_is_not_the_images_is_replaced_and_noted(tmp_path: Path, put_image: Put, put_text: Put) -> None:
     put_image(tmp_path / "JPEGImages/a.jpg", 40, 20)
     put_text(tmp_path / "Annotations/a.xml", xml("cat", size=(80, 20)))
