@@ -10,29 +10,23 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from detronome.data.buckets import Bucket, bucket_of
-from detronome.data.collate import PackedBatch, Sample, pack
+from detronome.data.collate import PackedBatch
 from detronome.data.dataset import DetectionDataset
-from detronome.data.quarantine import BadImage, BadImagePolicy, Quarantine
-from detronome.data.raw_batch import RawBatch, RawSample, pack_raw
+from detronome.data.quarantine import BadImagePolicy, Quarantine
+from detronome.data.raw_batch import RawBatch
 from detronome.data.sampler import EpochOrder, StepSampler
-from detronome.errors import DataError, DetronomeError, Problem, TrainingError
-from detronome.runtime.seeding import generator
+from detronome.data.step_dataset import Failure, Keys, PackedStep, StepDataset
+from detronome.errors import DataError, TrainingError
 from detronome.types import Batch, EffectiveBatch
 
-__all__ = ["BatchLoader", "BatchStream", "LoaderMeter", "PackedStep", "eval_batches", "train_batches"]
-
-_Key = tuple[int, int]
-"""(epoch, index of the image)."""
-_Keys = list[_Key]
-_REPLACEMENT_TRIES = 20
+__all__ = ["BatchLoader", "BatchStream", "LoaderMeter", "eval_batches", "train_batches"]
 
 
 def train_batches(
@@ -77,7 +71,7 @@ def train_batches(
         num_images=len(dataset),
         global_batch_size=global_batch_size,
     )
-    steps = _StepDataset(dataset, buckets, on_bad_image, seed=seed, is_training=True, is_raw=augment_on is not None)
+    steps = StepDataset(dataset, buckets, on_bad_image, seed=seed, is_training=True, is_raw=augment_on is not None)
     loader = BatchLoader(steps, sampler, workers, prefetch, pin_memory, quarantine, augment_on, keep_workers=False)
     return iter(loader)
 
@@ -108,7 +102,7 @@ def eval_batches(
         for indices in groups.values()
         for start in range(0, len(indices), batch_size)
     ]
-    steps = _StepDataset(dataset, buckets, "stop" if on_bad_image == "stop" else "skip")
+    steps = StepDataset(dataset, buckets, "stop" if on_bad_image == "stop" else "skip")
     return BatchLoader(steps, batches, workers, prefetch, pin_memory, quarantine, None, keep_workers=True)
 
 
@@ -117,8 +111,8 @@ class BatchLoader:
 
     def __init__(
         self,
-        steps: _StepDataset,
-        keys: Sampler[_Keys] | Sequence[_Keys],
+        steps: StepDataset,
+        keys: Sampler[Keys] | Sequence[Keys],
         workers: int,
         prefetch: int,
         pin_memory: bool,
@@ -130,7 +124,7 @@ class BatchLoader:
         self._num_batches = len(keys)  # type: ignore[arg-type]
         self._quarantine = quarantine
         self._augment_on = augment_on
-        self._loader: DataLoader[PackedStep | _Failure] = DataLoader(
+        self._loader: DataLoader[PackedStep | Failure] = DataLoader(
             steps,
             sampler=keys,
             batch_size=None,
@@ -172,7 +166,7 @@ class BatchStream(Iterator[EffectiveBatch]):
 
     def __init__(
         self,
-        loader: DataLoader[PackedStep | _Failure],
+        loader: DataLoader[PackedStep | Failure],
         quarantine: Quarantine | None,
         augment_on: torch.device | None,
     ) -> None:
@@ -181,7 +175,7 @@ class BatchStream(Iterator[EffectiveBatch]):
         self._augment_on = augment_on
         self.meter = LoaderMeter()
         handler = signal.getsignal(signal.SIGCHLD)
-        self._items: Iterator[PackedStep | _Failure] | None = iter(loader)
+        self._items: Iterator[PackedStep | Failure] | None = iter(loader)
         if signal.getsignal(signal.SIGCHLD) is not handler:
             # Torch has installed a handler that raises wherever the program is when a worker dies, perhaps in the
             # middle of an update. Waiting for a batch notices it too.
@@ -224,7 +218,7 @@ class BatchStream(Iterator[EffectiveBatch]):
                 where=f"{error}".partition("\n")[0],
                 fix="lower data.workers or data.prefetch, or give the container more shared memory (--shm-size)",
             ) from error
-        if isinstance(item, _Failure):
+        if isinstance(item, Failure):
             self._abort()
             raise item.to_error()
         self.meter.add(item)
@@ -279,116 +273,7 @@ class LoaderMeter:
         self.num_batches += 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackedStep:
-    """All that a worker sends for one step."""
-
-    parts: tuple[PackedBatch | RawBatch | Batch, ...]
-    bad_images: tuple[BadImage, ...]
-    stage_s: dict[str, float]
-
-    def pin_memory(self) -> PackedStep:
-        """Return the step in page-locked memory; torch's loader calls this by name, in a thread of its own."""
-        parts = (part.unpack() if isinstance(part, PackedBatch) else part for part in self.parts)
-        return replace(self, parts=tuple(part.pin_memory() for part in parts))
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """An error on its way out of a worker. Torch would send the type and a printed traceback, and lose the rest."""
-
-    kind: type[DetronomeError]
-    problems: tuple[Problem, ...]
-
-    def to_error(self) -> DetronomeError:
-        error = self.kind.__new__(self.kind)
-        # Not through the subclass: its constructor may ask for what went into the text.
-        DetronomeError.__init__(error, self.problems)
-        return error
-
-
-class _StepDataset(Dataset["PackedStep | _Failure"]):
-    """Whole batches by their list of (epoch, index).
-
-    Args:
-        dataset: the images.
-        buckets: padded shapes.
-        on_bad_image: what to do with an image that cannot be used.
-        seed: of the replacements.
-        is_training: a batch is never left without any image.
-        is_raw: only decode, and leave the rest to the main process.
-    """
-
-    def __init__(
-        self,
-        dataset: DetectionDataset,
-        buckets: tuple[Bucket, ...],
-        on_bad_image: BadImagePolicy,
-        *,
-        seed: int = 0,
-        is_training: bool = False,
-        is_raw: bool = False,
-    ) -> None:
-        self._dataset = dataset
-        self._buckets = buckets
-        self._on_bad_image = on_bad_image
-        self._seed = seed
-        self._is_training = is_training
-        self._is_raw = is_raw
-
-    def __getitem__(self, keys: _Keys) -> PackedStep | _Failure:
-        clock = self._dataset.clock
-        clock.seconds.clear()
-        samples: list[Any] = []
-        bad_images: list[BadImage] = []
-        problems: list[Problem] = []
-        for key in keys:
-            try:
-                samples.append(self._read(key))
-            except DataError as error:
-                # A training step is never left without any image.
-                is_last_hope = self._is_training and len(bad_images) == len(keys) - 1
-                replacement = self._replacement(key) if self._on_bad_image == "replace" or is_last_hope else None
-                samples += [] if replacement is None else [self._read(replacement)]
-                bad_images.append(self._bad_image(key, error, replacement))
-                problems += error.problems
-            except DetronomeError as error:
-                return _Failure(type(error), error.problems)
-        if problems and (self._on_bad_image == "stop" or (self._is_training and not samples)):
-            return _Failure(DataError, tuple(problems))
-        with clock.stage("collate"):
-            parts = (pack_raw if self._is_raw else pack)(samples, self._buckets)
-        return PackedStep(parts=parts, bad_images=tuple(bad_images), stage_s=dict(clock.seconds))
-
-    def _read(self, key: _Key) -> Sample | RawSample:
-        return self._dataset.raw(key) if self._is_raw else self._dataset[key]
-
-    def _replacement(self, key: _Key) -> _Key | None:
-        """Return another image of the split, chosen by (seed, epoch, index) alone; None when it would take too long."""
-        epoch, i = key
-        rng = generator("replacement", self._seed, epoch, i)
-        for other in rng.integers(len(self._dataset), size=_REPLACEMENT_TRIES).tolist():
-            try:
-                self._read((epoch, other))
-            except DataError:
-                continue
-            return epoch, other
-        return None
-
-    def _bad_image(self, key: _Key, error: DataError, replacement: _Key | None) -> BadImage:
-        _, i = key
-        problem = error.problems[0]
-        action = f"replaced by image id {self._dataset.image_id(replacement[1])}" if replacement else "left out"
-        return BadImage(
-            image_id=self._dataset.image_id(i),
-            where=self._dataset.where(i),
-            what=problem.what,
-            fix=problem.fix,
-            action=action,
-        )
-
-
-def _end_workers(loader: DataLoader[PackedStep | _Failure], items: object) -> None:
+def _end_workers(loader: DataLoader[PackedStep | Failure], items: object) -> None:
     """End the workers now. Torch does so when its iterator is deleted, but an error's traceback keeps that alive."""
     shut_down = getattr(items, "_shutdown_workers", None)
     if shut_down is not None:

@@ -17,9 +17,10 @@ from detronome.config.schema import AugmentConfig
 from detronome.data.buckets import bucket_of
 from detronome.data.build import augment_policy, open_split
 from detronome.data.dataset import DetectionDataset
-from detronome.data.loader import BatchStream, _Failure, _tells_of_a_dead_worker, eval_batches, train_batches
+from detronome.data.loader import BatchStream, _tells_of_a_dead_worker, eval_batches, train_batches
 from detronome.data.quarantine import Quarantine
 from detronome.data.sampler import epoch_order
+from detronome.data.step_dataset import Failure
 from detronome.data.store.pixels import PixelReader
 from detronome.errors import DataError, MissingExtraError, TrainingError
 from detronome.types import EffectiveBatch
@@ -132,7 +133,7 @@ def test_all_bad_images_of_a_batch_reach_the_user(folder: Path, workers: int) ->
 
 def test_errors_with_other_constructors_keep_kind_and_text() -> None:
     original = MissingExtraError("skimage", extra="demo", needed_for="the demo")
-    copy = _Failure(type(original), original.problems).to_error()
+    copy = Failure(type(original), original.problems).to_error()
     assert type(copy) is MissingExtraError
     assert (str(copy), copy.problems) == (str(original), original.problems)
 

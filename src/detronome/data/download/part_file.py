@@ -83,7 +83,9 @@ class PartFile:
         except OSError as error:
             raise _disk_error(error, self._path) from error
         try:
-            if not lock_exclusively(self._descriptor):
+            # A file that was published between opening and locking has another name by now.
+            is_ours = lock_exclusively(self._descriptor) and self._path.exists()
+            if not (is_ours and os.path.samestat(os.fstat(self._descriptor), self._path.stat())):
                 raise DataError(
                     "another process is downloading this file",
                     where=str(self._path),

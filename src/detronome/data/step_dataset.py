@@ -1,0 +1,134 @@
+"""One step's images, from the files to padded batches, in whichever process does it; and what becomes of bad ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from detronome.data.buckets import Bucket
+from detronome.data.collate import PackedBatch, Sample, pack
+from detronome.data.dataset import DetectionDataset
+from detronome.data.quarantine import BadImage, BadImagePolicy
+from detronome.data.raw_batch import RawBatch, RawSample, pack_raw
+from detronome.errors import DataError, DetronomeError, Problem
+from detronome.runtime.seeding import generator
+from detronome.types import Batch
+
+__all__ = ["Failure", "Key", "Keys", "PackedStep", "StepDataset"]
+
+Key = tuple[int, int]
+"""(epoch, index of the image)."""
+Keys = list[Key]
+"""The images of one step."""
+_REPLACEMENT_TRIES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedStep:
+    """All that a worker sends for one step."""
+
+    parts: tuple[PackedBatch | RawBatch | Batch, ...]
+    bad_images: tuple[BadImage, ...]
+    stage_s: dict[str, float]
+
+    def pin_memory(self) -> PackedStep:
+        """Return the step in page-locked memory; torch's loader calls this by name, in a thread of its own."""
+        parts = (part.unpack() if isinstance(part, PackedBatch) else part for part in self.parts)
+        return replace(self, parts=tuple(part.pin_memory() for part in parts))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error on its way out of a worker. Torch would send the type and a printed traceback, and lose the rest."""
+
+    kind: type[DetronomeError]
+    problems: tuple[Problem, ...]
+
+    def to_error(self) -> DetronomeError:
+        error = self.kind.__new__(self.kind)
+        # Not through the subclass: its constructor may ask for what went into the text.
+        DetronomeError.__init__(error, self.problems)
+        return error
+
+
+class StepDataset(Dataset["PackedStep | Failure"]):
+    """Whole batches by their list of (epoch, index).
+
+    Args:
+        dataset: the images.
+        buckets: padded shapes.
+        on_bad_image: what to do with an image that cannot be used.
+        seed: of the replacements.
+        is_training: a batch is never left without any image.
+        is_raw: only decode, and leave the rest to the main process.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        buckets: tuple[Bucket, ...],
+        on_bad_image: BadImagePolicy,
+        *,
+        seed: int = 0,
+        is_training: bool = False,
+        is_raw: bool = False,
+    ) -> None:
+        self._dataset = dataset
+        self._buckets = buckets
+        self._on_bad_image = on_bad_image
+        self._seed = seed
+        self._is_training = is_training
+        self._is_raw = is_raw
+
+    def __getitem__(self, keys: Keys) -> PackedStep | Failure:
+        clock = self._dataset.clock
+        clock.seconds.clear()
+        samples: list[Any] = []
+        bad_images: list[BadImage] = []
+        problems: list[Problem] = []
+        for key in keys:
+            try:
+                samples.append(self._read(key))
+            except DataError as error:
+                # A training step is never left without any image.
+                is_last_hope = self._is_training and len(bad_images) == len(keys) - 1
+                replacement = self._replacement(key) if self._on_bad_image == "replace" or is_last_hope else None
+                samples += [] if replacement is None else [self._read(replacement)]
+                bad_images.append(self._bad_image(key, error, replacement))
+                problems += error.problems
+            except DetronomeError as error:
+                return Failure(type(error), error.problems)
+        if problems and (self._on_bad_image == "stop" or (self._is_training and not samples)):
+            return Failure(DataError, tuple(problems))
+        with clock.stage("collate"):
+            parts = (pack_raw if self._is_raw else pack)(samples, self._buckets)
+        return PackedStep(parts=parts, bad_images=tuple(bad_images), stage_s=dict(clock.seconds))
+
+    def _read(self, key: Key) -> Sample | RawSample:
+        return self._dataset.raw(key) if self._is_raw else self._dataset[key]
+
+    def _replacement(self, key: Key) -> Key | None:
+        """Return another image of the split, chosen by (seed, epoch, index) alone; None when it would take too long."""
+        epoch, i = key
+        rng = generator("replacement", self._seed, epoch, i)
+        for other in rng.integers(len(self._dataset), size=_REPLACEMENT_TRIES).tolist():
+            try:
+                self._read((epoch, other))
+            except DataError:
+                continue
+            return epoch, other
+        return None
+
+    def _bad_image(self, key: Key, error: DataError, replacement: Key | None) -> BadImage:
+        _, i = key
+        problem = error.problems[0]
+        action = f"replaced by image id {self._dataset.image_id(replacement[1])}" if replacement else "left out"
+        return BadImage(
+            image_id=self._dataset.image_id(i),
+            where=self._dataset.where(i),
+            what=problem.what,
+            fix=problem.fix,
+            action=action,
+        )
