@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -41,7 +41,10 @@ def main() -> None:
     if options.measure:
         what, file = options.measure
         CONTENDERS[what](Path(file))
-        print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        # Not getrusage: its peak is that of the parent before this program was executed, where that was higher.
+        peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        assert peak is not None
+        print(1024 * int(peak[1]))
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "instances_train.json"

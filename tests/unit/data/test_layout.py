@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from detronome.data.layout import available_splits, find_split, recognise
@@ -229,6 +231,35 @@ def test_a_data_set_just_inside_or_just_outside_is_named(tmp_path: Path, layout:
         # Of a single VOC folder the one around it may be given too, as of VOCdevkit/VOC2007.
         named = tmp_path / ("outer" if layout == "voc" and wrong == tmp_path else "outer/data")
         assert f"there is one ({layout}) in {named}: give that folder" in caught.value.problems[0].what
+
+
+FILES = {
+    "yolo": ["data.yaml", "labels/train/a.txt", "images/train/a.png", "detronome.json"],
+    "voc": ["Annotations/train.xml", "ImageSets/Main/train.txt", "label_map.pbtxt", "classes.txt", "detronome.json"],
+}
+YAML = ["train: ", "names: ", "[", "]", "{0: a}", "\n", "- ", "&a *a", "../"]
+LINES = ["0 ", "0.5 ", "1e999 ", "nan ", "x" * 300, "\0", "\ud7ff", "é", "9" * 400, "item {", "id: 1", "name: 'a'", "}"]
+XML = ["<annotation>", "<object>", "<name>", "</name>", "<bndbox>", "<xmin>9</xmin>", "&amp;"]
+JSON = ['{"detronome_sidecar": 1, "layout": "yolo", "splits": {"train": ']
+PIECES = st.sampled_from([*YAML, *LINES, *XML, *JSON])
+CONTENTS = st.one_of(st.binary(max_size=40), st.lists(PIECES, max_size=12).map(lambda parts: "".join(parts).encode()))
+
+
+@pytest.mark.parametrize(("layout", "name"), [(layout, name) for layout in FILES for name in FILES[layout]])
+@settings(max_examples=30)
+@given(content=CONTENTS)
+@example(content=b"")
+def test_no_content_of_a_file_ends_in_anything_but_an_explanation(
+    tmp_path_factory: pytest.TempPathFactory, layout: str, name: str, content: bytes
+) -> None:
+    root = tmp_path_factory.mktemp("data")
+    MAKERS[layout](root)
+    (root / name).write_bytes(content)
+    for split in ("train", "val"):
+        try:
+            AnnotationIndex.open(find_split(root, split).annotation_file)
+        except DataError as error:
+            assert error.problems[0].where
 
 
 def test_real_data(shared_data: Path) -> None:

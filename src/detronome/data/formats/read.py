@@ -8,11 +8,14 @@ from pathlib import Path
 
 from detronome.data.formats.document import Record, SplitDocument
 from detronome.data.formats.images import ImageHeader, is_file, read_headers
-from detronome.data.formats.labels import Frame, LabelCodec, LabelFile, LabelFolder, LabelledImage
+from detronome.data.formats.labels import Frame, LabelCodec, LabelFile, LabelFolder, LabelledImage, LabelSplit
 from detronome.data.formats.problems import LabelProblems
 from detronome.data.formats.sidecar import ReadImage, read_sidecar, restore
 
 __all__ = ["read_documents"]
+
+_UNLABELLED_SPLIT = "test"
+"""Its labels are often kept secret."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ def read_documents(folder: LabelFolder, *, keep_text: bool, voc_one_based: bool 
     files = dict.fromkeys(image.image_file for image in images)
     headers = read_headers([file for file in files if is_file(file)], problems)
     labels = {image: _read(image, headers.get(image.image_file), codec, problems) for image in images}
+    for split in splits:
+        _check_split(split, folder, problems)
     problems.raise_if_any()
 
     used = {item.label for read in labels.values() for item in read.file.objects}
@@ -64,6 +69,17 @@ def read_documents(folder: LabelFolder, *, keep_text: bool, voc_one_based: bool 
             document = restore(read, kept, codec, names)
             documents.append(SplitDocument(kept.name, document, split.images_dir / kept.prefix, str(folder.root)))
     return documents
+
+
+def _check_split(split: LabelSplit, folder: LabelFolder, problems: LabelProblems) -> None:
+    """Refuse a split without images, or with images of which none has labels: it would train on empty background."""
+    if not split.images:
+        fix = "name the images in the list, or leave the split out"
+        problems.add("splits have no images", folder.root, f"split {split.name!r}", fix=fix)
+    elif split.name != _UNLABELLED_SPLIT and not any(is_file(image.label_file) for image in split.images):
+        fix = "put the label files there; an empty one says that an image has no objects"
+        detail = f"and none for the other images of {split.name!r} either"
+        problems.add("splits have no label files", split.images[0].label_file, detail, fix=fix)
 
 
 def _read(image: LabelledImage, header: ImageHeader | None, codec: LabelCodec, problems: LabelProblems) -> _Labels:

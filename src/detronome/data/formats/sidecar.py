@@ -23,12 +23,11 @@ from pathlib import Path
 
 from detronome.data.formats.document import Record, annotations_by_image
 from detronome.data.formats.images import ImageHeader
+from detronome.data.formats.label_text import frame_of, label_text
 from detronome.data.formats.labels import (
     LabelCodec,
     LabelLayout,
     LabelObject,
-    frame_of,
-    label_text,
 )
 from detronome.data.formats.problems import LabelProblems
 from detronome.errors import DataError

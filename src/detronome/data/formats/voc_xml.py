@@ -29,6 +29,7 @@ _ATTRIBUTES = {"pose": "Unspecified", "truncated": "0", "occluded": None, "diffi
 _ROUNDING_PX = 1e-6
 """A box without width may get this much less than none where coordinates are fractions."""
 _NOT_XML = re.compile(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_WHOLE = re.compile(r"[+-]?\d+")
 _BOX_FIX = "write xmin, ymin, xmax, ymax in pixels, with xmax and ymax not below xmin and ymin"
 
 
@@ -162,14 +163,12 @@ def _text(parent: Element, tag: str) -> str | None:
 
 def _number(text: str) -> int | float | None:
     try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
         value = float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    if not math.isfinite(value):
+        return None
+    return int(text) if _WHOLE.fullmatch(text) else value
 
 
 def _field(text: str) -> int | str:

@@ -17,7 +17,8 @@ from detronome.data.formats.document import (
 )
 from detronome.data.formats.images import is_file, is_image_name, read_headers
 from detronome.data.formats.label_map import LABEL_MAP_NAME, label_map_text
-from detronome.data.formats.labels import LabelCodec, LabelLayout, frame_of, label_text
+from detronome.data.formats.label_text import frame_of, label_text
+from detronome.data.formats.labels import LabelCodec, LabelLayout
 from detronome.data.formats.problems import LabelProblems
 from detronome.data.formats.publish import ImagePlacement, place_image
 from detronome.data.formats.sidecar import SIDECAR_NAME, KeptSplit, Sidecar, sidecar_record

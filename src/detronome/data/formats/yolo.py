@@ -132,7 +132,8 @@ def yolo_yaml(folders: Mapping[str, str], names: Sequence[str]) -> str:
         names: the classes by index.
     """
     content: dict[str, Any] = {**folders, "nc": len(names), "names": dict(enumerate(names))}
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=2**20)
+    is_readable = all(name.isprintable() for name in names)  # other characters YAML may take for line breaks
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=is_readable, width=2**20)
 
 
 def find_yolo(data_dir: Path) -> YoloFolder | None:

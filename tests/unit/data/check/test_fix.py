@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from detronome.data.check.annotations import check_annotations
 from detronome.data.check.findings import FixedFile
-from detronome.data.check.fix import fix_annotations, repair
+from detronome.data.check.fix import fix_annotations
+from detronome.data.check.repair import repair
 from detronome.data.coco.read import read_annotations
 from detronome.errors import ConfigError, DataError
 

@@ -84,6 +84,7 @@ def test_the_size(size: str, expected: tuple[int, int] | None) -> None:
         (one("<xmin>1</xmin><ymin>1</ymin><ymax>2</ymax>"), "cat: no xmax"),
         (one(corners(1, 1, "nan", 2)), "not finite"),
         (one(corners(1, 1, "two", 2)), "xmax two"),
+        (one(corners(1, 1, "9" * 400, 2)), "not finite"),
         (one(corners(5, 1, 2, 2)), "negative size"),
     ],
 )

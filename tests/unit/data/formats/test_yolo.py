@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml  # type: ignore[import-untyped, unused-ignore]
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from detronome.data.formats.document import SplitDocument
@@ -103,6 +103,7 @@ def test_several_folders_in_one_split(tmp_path: Path, put_image: Put, put_text: 
     put_text(tmp_path / "coco.yaml", "train: [images/a, images/b]\nnames: {0: cat}\n")
     put_image(tmp_path / "images/b/1.png")
     put_image(tmp_path / "images/a/1.png")
+    put_text(tmp_path / "labels/a/1.txt")
     (image, other) = read(tmp_path)["train"].document["images"]
     assert [image["file_name"], other["file_name"]] == ["a/1.png", "b/1.png"]
     assert found(tmp_path).read_split("train").images_dir == tmp_path / "images"
@@ -159,6 +160,26 @@ def test_all_splits_problems_are_told_at_once(tmp_path: Path, put_image: Put, pu
     assert "labels/val/a.txt:1" in text and "images/val/b.png" in text
 
 
+def test_a_split_without_any_label_file_is_refused_unless_it_is_the_test_split(
+    tmp_path: Path, put_image: Put, put_text: Put
+) -> None:
+    put_text(tmp_path / "data.yaml", "train: images/train\ntest: images/test\nnames: [cat]")
+    for name in ("train/a.png", "train/b.png", "test/a.png"):
+        put_image(tmp_path / "images" / name)
+    with pytest.raises(DataError, match="splits have no label files") as caught:
+        read(tmp_path)
+    assert caught.value.problems[0].where.startswith("labels/train/a.txt: and none")
+    put_text(tmp_path / "labels/train/b.txt")
+    assert len(read(tmp_path)["train"].document["images"]) == 2
+
+
+def test_an_empty_list_is_told(tmp_path: Path, put_text: Put) -> None:
+    put_text(tmp_path / "data.yaml", "train: train.txt\nnames: [cat]")
+    put_text(tmp_path / "train.txt", "\n")
+    with pytest.raises(DataError, match="splits have no images"):
+        read(tmp_path)
+
+
 def test_a_list_that_names_missing_images_is_told_with_lines(tmp_path: Path, put_image: Put, put_text: Put) -> None:
     put_text(tmp_path / "data.yaml", "train: train.txt\nnames: [cat]")
     put_text(tmp_path / "train.txt", f"images/a.png\nimages/b.png\n{'x' * 5000}\n")
@@ -181,6 +202,7 @@ def test_where_labels_lie(image: str, labels: str) -> None:
     assert label_path(Path(image)) == Path(labels)
 
 
+@example(names=["\x85", "\u2028", "\ufeff", "é", "no", "1", " a: b #"])
 @given(names=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=5))
 def test_any_names_are_read_as_they_were_written(names: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("yaml")
