@@ -19,7 +19,7 @@ from PIL import Image
 from detronome.config.schema import AugmentConfig
 from detronome.data.augment.cpu import apply_to_boxes, apply_to_image
 from detronome.data.augment.params import AugmentPolicy, draw
-from detronome.data.build import open_split
+from detronome.data.split import open_split
 from detronome.data.store.decode import decode_image
 from detronome.runtime.seeding import generator
 from harness import arguments, compare, report

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from detronome.data.build import open_split
+from detronome.data.split import open_split
 from detronome.data.store.decode import decode_image
 from harness import arguments, compare, report
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from detronome.config.schema import AugmentConfig
 from detronome.data.augment.params import AugmentPolicy
-from detronome.data.build import open_split
+from detronome.data.split import open_split
 from detronome.data.collate import collate
 from detronome.data.dataset import DetectionDataset
 from detronome.data.loader import train_batches
@@ -86,9 +86,7 @@ def main() -> None:
         case = f"{20 * len(exact)} photos, {options.workers} worker processes, with their start"
         cases[case] = compare(with_workers, repeats=3, warmup=0)
     for name, difference in differences.items():
-        print(
-            f"{name}: pixels differ from the reference by at most {difference['max']}, {difference['mean']:.4f} on average"
-        )
+        print(f"{name}: at most {difference['max']} levels from the reference, {difference['mean']:.4f} on average")
     for case, samples in cases.items():
         images = len(exact) * (20 if "worker" in case else 1)
         speeds = {name: images / np.median(values["wall_s"]) for name, values in samples.items()}
@@ -112,9 +110,9 @@ def pixel_difference(data: DetectionDataset, reference: ReferenceDataset) -> dic
 
 
 def our_pass(data: DetectionDataset, batch: int, workers: int) -> None:
-    steps = 20 * len(data) // batch
+    order, steps = epoch_order(0, len(data)), 20 * len(data) // batch
     with train_batches(
-        data, epoch_order(0, len(data)), seed=0, start_step=0, total_steps=steps, global_batch_size=batch, workers=workers
+        data, order, seed=0, start_step=0, total_steps=steps, global_batch_size=batch, workers=workers
     ) as batches:
         for _ in batches:
             pass

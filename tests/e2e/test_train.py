@@ -592,7 +592,7 @@ def test_bad_images_cost_no_run_and_a_resume_meets_them_alike(
             out=tmp_path / "c",
             settings={**settings, "data.bad_image_budget": 0.001, "train.epochs": 2},
         )
-    with pytest.raises(dt.DataError, match="train_03.png|train_17.png"):
+    with pytest.raises(dt.DataError, match=r"train_03\.png|train_17\.png"):
         dt.train(data, model="nano", epochs=1, out=tmp_path / "d", settings={**settings, "data.on_bad_image": "stop"})
 
 

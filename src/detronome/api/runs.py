@@ -13,9 +13,10 @@ from typing import Any, Literal
 from detronome.config.convert import apply_overrides, from_dict, read_toml, to_toml
 from detronome.config.presets import PRESETS, preset
 from detronome.config.schema import RunConfig
-from detronome.data.build import DataSplit, build_eval_batches, build_quarantine, open_split, resolve_workers
+from detronome.data.build import build_eval_batches, build_quarantine, resolve_workers
 from detronome.data.layout import available_splits
 from detronome.data.scenes import write_scenes
+from detronome.data.split import DataSplit, open_split
 from detronome.engine.build import build_trainer
 from detronome.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from detronome.engine.evaluator import evaluate as evaluate_model

@@ -4,82 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 
 from detronome.config.schema import AugmentConfig, RunConfig
 from detronome.data.augment.params import AugmentPolicy, draw, evaluation_params, largest_short_side
 from detronome.data.buckets import Bucket, choose_buckets, padding_waste, parse_buckets
 from detronome.data.dataset import DetectionDataset
-from detronome.data.layout import SplitFiles, find_split
 from detronome.data.loader import BatchLoader, BatchStream, eval_batches, train_batches
 from detronome.data.quarantine import Quarantine
 from detronome.data.sampler import epoch_order
+from detronome.data.split import DataSplit, label_map
 from detronome.data.store.cache import PixelCache, stored_size_hw
 from detronome.data.store.cache_folder import cache_folders
-from detronome.data.store.index import AnnotationIndex
 from detronome.data.store.pixels import PixelReader
-from detronome.data.store.shards.source import ShardSource, open_shards
-from detronome.data.store.source import FolderSource
-from detronome.errors import ConfigError, DataError, Problem
+from detronome.data.store.shards.source import ShardSource
+from detronome.errors import ConfigError, Problem
 from detronome.runtime.seeding import generator
 from detronome.types import Categories
 
 __all__ = [
-    "DataSplit",
     "augment_policy",
     "build_eval_batches",
     "build_quarantine",
     "build_train_batches",
-    "label_map",
-    "open_split",
     "padded_shapes",
     "resolve_buckets",
     "resolve_workers",
 ]
 
-_SHOWN = 10
 _MAX_AUTO_WORKERS = 8
 _SHARED_MEMORY = "/dev/shm"
 _NUM_BUCKETS = 6
 """On COCO's sizes 24 % of the pixels are padding then, against 51 % in batches of 16 padded to their largest image; and
 compilers give up after eight shapes."""
 _SAMPLED_SIZES = 2000
-_SHARD_CACHE_BYTES = 64 * 2**30
-
-
-@dataclass(frozen=True)
-class DataSplit:
-    """One split of a data set: where it lies, and its annotations."""
-
-    files: SplitFiles
-    index: AnnotationIndex
-    source: FolderSource | ShardSource
-    """The encoded images, by position in the index."""
-
-
-def open_split(data_dir: str | Path, split: str, *, shard_cache_bytes: int = _SHARD_CACHE_BYTES) -> DataSplit:
-    """Return a split whose annotation file is sound and whose image files are all there.
-
-    Args:
-        data_dir: the data folder, or the address of a sharded data set.
-        split: `train`, `val`, ...
-        shard_cache_bytes: most that local copies of remote shards may take.
-
-    Raises:
-        DataError: folder, split or images are missing, or the annotation file is not sound; all problems of the kind.
-    """
-    files = find_split(data_dir, split)
-    index = AnnotationIndex.open(files.annotation_file)
-    if files.shards is not None:
-        return DataSplit(files, index, open_shards(files, index, cache_bytes=shard_cache_bytes))
-    _check_image_files(files, index)
-    return DataSplit(files, index, FolderSource(index, files.images_dir))
 
 
 def build_train_batches(
@@ -201,39 +162,6 @@ def resolve_workers(config: RunConfig, device_type: str) -> tuple[int, str]:
     return workers, reason
 
 
-def label_map(split: DataSplit, categories: Categories) -> Int64[np.ndarray, " K"] | None:
-    """Return the model's label for each label of the data, matched by category id; None where they are the same.
-
-    Categories without any annotation may be unknown to the model (label -1).
-
-    Raises:
-        DataError: annotated categories that the model does not know, or the same ids with quite other names.
-    """
-    ours = split.index.categories
-    if ours == categories:
-        return None
-    label_of = {category_id: label for label, category_id in enumerate(categories.ids)}
-    used = split.index.used_labels()
-    unknown = [label for label in used if ours.ids[label] not in label_of]
-    where = str(split.files.annotation_file)
-    if unknown:
-        named = ", ".join(f"{ours.names[label]!r} (id {ours.ids[label]})" for label in unknown)
-        raise DataError(
-            f"the model does not know {len(unknown)} of the data's categories: {named}",
-            where=where,
-            fix="use data with the categories that the model was trained on, or train a model on this data",
-        )
-    pairs = [(ours.names[label], categories.names[label_of[ours.ids[label]]]) for label in used]
-    if pairs and all(data_name.strip().lower() != name.strip().lower() for data_name, name in pairs):
-        listed = ", ".join(f"{data_name!r} is {name!r}" for data_name, name in pairs[:_SHOWN])
-        raise DataError(
-            f"the data's category ids mean other things to the model: {listed}",
-            where=where,
-            fix="give the data the category ids of the model's classes, or train a model on this data",
-        )
-    return np.array([label_of.get(category_id, -1) for category_id in ours.ids], np.int64)
-
-
 def augment_policy(config: AugmentConfig) -> AugmentPolicy:
     """Return the augmentation that a configuration asks for.
 
@@ -302,36 +230,6 @@ def _positive(sizes: tuple[int, ...]) -> bool:
 
 def _ascending(bounds: tuple[float, float], low: float, high: float) -> bool:
     return low <= bounds[0] <= bounds[1] <= high
-
-
-def _check_image_files(files: SplitFiles, index: AnnotationIndex) -> None:
-    """Compare the file names with listings of their folders: one call a folder, not one a file."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for i in range(len(index)):
-        folder, name = os.path.split(index.image(i).file_name)
-        names[folder].append(name)
-    missing: list[str] = []
-    lowered: set[str] = set()
-    for folder, wanted in names.items():
-        try:
-            present = set(os.listdir(files.images_dir / folder))
-        except (OSError, ValueError):
-            present = set()
-        absent = [name for name in wanted if name not in present]
-        if absent:
-            lowered |= {name.lower() for name in present}
-            missing.extend(os.path.join(folder, name) for name in absent)
-    if not missing:
-        return
-    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-    fix = "copy the files there, or write annotations without them: detronome data check DATA --fix FILE"
-    if all(os.path.basename(name).lower() in lowered for name in missing):
-        fix = "the files are there, spelt with other capital letters: rename them"
-    raise DataError(
-        f"{len(missing)} of {len(index)} image files are missing: {', '.join(missing[:_SHOWN])}{more}",
-        where=f"{files.images_dir} (named by {files.annotation_file})",
-        fix=fix,
-    )
 
 
 def _batch_bytes(config: RunConfig) -> int:

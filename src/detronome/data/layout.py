@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -24,31 +23,18 @@ from detronome.data.formats.images import is_image_name
 from detronome.data.formats.labels import LabelFolder
 from detronome.data.formats.voc import find_voc
 from detronome.data.formats.yolo import find_yolo
+from detronome.data.split_files import SplitFiles, resolve_name
+from detronome.data.store.shards.find import find_shard_split, shard_splits
 from detronome.errors import DataError, nearest_name_hint
 
-__all__ = ["Layout", "SplitFiles", "available_splits", "find_label_folder", "find_split", "recognise", "resolve_name"]
+__all__ = ["Layout", "available_splits", "find_label_folder", "find_split", "recognise"]
 
 Layout = Literal["shards", "coco", "roboflow", "yolo", "voc"]
-_SYNONYMS = {"val": "valid", "valid": "val"}
 _LOOKED_INTO = 1000
 _EXPECTED = """\
 annotations/instances_{split}.json with images/ (COCO), {split}/_annotations.coco.json (Roboflow), \
 data.yaml or images/{split}/ with labels/{split}/ (YOLO), \
 Annotations/*.xml with JPEGImages/ or {split}/*.xml beside the images (Pascal VOC)"""
-
-
-@dataclass(frozen=True)
-class SplitFiles:
-    """Where one split lies on disk."""
-
-    annotation_file: Path
-    """COCO JSON; in the cache where the data folder has another layout."""
-    images_dir: Path
-    """What the file names in the annotation file are relative to."""
-    name: str
-    """The split's name on disk, e.g. `train2017` for the split asked for as `train`."""
-    shards: str | None = None
-    """Folder or address of the shards that hold the images, where they are not files in `images_dir`."""
 
 
 def recognise(data_dir: str | Path) -> Layout | None:
@@ -57,7 +43,7 @@ def recognise(data_dir: str | Path) -> Layout | None:
     Raises:
         DataError: the folder does not exist, or its description (data.yaml) cannot be read.
     """
-    if _shard_splits(data_dir):
+    if shard_splits(str(data_dir)):
         return "shards"
     folder = _folder(data_dir)
     files = coco_annotation_files(folder)
@@ -73,7 +59,7 @@ def available_splits(data_dir: str | Path) -> list[str]:
     Raises:
         DataError: the folder does not exist or cannot be read.
     """
-    sharded = _shard_splits(data_dir)
+    sharded = shard_splits(str(data_dir))
     if sharded:
         return sharded
     folder = _folder(data_dir)
@@ -96,7 +82,7 @@ def find_split(data_dir: str | Path, split: str) -> SplitFiles:
     Raises:
         DataError: the folder, the split or the split's image folder is missing, or label files have defects.
     """
-    if _shard_splits(data_dir):
+    if shard_splits(str(data_dir)):
         return _find_shard_split(data_dir, split)
     folder = _folder(data_dir)
     files = coco_annotation_files(folder)
@@ -130,28 +116,10 @@ def find_label_folder(data_dir: Path) -> LabelFolder | None:
         raise _unreadable(data_dir, error) from error
 
 
-def resolve_name(split: str, names: Sequence[str]) -> str | None:
-    """Return the split that is meant: of that name, of its synonym (val, valid), or of the latest year (val2017)."""
-    wanted = [split, _SYNONYMS.get(split, split)]
-    for name in wanted:
-        if name in names:
-            return name
-    dated = [name for name in names if any(re.fullmatch(re.escape(base) + r"\d{4}", name) for base in wanted)]
-    return max(dated, default=None)
-
-
-def _shard_splits(data_dir: str | Path) -> list[str]:
-    from detronome.data.store.shards.find import shard_splits  # shards know `SplitFiles`
-
-    return shard_splits(str(data_dir))
-
-
 def _find_shard_split(data_dir: str | Path, split: str) -> SplitFiles:
-    from detronome.data.store.shards.find import find_shard_split
-
     found = find_shard_split(str(data_dir), split)
     if found is None:
-        raise _split_error(data_dir, split, _shard_splits(data_dir), "")
+        raise _split_error(data_dir, split, shard_splits(str(data_dir)), "")
     return found
 
 

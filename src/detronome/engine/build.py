@@ -11,9 +11,10 @@ import torch
 
 from detronome.config.convert import to_dict
 from detronome.config.schema import DetrConfig, RunConfig, ScheduleConfig
-from detronome.data.build import DataSplit, build_eval_batches, build_quarantine, build_train_batches
+from detronome.data.build import build_eval_batches, build_quarantine, build_train_batches
 from detronome.data.prefetch import DeviceStream
 from detronome.data.sampler import steps_per_epoch
+from detronome.data.split import DataSplit
 from detronome.engine import schedule as schedules
 from detronome.engine.checkpoint import Checkpoint, CheckpointFolder
 from detronome.engine.early_stop import BestMetric

@@ -13,8 +13,9 @@ import torch
 
 from detronome.config.schema import RtDetrConfig, RunConfig
 from detronome.data.buckets import parse_buckets
-from detronome.data.build import DataSplit, augment_policy, resolve_buckets, resolve_workers
+from detronome.data.build import augment_policy, resolve_buckets, resolve_workers
 from detronome.data.sampler import steps_per_epoch
+from detronome.data.split import DataSplit
 from detronome.errors import ConfigError, Problem
 from detronome.runtime.device import resolve_device
 from detronome.runtime.precision import resolve_precision

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detronome.data.build import DataSplit
+from detronome.data.split import DataSplit
 from detronome.data.store.decode import decode_image
 from detronome.errors import DataError
 from detronome.report.pictures import draw_boxes, save_picture, side_by_side

@@ -12,14 +12,8 @@ import torch
 
 from detronome.config.schema import AugmentConfig, BatchConfig, DataConfig, RunConfig
 from detronome.data import build
-from detronome.data.build import (
-    augment_policy,
-    build_eval_batches,
-    build_train_batches,
-    label_map,
-    open_split,
-    resolve_workers,
-)
+from detronome.data.build import augment_policy, build_eval_batches, build_train_batches, resolve_workers
+from detronome.data.split import label_map, open_split
 from detronome.errors import ConfigError, DataError
 from detronome.types import Categories
 

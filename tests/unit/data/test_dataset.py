@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from detronome.config.schema import AugmentConfig
-from detronome.data.build import augment_policy, open_split
+from detronome.data.build import augment_policy
 from detronome.data.dataset import DetectionDataset
+from detronome.data.split import open_split
 from detronome.data.store.pixels import PixelReader
 from detronome.errors import DataError
 from detronome.ops.boxes import cxcywh_to_xyxy

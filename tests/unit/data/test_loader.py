@@ -15,11 +15,12 @@ import torch
 
 from detronome.config.schema import AugmentConfig
 from detronome.data.buckets import bucket_of
-from detronome.data.build import augment_policy, open_split
+from detronome.data.build import augment_policy
 from detronome.data.dataset import DetectionDataset
 from detronome.data.loader import BatchStream, _tells_of_a_dead_worker, eval_batches, train_batches
 from detronome.data.quarantine import Quarantine
 from detronome.data.sampler import epoch_order
+from detronome.data.split import open_split
 from detronome.data.step_dataset import Failure
 from detronome.data.store.pixels import PixelReader
 from detronome.errors import DataError, MissingExtraError, TrainingError

@@ -13,8 +13,9 @@ from PIL import Image
 
 from detronome.config.convert import apply_overrides
 from detronome.config.schema import AugmentConfig, BatchConfig, RunConfig
-from detronome.data.build import build_train_batches, open_split
+from detronome.data.build import build_train_batches
 from detronome.data.prefetch import DeviceStream
+from detronome.data.split import open_split
 from detronome.types import EffectiveBatch
 
 WriteCoco = Callable[..., Path]

@@ -18,7 +18,7 @@ from detronome.data.check.image_names import ImageFolder, names_in
 from detronome.data.check.image_verdict import Verdict, judge_image
 from detronome.data.check.manifest import compare_manifest
 from detronome.data.check.tally import Tally
-from detronome.data.layout import SplitFiles
+from detronome.data.split_files import SplitFiles
 from detronome.data.store.index import AnnotationIndex
 from detronome.errors import DataError
 

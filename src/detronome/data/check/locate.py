@@ -8,7 +8,8 @@ from pathlib import Path
 
 from detronome.data.check.findings import Finding
 from detronome.data.check.structure import unreadable_findings
-from detronome.data.layout import SplitFiles, available_splits, find_split
+from detronome.data.layout import available_splits, find_split
+from detronome.data.split_files import SplitFiles
 from detronome.errors import ConfigError, DataError
 
 __all__ = ["Located", "fix_targets", "locate"]

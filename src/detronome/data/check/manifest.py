@@ -11,7 +11,7 @@ from pathlib import Path
 
 from detronome.data.check.findings import Finding
 from detronome.data.check.tally import Kind, Tally
-from detronome.data.layout import SplitFiles
+from detronome.data.split_files import SplitFiles
 from detronome.data.store.index import AnnotationIndex
 from detronome.errors import DataError
 from detronome.runtime.files import sha256_of, write_atomic

@@ -22,7 +22,8 @@ from detronome.data.check.splits import check_splits
 from detronome.data.check.structure import unreadable_findings
 from detronome.data.check.table import AnnotationTable
 from detronome.data.check.unusable import HOPELESS, unusable_images
-from detronome.data.layout import SplitFiles, find_split
+from detronome.data.layout import find_split
+from detronome.data.split_files import SplitFiles
 from detronome.data.store.index import AnnotationIndex
 from detronome.errors import DataError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from detronome.data.check.image_cache import ImageCache
 from detronome.data.check.image_names import ImageFolder
 from detronome.data.check.image_verdict import judge_image
-from detronome.data.layout import SplitFiles
+from detronome.data.split_files import SplitFiles
 from detronome.data.store.index import AnnotationIndex
 
 __all__ = ["HOPELESS", "unusable_images"]

@@ -22,7 +22,8 @@ from detronome.data.formats.publish import ImagePlacement, place_image, publishe
 from detronome.data.formats.read import read_documents
 from detronome.data.formats.unsaid import unsaid
 from detronome.data.formats.write import LabelTarget, voc_target, write_labels, yolo_target
-from detronome.data.layout import Layout, available_splits, find_label_folder, find_split, recognise, resolve_name
+from detronome.data.layout import Layout, available_splits, find_label_folder, find_split, recognise
+from detronome.data.split_files import resolve_name
 from detronome.errors import ConfigError, DataError
 
 __all__ = ["Conversion", "ConvertedSplit", "TargetLayout", "convert"]

@@ -20,7 +20,8 @@ from detronome.data.check import image_verdict, images
 from detronome.data.check.findings import Finding
 from detronome.data.check.image_kinds import IMAGE_KINDS
 from detronome.data.check.images import check_images
-from detronome.data.layout import SplitFiles, find_split
+from detronome.data.layout import find_split
+from detronome.data.split_files import SplitFiles
 from detronome.data.store.index import AnnotationIndex
 from detronome.errors import DataError
 

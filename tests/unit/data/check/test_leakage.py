@@ -11,7 +11,8 @@ import pytest
 
 from detronome.data.check import leakage
 from detronome.data.check.leakage import check_leakage
-from detronome.data.layout import SplitFiles, available_splits, find_split
+from detronome.data.layout import available_splits, find_split
+from detronome.data.split_files import SplitFiles
 from detronome.data.store.index import AnnotationIndex
 
 Split = tuple[SplitFiles, AnnotationIndex]

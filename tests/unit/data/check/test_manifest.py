@@ -13,7 +13,7 @@ from PIL import Image
 
 from detronome.data.check.images import check_images
 from detronome.data.check.manifest import compare_manifest, write_manifest
-from detronome.data.layout import SplitFiles
+from detronome.data.split_files import SplitFiles
 from detronome.data.store.index import AnnotationIndex
 from detronome.errors import DataError
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detronome.data.build import open_split
 from detronome.data.formats import convert as module
 from detronome.data.formats.convert import TargetLayout, convert
 from detronome.data.layout import available_splits, find_split, recognise
+from detronome.data.split import open_split
 from detronome.data.store.decode import decode_image
 from detronome.data.store.index import AnnotationIndex
 from detronome.errors import ConfigError, DataError

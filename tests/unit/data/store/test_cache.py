@@ -421,7 +421,7 @@ def test_stored_size(size_hw: tuple[int, int], short: int, long: int | None) -> 
     assert min(stored_height, stored_width) <= max(short, 1) or (stored_height, stored_width) == size_hw
     # The aspect ratio is kept to within one pixel of the longer side.
     scale = min(stored_height, stored_width) / min(size_hw)
-    assert 0 <= max(size_hw) * scale - max(stored_height, stored_width) < 1
+    assert -1e-9 <= max(size_hw) * scale - max(stored_height, stored_width) < 1
     # Large enough: as large as asked for, or as large as the image is.
     if long is None:
         assert min(stored_height, stored_width) == min(short, *size_hw)

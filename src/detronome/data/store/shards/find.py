@@ -10,7 +10,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from detronome.data.layout import SplitFiles, resolve_name
+from detronome.data.split_files import SplitFiles, resolve_name
 from detronome.data.store.cache_folder import cache_folders
 from detronome.data.store.shards import cloud
 from detronome.data.store.shards.format import (

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int64
 
-from detronome.data.layout import SplitFiles
+from detronome.data.split_files import SplitFiles
 from detronome.data.store.cache import SourceStamp
 from detronome.data.store.index import AnnotationIndex
 from detronome.data.store.shards import cloud

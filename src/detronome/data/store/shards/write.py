@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from detronome.data.layout import SplitFiles, available_splits, find_split
+from detronome.data.layout import available_splits, find_split
+from detronome.data.split_files import SplitFiles
 from detronome.data.store.decode import read_image_file
 from detronome.data.store.index import AnnotationIndex
 from detronome.data.store.shards.find import shard_splits
