@@ -44,6 +44,7 @@ def check_data(
     queries: int = 100,
     fix: str | Path | None = None,
     assume_xyxy: bool | None = None,
+    manifest: str | Path | None = None,
     workers: int = 0,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> CheckReport:
@@ -57,13 +58,15 @@ def check_data(
         fix: write repaired annotations there: a new file for one split, or a folder that gets those of all.
         assume_xyxy: with `fix`, whether boxes are [left, top, right, bottom]; None where nobody said, and then a file
             whose boxes look so is not repaired.
+        manifest: folder with the SHA-256 of each split's image files: compared where there are, else written. Only they
+            show flipped bits that still decode.
         workers: processes that decode images; 0 for this one. They are spawned, so a script needs its
             `if __name__ == "__main__":`.
         on_progress: is told what is being looked at, how many of it are done, and how many there are.
 
     Raises:
         ConfigError: no query; or `fix` is one file for several splits, exists already, or cannot be written.
-        DataError: the folder, or a split that was asked for, does not exist.
+        DataError: the folder, or a split that was asked for, does not exist; or a manifest is none.
     """
     # Not at the top: it imports the image decoders, which most of the functions here do not need.
     from detronome.data.check.run import check
@@ -77,6 +80,7 @@ def check_data(
         queries=queries,
         fix=None if fix is None else Path(fix),
         assume_xyxy=assume_xyxy,
+        manifest=None if manifest is None else Path(manifest),
         workers=workers,
         on_progress=on_progress,
     )

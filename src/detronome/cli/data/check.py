@@ -27,6 +27,7 @@ def check(
     queries: int = 100,
     fix: Path | None = None,
     assume_xyxy: Annotated[bool | None, Parameter(negative="--assume-xywh")] = None,
+    manifest: Path | None = None,
     strict: Annotated[bool, Parameter(negative=())] = False,
     workers: int | None = None,
     json: Json = False,
@@ -50,6 +51,9 @@ def check(
         Write repaired annotations to this new file, or, for several splits, into this folder.
     assume_xyxy
         The boxes are [left, top, right, bottom]; --assume-xywh if they are as COCO has them, whatever they look like.
+    manifest
+        Folder of SHA-256 lists of the image files, one a split: compared where there is one, else written. They show
+        flipped bits that still decode.
     strict
         Exit with 1 for warnings too.
     workers
@@ -66,6 +70,7 @@ def check(
             queries=queries,
             fix=fix,
             assume_xyxy=assume_xyxy,
+            manifest=manifest,
             workers=len(os.sched_getaffinity(0)) if workers is None else workers,
             on_progress=progress,
         )

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from detronome.data.check.annotations import DEFAULT_QUERIES, check_annotations
@@ -17,6 +18,7 @@ from detronome.data.check.fix import fix_annotations
 from detronome.data.check.images import check_images
 from detronome.data.check.leakage import check_leakage
 from detronome.data.check.locate import Located, fix_targets, locate
+from detronome.data.check.manifest import write_manifest
 from detronome.data.check.panoptic import check_panoptic, find_panoptic
 from detronome.data.check.splits import check_splits
 from detronome.data.check.structure import unreadable_findings
@@ -41,6 +43,7 @@ def check(
     queries: int = DEFAULT_QUERIES,
     fix: Path | None = None,
     assume_xyxy: bool | None = None,
+    manifest: Path | None = None,
     workers: int = 0,
     on_progress: Progress | None = None,
 ) -> CheckReport:
@@ -53,19 +56,21 @@ def check(
         queries: how many objects the model to be trained finds in one image at most.
         fix: where to write repaired annotations: a new file for one split, or a folder that gets those of all.
         assume_xyxy: see `fix_annotations`.
+        manifest: folder with the SHA-256 of each split's image files in `<split>.sha256`: compared with the files where
+            there is one, written where there is none.
         workers: processes that decode images; 0 for this one.
         on_progress: is told how far it is.
 
     Raises:
         ConfigError: `fix` is one file for several splits, exists already, or cannot be written.
-        DataError: the folder, or a split that was asked for, does not exist.
+        DataError: the folder, or a split that was asked for, does not exist; or a manifest is none.
     """
     start = time.monotonic()
     located, findings = locate(data, splits, images=images)
     if not located and not find_panoptic(data):
         find_split(data, "train")  # says which layouts a data folder may have
     targets = fix_targets(data, located, fix) if fix is not None else {}
-    doctor = _Doctor(queries=queries, workers=workers, tell=on_progress or _silent, findings=findings)
+    doctor = _Doctor(queries, manifest, workers, on_progress or _silent, findings)
     fixed: list[FixedFile] = []
     with tempfile.TemporaryDirectory(prefix="detronome-check-") as scratch:
         for split in located:
@@ -91,6 +96,7 @@ class _Doctor:
     """What was looked at so far, and what was found."""
 
     queries: int
+    manifest: Path | None
     workers: int
     tell: Progress
     findings: list[Finding]
@@ -121,12 +127,20 @@ class _Doctor:
                 error, "images_not_checked", split.annotation_file, effect="its image files were not looked at"
             )
             return
-        what = f"images of {split.name}"
+        manifest = self.manifest / f"{split.name}.sha256" if self.manifest is not None else None
+        is_compared = manifest is not None and manifest.exists()
         found, counts = check_images(
-            split.files, index, workers=self.workers, on_progress=lambda done, total: self.tell(what, done, total)
+            split.files,
+            index,
+            workers=self.workers,
+            on_progress=partial(self.tell, f"images of {split.name}"),
+            manifest=manifest if is_compared else None,
         )
         self.findings += [_with_repair(finding) for finding in found]
         self.checked.update(counts)
+        if manifest is not None and not is_compared:
+            self.tell(f"digests of {split.name}", 0, 0)
+            self.checked["new image digests"] += write_manifest(split.files, index, manifest)
         self.indexes[split.name] = split.files, index
 
     def look_across(self, where: str, *, images: bool) -> None:
@@ -140,8 +154,8 @@ class _Doctor:
         for json_file, png_dir in find_panoptic(data):
             name = json_file.stem.removeprefix("panoptic_")
             if all_splits or name in images_dirs:
-                self.tell(f"panoptic maps of {name}", 0, 0)
-                found, counts = check_panoptic(json_file, png_dir, images_dirs.get(name))
+                tell = partial(self.tell, f"panoptic maps of {name}")
+                found, counts = check_panoptic(json_file, png_dir, images_dirs.get(name), on_progress=tell)
                 self.findings += found
                 self.checked.update(counts)
 

@@ -181,3 +181,17 @@ def test_torch_is_not_imported() -> None:
     source = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_manifest_shows_a_flipped_bit_that_decodes(blocks: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(blocks, tmp_path / "data")
+    digests = tmp_path / "digests"
+    first = check(data, manifest=digests)
+    assert first.worst != "error" and first.checked["new image digests"] == 30
+    again = check(data, manifest=digests)
+    assert again.worst != "error" and "new image digests" not in again.checked
+    for name, content in (("train_02.png", b"x"), ("val_01.png", b"")):
+        with (data / "images" / name).open("ab") as file:
+            file.write(content)
+    found = {finding.code: finding for finding in check(data, manifest=digests).findings}
+    assert found["image_changed"].severity == "error" and found["image_changed"].cases == ("train_02.png",)
