@@ -24,6 +24,7 @@ __all__ = [
     "MissingExtraError",
     "Problem",
     "TrainingError",
+    "first_few",
     "nearest_name_hint",
 ]
 
@@ -86,6 +87,12 @@ class MissingExtraError(DetronomeError):
             f"{needed_for} needs the package {package!r}, which is not installed",
             fix=f"pip install 'detronome[{extra}]'",
         )
+
+
+def first_few(cases: Sequence[str], *, most: int = 5, separator: str = ", ") -> str:
+    """Return the first cases for a message, and how many more there are."""
+    more = f" and {len(cases) - most:,} more" if len(cases) > most else ""
+    return separator.join(cases[:most]) + more
 
 
 def nearest_name_hint(name: str, known: Sequence[str]) -> str:

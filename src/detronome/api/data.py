@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detronome.data.formats.convert import Conversion, TargetLayout, convert
-from detronome.data.formats.publish import ImagePlacement
+from detronome.data.formats.placement import ImagePlacement
 from detronome.data.stats import DataStats, count_data
 from detronome.data.store.cache_folder import CacheEntry, list_entries, remove_entries
 from detronome.data.store.compile import CompiledSplit, compile_splits

@@ -17,6 +17,7 @@ from detronome.data.build import build_eval_batches, build_quarantine, resolve_w
 from detronome.data.layout import available_splits
 from detronome.data.scenes import write_scenes
 from detronome.data.split import DataSplit, open_split
+from detronome.data.split_files import resolve_name
 from detronome.engine.build import build_trainer
 from detronome.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from detronome.engine.evaluator import evaluate as evaluate_model
@@ -89,7 +90,7 @@ def train(
         ConfigError, DataError, CheckpointError: what is wrong with settings, data or the model to start from.
     """
     start_from = _as_model(model)
-    run_config = _for_this_machine(start_from.config) if start_from else preset(str(model))
+    run_config = _for_another_run(start_from.config) if start_from else preset(str(model))
     if config is not None:
         run_config = from_dict(read_toml(Path(config)), base=run_config, where=str(config))
     # An address (s3://...) is no path; a path is kept whole, so that a resume from another folder finds the data.
@@ -144,9 +145,9 @@ def evaluate(
         CheckpointError, DataError: the model or the data cannot be used, or their categories differ.
     """
     loaded = model if isinstance(model, Model) else load(model, device=device)
-    data_split = open_split(data, split)
     config = loaded.config
-    workers, _ = resolve_workers(config, loaded.device.type)
+    data_split = open_split(data, split, shard_cache_bytes=int(config.data.shard_cache_gib * 2**30))
+    workers, _ = resolve_workers(_for_another_run(config), loaded.device.type, data_split.index.sizes_hw)
     precision, _ = resolve_precision(config.train.precision, loaded.device)
     quarantine = build_quarantine(config, data_split)
     with build_eval_batches(
@@ -318,18 +319,29 @@ def _with_tensorboard(observers: Sequence[Observer], run_dir: Path, wanted: bool
 
 
 def _open_splits(config: RunConfig) -> tuple[DataSplit, DataSplit | None]:
-    root, shard_cache_bytes = config.data.root, int(config.data.shard_cache_gib * 2**30)
-    train_split = open_split(root, config.data.train_split, shard_cache_bytes=shard_cache_bytes)
+    root = config.data.root
+    train_split = _open_split(root, config.data.train_split, config)
     if not config.data.val_split:
         return train_split, None
-    if config.data.val_split == "val" and not {"val", "valid", "val2017", "val2014"} & set(available_splits(root)):
+    names = available_splits(root)
+    if config.data.val_split == "val" and resolve_name("val", names) is None:
         raise DataError(
             "there is no validation split, so nothing can choose the best checkpoint",
             where=root,
-            fix=f"add one, name one of {', '.join(available_splits(root))} with --set data.val_split=NAME, "
+            fix=f"add one, name one of {', '.join(names)} with --set data.val_split=NAME, "
             "or train without: --set data.val_split=''",
         )
-    return train_split, open_split(root, config.data.val_split, shard_cache_bytes=shard_cache_bytes)
+    return train_split, _open_split(root, config.data.val_split, config)
+
+
+def _open_split(data: str | Path, split: str, config: RunConfig) -> DataSplit:
+    """Open a split for a run; missing images count as bad ones."""
+    return open_split(
+        data,
+        split,
+        missing_budget=0.0 if config.data.on_bad_image == "stop" else config.data.bad_image_budget,
+        shard_cache_bytes=int(config.data.shard_cache_gib * 2**30),
+    )
 
 
 def _as_model(model: str | Path | Model) -> Model | None:
@@ -362,9 +374,9 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _for_this_machine(config: RunConfig) -> RunConfig:
-    """Return the configuration with device and workers to be decided anew: it may come from another machine."""
-    return apply_overrides(config, {"train.device": "auto", "data.workers": "auto"})
+def _for_another_run(config: RunConfig) -> RunConfig:
+    """Return a run's configuration with what fitted its machine and its images to be decided anew."""
+    return apply_overrides(config, dict.fromkeys(("train.device", "data.workers", "data.buckets"), "auto"))
 
 
 def _new_run_dir(out: str | Path | None, name: str) -> Path:

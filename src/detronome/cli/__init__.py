@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -33,8 +35,14 @@ app.command("detronome.cli.report:report", help="Write the HTML page of a run, o
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a mistake that the message explains, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # names from data sets may not exist in the terminal's encoding
     try:
-        app(arguments)
+        try:
+            app(arguments)
+        finally:
+            sys.stdout.flush()
     except CycloptsError as error:
         from detronome.cli.render import print_error
 
@@ -48,7 +56,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_error(error)
         sys.exit(EXIT_ERROR)
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader (`| head`) has enough; without this, flushing stdout at exit would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        from detronome.cli.render import print_error
+
+        _silence_stdout()
+        print_error(
+            ConfigError("the output cannot be written: the disk is full", where="stdout", fix="free some space")
+        )
+        sys.exit(EXIT_ERROR)
+
+
+def _silence_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,7 +20,7 @@ Settings = Annotated[
         help="Settings as section.name=value, e.g. --set optim.lr=2e-4 train.precision=bf16.",
     ),
 ]
-Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print the result as JSON.")]
+Json = Annotated[bool, Parameter(name="--json", negative=(), show_default=False, help="Print the result as JSON.")]
 
 
 def parse_settings(texts: Sequence[str] | None) -> dict[str, Any]:

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from detronome.api import Run
     from detronome.evaluation.detection import DetectionMetrics
 
-__all__ = ["print_error", "print_json", "print_metrics", "print_run", "print_table", "run_record"]
+__all__ = [
+    "print_error",
+    "print_json",
+    "print_line",
+    "print_metrics",
+    "print_notice",
+    "print_run",
+    "print_table",
+    "run_record",
+]
 
 _WIDE = 1000
 
@@ -38,6 +47,16 @@ def print_json(record: Mapping[str, Any]) -> None:
     """Print a record to stdout as one JSON document; nan becomes null."""
     json.dump(_without_nan(record), sys.stdout, indent=1)
     sys.stdout.write("\n")
+
+
+def print_line(text: str) -> None:
+    """Print a line to stdout as it is: whole, however narrow the terminal, and without reading markup into names."""
+    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def print_notice(text: str) -> None:
+    """Print to stderr what a person should know about a result."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, style="yellow", markup=False)
 
 
 def print_metrics(metrics: DetectionMetrics, *, title: str) -> None:

@@ -169,7 +169,8 @@ def _convert(value: Any, hint: Any) -> Any:
     if origin is Literal:
         return value if value in args else _REFUSED
     if origin in (Union, types.UnionType):
-        converted = (_convert(value, arg) for arg in args)
+        # A named choice before all else: "auto" is not a list of one text.
+        converted = (_convert(value, arg) for arg in sorted(args, key=_is_choice, reverse=True))
         return next((c for c in converted if c is not _REFUSED), _REFUSED)
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
@@ -186,6 +187,11 @@ def _convert(value: Any, hint: Any) -> Any:
     if isinstance(value, bool) is not (hint is bool):
         return _REFUSED
     return value if isinstance(value, hint) else _REFUSED
+
+
+def _is_choice(hint: Any) -> bool:
+    origin: Any = get_origin(hint)
+    return origin is Literal
 
 
 def _describe(hint: Any) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from detronome.errors import ConfigError
 
@@ -48,16 +48,17 @@ def choose_buckets(sizes_hw: Int64[np.ndarray, "N 2"], num_buckets: int) -> tupl
         return ()
     shapes, counts = np.unique(-(-sizes_hw // _STEP) * _STEP, axis=0, return_counts=True)
     shapes, weights = shapes.astype(np.float64), counts.astype(np.float64)
-    while len(shapes) > num_buckets:
-        merged = np.maximum(shapes[:, None], shapes[None])
-        areas = shapes.prod(axis=1) * weights
-        added = merged.prod(axis=2) * (weights[:, None] + weights[None]) - areas[:, None] - areas[None]
-        np.fill_diagonal(added, np.inf)
-        first, second = sorted(np.unravel_index(int(added.argmin()), added.shape))
-        shapes[first] = merged[first, second]
+    added = np.stack([_added_pixels(shapes, weights, n) for n in range(len(shapes))])
+    for _ in range(len(shapes) - num_buckets):
+        first, second = sorted(divmod(int(added.argmin()), len(shapes)))
+        shapes[first] = np.maximum(shapes[first], shapes[second])
         weights[first] += weights[second]
-        shapes, weights = np.delete(shapes, second, axis=0), np.delete(weights, second)
-    found = sorted({(int(h), int(w)) for h, w in shapes}, key=lambda bucket: (bucket[0] * bucket[1], bucket))
+        weights[second] = 0.0
+        added[first] = added[:, first] = _added_pixels(shapes, weights, first)
+        added[second] = added[:, second] = np.inf
+    found = sorted(
+        {(int(h), int(w)) for h, w in shapes[weights > 0]}, key=lambda bucket: (bucket[0] * bucket[1], bucket)
+    )
     return tuple(found)
 
 
@@ -80,6 +81,17 @@ def parse_buckets(texts: Sequence[str]) -> tuple[Bucket, ...]:
             f"{', '.join(map(repr, wrong))}: not a shape", where="data.buckets", fix="write HEIGHTxWIDTH, e.g. 800x1344"
         )
     return tuple((int(match[1]), int(match[2])) for match in matches.values() if match)
+
+
+def _added_pixels(
+    shapes: Float64[np.ndarray, "S 2"], weights: Float64[np.ndarray, " S"], n: int
+) -> Float64[np.ndarray, " S"]:
+    """Return the pixels that merging shape `n` with each other adds; infinite for itself and those without weight."""
+    areas = shapes.prod(axis=1) * weights
+    added = np.maximum(shapes[n], shapes).prod(axis=1) * (weights[n] + weights) - areas[n] - areas
+    added[weights == 0] = np.inf
+    added[n] = np.inf
+    return added
 
 
 def _rounded(side: int) -> int:

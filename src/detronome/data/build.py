@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
+from jaxtyping import Int32
 
 from detronome.config.schema import AugmentConfig, RunConfig
 from detronome.data.augment.params import AugmentPolicy, draw, evaluation_params, largest_short_side
@@ -30,6 +31,7 @@ __all__ = [
     "build_eval_batches",
     "build_quarantine",
     "build_train_batches",
+    "cached_bytes",
     "padded_shapes",
     "resolve_buckets",
     "resolve_workers",
@@ -133,11 +135,16 @@ def resolve_buckets(config: RunConfig, split: DataSplit) -> tuple[tuple[str, ...
     return tuple(f"{h}x{w}" for h, w in buckets), f"shapes that fit the data: {waste:.0%} of the pixels are padding"
 
 
-def resolve_workers(config: RunConfig, device_type: str) -> tuple[int, str]:
+def resolve_workers(config: RunConfig, device_type: str, sizes_hw: Int32[np.ndarray, "I 2"]) -> tuple[int, str]:
     """Return (number of worker processes, the reason for it).
 
     `auto` leaves the processors to the model where it computes on them, and never asks for more shared memory than
     there is: a container with 64 MiB of it kills its workers otherwise.
+
+    Args:
+        config: with or without its padded shapes resolved.
+        device_type: where the model computes.
+        sizes_hw: heights and widths of the split's images.
 
     Raises:
         ConfigError: the number is negative.
@@ -155,11 +162,18 @@ def resolve_workers(config: RunConfig, device_type: str) -> tuple[int, str]:
     else:
         workers = min(_MAX_AUTO_WORKERS, max(1, cpus - 1))
         reason = f"one per processor but one, at most {_MAX_AUTO_WORKERS}; there are {cpus}"
-    held = max(1, _batch_bytes(config) * config.data.prefetch)
+    held = max(1, _batch_bytes(config, sizes_hw) * config.data.prefetch)
     fitting = _free_shared_memory_bytes() // held
     if fitting < workers:
         return fitting, f"{_SHARED_MEMORY} has room for the prefetched batches of {fitting} workers"
     return workers, reason
+
+
+def cached_bytes(config: RunConfig, split: DataSplit) -> int:
+    """Return what the pixel cache would take if it held all images of a split."""
+    stored_hw = _stored_hw(config, split)
+    sizes_hw = split.index.sizes_hw if stored_hw is None else stored_hw
+    return 3 * int(sizes_hw.astype(np.int64).prod(axis=1).sum())
 
 
 def augment_policy(config: AugmentConfig) -> AugmentPolicy:
@@ -204,12 +218,17 @@ def _dataset(config: RunConfig, split: DataSplit, categories: Categories, *, tra
     )
 
 
+def _stored_hw(config: RunConfig, split: DataSplit) -> Int32[np.ndarray, "I 2"] | None:
+    """Return the sizes to which images are reduced when they are read, or None where they stay as they are."""
+    if not config.data.cache_reduced:
+        return None
+    side = largest_short_side(augment_policy(config.augment))
+    sizes = [stored_size_hw((h, w), side) for h, w in split.index.sizes_hw.tolist()]
+    return np.array(sizes, np.int32).reshape(-1, 2)
+
+
 def _pixels(config: RunConfig, split: DataSplit, *, training: bool) -> PixelReader:
-    stored_hw = None
-    if config.data.cache_reduced:
-        side = largest_short_side(augment_policy(config.augment))
-        sizes = [stored_size_hw((h, w), side) for h, w in split.index.sizes_hw.tolist()]
-        stored_hw = np.array(sizes, np.int32).reshape(-1, 2)
+    stored_hw = _stored_hw(config, split)
     cache = None
     if config.data.cache != "none" and training:
         decoding = (split.index.folder.name, str(split.files.images_dir), split.files.shards, config.data.decode)
@@ -232,9 +251,14 @@ def _ascending(bounds: tuple[float, float], low: float, high: float) -> bool:
     return low <= bounds[0] <= bounds[1] <= high
 
 
-def _batch_bytes(config: RunConfig) -> int:
-    """Return the size of the largest effective batch: three colours and the mask, one byte each."""
-    return config.batch.global_batch_size * 4 * config.augment.max_size * max(config.augment.sizes, default=1)
+def _batch_bytes(config: RunConfig, sizes_hw: Int32[np.ndarray, "I 2"]) -> int:
+    """Return the size of the largest effective batch, as a worker sends it."""
+    num_images = config.batch.global_batch_size
+    if config.data.augment_on == "device":
+        return 3 * int(np.sort(sizes_hw.astype(np.int64).prod(axis=1))[-num_images:].sum())
+    unpadded = config.augment.max_size, max(config.augment.sizes, default=1)
+    # Three colours and the mask, one byte each.
+    return num_images * 4 * max(height * width for height, width in (unpadded, *padded_shapes(config)))
 
 
 def _free_shared_memory_bytes() -> int:

@@ -183,10 +183,13 @@ class BatchStream(Iterator[EffectiveBatch]):
 
     @property
     def num_ready(self) -> int:
-        """Batches that wait in the queue, ready to be handed out; 0 without workers."""
-        queue = getattr(self._items, "_data_queue", None)
-        early = sum(len(task) == 2 for task in getattr(self._items, "_task_info", {}).values())
-        return early + (queue.qsize() if queue is not None else 0)
+        """Batches that wait to be handed out; 0 without workers. Those that have overtaken the next one do not count,
+        unless they are still in the queue, which does not tell."""
+        tasks, queue = getattr(self._items, "_task_info", {}), getattr(self._items, "_data_queue", None)
+        first = following = getattr(self._items, "_rcvd_idx", 0)
+        while len(tasks.get(following, ())) == 2:  # the worker and what it has sent
+            following += 1
+        return following - first + (queue.qsize() if queue is not None else 0)
 
     def __next__(self) -> EffectiveBatch:
         step = self._next_step()
@@ -259,7 +262,7 @@ class LoaderMeter:
     def reset(self) -> None:
         """Begin anew."""
         self.stage_s: dict[str, float] = {}
-        """Seconds by stage (read, decode, augment, collate), summed over the processes that worked."""
+        """Seconds by stage (cache, read, decode, augment, collate), summed over the processes that worked."""
         self.num_images = 0
         self.num_batches = 0
         self.num_ready = 0
@@ -271,6 +274,16 @@ class LoaderMeter:
             self.stage_s[stage] = self.stage_s.get(stage, 0.0) + seconds
         self.num_images += sum(len(part) for part in step.parts)
         self.num_batches += 1
+
+    @property
+    def image_stage_s(self) -> dict[str, float]:
+        """Seconds by stage for one image; empty where no batch was asked for."""
+        return {stage: seconds / max(self.num_images, 1) for stage, seconds in self.stage_s.items()}
+
+    @property
+    def batches_ready(self) -> float:
+        """Batches found ready at a request, on average; 0 where none was asked for."""
+        return self.num_ready / max(self.num_batches, 1)
 
 
 def _end_workers(loader: DataLoader[PackedStep | Failure], items: object) -> None:

@@ -1,7 +1,7 @@
 """The next batch travels to the GPU while the model works on this one.
 
-Copies run on a stream of their own. A batch is fetched ahead only when it is ready in the loader's queue: waiting for
-it would keep the host from launching the work on the batch that is here.
+Copies run on a stream of their own, and so does augmentation on the device. A batch is fetched ahead only when one is
+ready in the loader's queue: waiting for it would keep the host from launching the work on the batch that is here.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ class DeviceStream(Iterator[EffectiveBatch]):
         return batch
 
     def _copy(self) -> EffectiveBatch:
-        batch = next(self._batches)
         with torch.cuda.stream(self._copies):
-            return batch.to(self._device)
+            return next(self._batches).to(self._device)
 
     def _hand_over(self, batch: EffectiveBatch) -> None:
         """Order the current stream behind the copy, and keep the copy's memory until that stream is done with it."""

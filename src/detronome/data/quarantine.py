@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from detronome.errors import DataError, Problem
+from detronome.errors import DataError
 
-__all__ = ["BadImage", "BadImagePolicy", "Quarantine"]
+__all__ = ["BadImage", "BadImagePolicy", "Quarantine", "num_allowed"]
 
 BadImagePolicy = Literal["replace", "skip", "stop"]
 """`replace`: another image takes its place. `skip`: the batch is smaller by one. `stop`: the run ends."""
@@ -33,6 +33,11 @@ class BadImage:
     """What was done instead, e.g. `replaced by image 17`."""
 
 
+def num_allowed(budget: float, num_images: int) -> int:
+    """Return how many of a split's images may be bad: a part of them, 0-1, and one in any case but with 0."""
+    return max(1, int(budget * num_images)) if budget > 0 else 0
+
+
 class Quarantine:
     """The bad images that a run has met, each counted once.
 
@@ -45,7 +50,7 @@ class Quarantine:
     def __init__(self, split: str, num_images: int, budget: float) -> None:
         self.split = split
         self._num_images = num_images
-        self.allowed = max(1, int(budget * num_images)) if budget > 0 else 0
+        self.allowed = num_allowed(budget, num_images)
         self._met: dict[int, BadImage | None] = {}
         self._untold: list[BadImage] = []
 
@@ -78,14 +83,11 @@ class Quarantine:
     def _too_many(self) -> DataError:
         known = [image for image in self._met.values() if image is not None]
         listed = "".join(f"\n    image id {image.image_id}, {image.where}: {image.what}" for image in known[-_SHOWN:])
+        enough = min(1.0, 2 * len(self._met) / self._num_images)
         return DataError(
-            [
-                Problem(
-                    what=f"{len(self._met)} images of split {self.split!r} cannot be used, more than the "
-                    f"{self.allowed} of {self._num_images} that data.bad_image_budget allows; the last were:{listed}",
-                    where=known[-1].where,
-                    fix="see all of them with: detronome data check DATA; mend the files, or raise the budget: "
-                    "--set data.bad_image_budget=0.01",
-                )
-            ]
+            f"{len(self._met)} images of split {self.split!r} cannot be used, more than the {self.allowed} of "
+            f"{self._num_images} that data.bad_image_budget allows; the last were:{listed}",
+            where=known[-1].where,
+            fix="see all of them with: detronome data check DATA --all; mend the files, write annotations without them "
+            f"(--fix), or train anew with a larger budget: --set data.bad_image_budget={enough:.2g}",
         )

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from detronome.data.layout import find_split
+from detronome.data.quarantine import num_allowed
 from detronome.data.split_files import SplitFiles
 from detronome.data.store.index import AnnotationIndex
 from detronome.data.store.shards.source import ShardSource, open_shards
@@ -34,12 +35,15 @@ class DataSplit:
     """The encoded images, by position in the index."""
 
 
-def open_split(data_dir: str | Path, split: str, *, shard_cache_bytes: int = _SHARD_CACHE_BYTES) -> DataSplit:
-    """Return a split whose annotation file is sound and whose image files are all there.
+def open_split(
+    data_dir: str | Path, split: str, *, missing_budget: float = 0.0, shard_cache_bytes: int = _SHARD_CACHE_BYTES
+) -> DataSplit:
+    """Return a split whose annotation file is sound and whose image files are there.
 
     Args:
         data_dir: the data folder, or the address of a sharded data set.
         split: `train`, `val`, ...
+        missing_budget: part of the image files that may be missing, 0-1; see `quarantine.num_allowed`.
         shard_cache_bytes: most that local copies of remote shards may take.
 
     Raises:
@@ -49,7 +53,7 @@ def open_split(data_dir: str | Path, split: str, *, shard_cache_bytes: int = _SH
     index = AnnotationIndex.open(files.annotation_file)
     if files.shards is not None:
         return DataSplit(files, index, open_shards(files, index, cache_bytes=shard_cache_bytes))
-    _check_image_files(files, index)
+    _check_image_files(files, index, num_allowed(missing_budget, len(index)))
     return DataSplit(files, index, FolderSource(index, files.images_dir))
 
 
@@ -73,7 +77,8 @@ def label_map(split: DataSplit, categories: Categories) -> Int64[np.ndarray, " K
         raise DataError(
             f"the model does not know {len(unknown)} of the data's categories: {named}",
             where=where,
-            fix="use data with the categories that the model was trained on, or train a model on this data",
+            fix="use data with the categories that the model was trained on (while it trains, those of the train "
+            "split), or train a model on data that has them all",
         )
     pairs = [(ours.names[label], categories.names[label_of[ours.ids[label]]]) for label in used]
     if pairs and all(data_name.strip().lower() != name.strip().lower() for data_name, name in pairs):
@@ -86,7 +91,7 @@ def label_map(split: DataSplit, categories: Categories) -> Int64[np.ndarray, " K
     return np.array([label_of.get(category_id, -1) for category_id in ours.ids], np.int64)
 
 
-def _check_image_files(files: SplitFiles, index: AnnotationIndex) -> None:
+def _check_image_files(files: SplitFiles, index: AnnotationIndex, num_allowed: int) -> None:
     """Compare the file names with listings of their folders: one call a folder, not one a file."""
     names: dict[str, list[str]] = defaultdict(list)
     for i in range(len(index)):
@@ -103,7 +108,7 @@ def _check_image_files(files: SplitFiles, index: AnnotationIndex) -> None:
         if absent:
             lowered |= {name.lower() for name in present}
             missing.extend(os.path.join(folder, name) for name in absent)
-    if not missing:
+    if len(missing) <= num_allowed:
         return
     more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
     fix = "copy the files there, or write annotations without them: detronome data check DATA --fix FILE"

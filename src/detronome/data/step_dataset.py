@@ -83,6 +83,12 @@ class StepDataset(Dataset["PackedStep | Failure"]):
         self._is_raw = is_raw
 
     def __getitem__(self, keys: Keys) -> PackedStep | Failure:
+        try:
+            return self._step(keys)
+        except DetronomeError as error:
+            return Failure(type(error), error.problems)
+
+    def _step(self, keys: Keys) -> PackedStep:
         clock = self._dataset.clock
         clock.seconds.clear()
         samples: list[Any] = []
@@ -94,14 +100,13 @@ class StepDataset(Dataset["PackedStep | Failure"]):
             except DataError as error:
                 # A training step is never left without any image.
                 is_last_hope = self._is_training and len(bad_images) == len(keys) - 1
-                replacement = self._replacement(key) if self._on_bad_image == "replace" or is_last_hope else None
-                samples += [] if replacement is None else [self._read(replacement)]
-                bad_images.append(self._bad_image(key, error, replacement))
+                is_replaced = self._on_bad_image == "replace" or (self._on_bad_image == "skip" and is_last_hope)
+                other, replacements = self._replacement(key) if is_replaced else (None, [])
+                samples += replacements
+                bad_images.append(self._bad_image(key, error, other))
                 problems += error.problems
-            except DetronomeError as error:
-                return Failure(type(error), error.problems)
         if problems and (self._on_bad_image == "stop" or (self._is_training and not samples)):
-            return Failure(DataError, tuple(problems))
+            raise DataError(problems)
         with clock.stage("collate"):
             parts = (pack_raw if self._is_raw else pack)(samples, self._buckets)
         return PackedStep(parts=parts, bad_images=tuple(bad_images), stage_s=dict(clock.seconds))
@@ -109,22 +114,24 @@ class StepDataset(Dataset["PackedStep | Failure"]):
     def _read(self, key: Key) -> Sample | RawSample:
         return self._dataset.raw(key) if self._is_raw else self._dataset[key]
 
-    def _replacement(self, key: Key) -> Key | None:
-        """Return another image of the split, chosen by (seed, epoch, index) alone; None when it would take too long."""
+    def _replacement(self, key: Key) -> tuple[int | None, list[Sample | RawSample]]:
+        """Return the index of another image of the split, chosen by (seed, epoch, index) alone, and that image.
+
+        None and no image when it would take too long to find one that can be used.
+        """
         epoch, i = key
         rng = generator("replacement", self._seed, epoch, i)
         for other in rng.integers(len(self._dataset), size=_REPLACEMENT_TRIES).tolist():
             try:
-                self._read((epoch, other))
+                return other, [self._read((epoch, other))]
             except DataError:
                 continue
-            return epoch, other
-        return None
+        return None, []
 
-    def _bad_image(self, key: Key, error: DataError, replacement: Key | None) -> BadImage:
+    def _bad_image(self, key: Key, error: DataError, other: int | None) -> BadImage:
         _, i = key
         problem = error.problems[0]
-        action = f"replaced by image id {self._dataset.image_id(replacement[1])}" if replacement else "left out"
+        action = "left out" if other is None else f"replaced by image id {self._dataset.image_id(other)}"
         return BadImage(
             image_id=self._dataset.image_id(i),
             where=self._dataset.where(i),

@@ -77,7 +77,8 @@ class StepLogged(Event):
     skipped_steps: int
     """Steps skipped so far for a non-finite loss or gradient."""
     data_stages_s: Mapping[str, float] = field(default_factory=dict)
-    """Seconds for one image by stage (read, decode, augment, collate), in the process that did it."""
+    """Seconds for one image by stage (cache, read, decode, augment, collate), in the process that did it; empty where
+    the only batches were fetched before the last log record."""
     batches_ready: float = 0.0
     """Batches found ready when one was asked for; 0 without workers."""
 

@@ -13,7 +13,7 @@ import torch
 
 from detronome.config.schema import RtDetrConfig, RunConfig
 from detronome.data.buckets import parse_buckets
-from detronome.data.build import augment_policy, resolve_buckets, resolve_workers
+from detronome.data.build import augment_policy, cached_bytes, resolve_buckets, resolve_workers
 from detronome.data.sampler import steps_per_epoch
 from detronome.data.split import DataSplit
 from detronome.errors import ConfigError, Problem
@@ -69,8 +69,8 @@ def resolve(config: RunConfig, train: DataSplit) -> Resolved:
     num_steps = steps_per_epoch(len(train.index), config.batch.global_batch_size)
     autos: dict[str, Callable[[RunConfig], tuple[object, str]]] = {
         "train.precision": lambda c: resolve_precision(c.train.precision, resolved.device),
-        "data.workers": lambda c: resolve_workers(c, resolved.device.type),
         "data.buckets": lambda c: resolve_buckets(c, train),
+        "data.workers": lambda c: resolve_workers(c, resolved.device.type, train.index.sizes_hw),
         "train.epochs": lambda _: _epochs(num_steps),
         "train.eval_epochs": _eval_epochs,
         "batch.micro_batch_size": lambda c: (c.batch.global_batch_size, "the whole effective batch at once"),
@@ -82,6 +82,10 @@ def resolve(config: RunConfig, train: DataSplit) -> Resolved:
         section, name = key.split(".")
         if getattr(getattr(resolved.config, section), name) == "auto":
             resolved._take(key, *decide(resolved.config))
+    if config.data.cache != "none":
+        needed_gib = cached_bytes(config, train) / 2**30
+        room = f"all {len(train.index):,} images need {needed_gib:.2g} GiB, it may take {config.data.cache_gib:g}"
+        resolved.reasons["data.cache"] = f"{config.data.cache} ({room})"
     return resolved
 
 
@@ -228,4 +232,5 @@ def _eval_batch_size(config: RunConfig) -> tuple[int, str]:
 
 
 def _num_queries(max_objects: int) -> tuple[int, str]:
-    return max(_FEWEST_QUERIES, 2 * max_objects), f"twice the {max_objects} objects of the fullest training image"
+    reason = f"twice the objects of the fullest training image, {max_objects}, and {_FEWEST_QUERIES} at least"
+    return max(_FEWEST_QUERIES, 2 * max_objects), reason

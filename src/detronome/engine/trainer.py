@@ -361,8 +361,8 @@ class _Window:
             memory_bytes=peak_memory_bytes(trainer.training_step.device),
             training_s=trainer.training_s,
             skipped_steps=trainer.training_step.guard.num_skipped,
-            data_stages_s={name: seconds / meter.num_images for name, seconds in meter.stage_s.items()},
-            batches_ready=meter.num_ready / meter.num_batches,
+            data_stages_s=meter.image_stage_s,
+            batches_ready=meter.batches_ready,
         )
         meter.reset()
         self.restart()

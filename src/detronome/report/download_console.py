@@ -171,7 +171,7 @@ class DownloadConsole:
             parts.append(f"{format_bytes(stage.resumed_bytes)} of it earlier")
         if elapsed_s >= 1:
             mean = (stage.done_bytes - stage.resumed_bytes) / elapsed_s
-            parts.append(f"{format_duration(elapsed_s)} at {_rate(mean)}")
+            parts.append(f"{format_duration(elapsed_s)} at {format_bytes(mean)}/s")
         text = Text("✓ " if self._is_unicode else "done: ", style="green")
         return text.append(f"{clean_text(stage.name)} {_DONE[stage.stage]}: {', '.join(parts)}", style="default")
 
@@ -222,10 +222,4 @@ def _of(done: int, total: int) -> str:
 
 def _speed(bytes_per_s: float | None, eta_s: float | None) -> str:
     """Return rate and remaining time, or nothing as long as they are unknown."""
-    return f"  {_rate(bytes_per_s)}  ETA {format_duration(eta_s)}" if bytes_per_s else ""
-
-
-def _rate(bytes_per_s: float) -> str:
-    if bytes_per_s < 10 * 2**20:
-        return f"{bytes_per_s / 2**10:,.0f} KiB/s"
-    return f"{format_bytes(bytes_per_s)}/s"
+    return f"  {format_bytes(bytes_per_s)}/s  ETA {format_duration(eta_s)}" if bytes_per_s else ""

@@ -6,6 +6,8 @@ import math
 from numbers import Real
 from typing import TypeGuard
 
+from detronome.runtime.files import format_size
+
 __all__ = ["clean_text", "format_bytes", "format_count", "format_duration", "format_fixed", "format_significant"]
 
 _MISSING = "-"
@@ -42,12 +44,8 @@ def format_count(value: float | None) -> str:
 
 
 def format_bytes(value: float | None) -> str:
-    """Return bytes as GiB, or MiB where that reads better."""
-    if not _is_number(value):
-        return _MISSING
-    if value < 2**30:
-        return f"{value / 2**20:.0f} MiB"
-    return f"{value / 2**30:.1f} GiB"
+    """Return bytes in the unit that reads best, e.g. `3.2 KiB`, `512 MiB` or `18.0 GiB`."""
+    return format_size(value) if _is_number(value) else _MISSING
 
 
 def format_duration(seconds: float | None) -> str:

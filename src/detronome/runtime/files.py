@@ -1,15 +1,36 @@
-"""Writing files so that a crash at any moment leaves the old content or the new, never half."""
+"""Writing files and folders so that a crash at any moment leaves the old content or the new, never half; and locks."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["atomic_directory", "atomic_symlink", "sha256_of", "write_atomic"]
+from detronome.errors import DataError
+
+__all__ = [
+    "atomic_directory",
+    "atomic_symlink",
+    "filled_directory",
+    "format_size",
+    "is_disk_full",
+    "is_open_at",
+    "locked",
+    "require_space",
+    "sha256_of",
+    "try_lock",
+    "write_atomic",
+]
+
+_BLOCK_BYTES = 2**20
+_INCOMPLETE = ".incomplete"
+_LOCK = ".lock"
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -33,6 +54,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success its files are flushed and it becomes `path`.
 
+    For folders of our own, with a few files and no subfolders; `filled_directory` is for those that a user names.
+
     Raises:
         FileExistsError: `path` exists; folders are published once and never overwritten.
     """
@@ -49,11 +72,54 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         os.rename(temporary, path)
         _fsync(path.parent)
     except BaseException:
-        for file in temporary.iterdir() if temporary.exists() else ():
-            file.unlink()
-        if temporary.exists():
-            temporary.rmdir()
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextmanager
+def filled_directory(path: Path, *, last: str = "") -> Iterator[Path]:
+    """Yield a hidden folder in `path`; on success everything in it is flushed and moves up into `path`.
+
+    A lock keeps a second writer out and tells what a killed one left behind, which is removed. It works where `path` is
+    the root of a disk or its parent cannot be written. What fails leaves `path` empty, or absent if it was.
+
+    Args:
+        path: a folder that does not exist or is empty.
+        last: the name that moves last: that by which the whole is recognised.
+
+    Raises:
+        DataError: `path` exists and is not an empty folder, is being written by another process, or cannot be written.
+    """
+    is_new = False
+    try:
+        _require_empty(path)
+        is_new = not path.exists()
+        with locked(path / _LOCK) as is_ours:
+            if not is_ours:
+                raise DataError("another process is writing there", where=str(path), fix="wait for it to end")
+            try:
+                _require_empty(path)  # another process may have published meanwhile
+                incomplete = path / _INCOMPLETE
+                shutil.rmtree(incomplete, ignore_errors=True)
+                incomplete.mkdir()
+                yield incomplete
+                os.sync()  # one call for all of perhaps a hundred thousand files
+                for name in sorted(os.listdir(incomplete), key=lambda name: (name == last, name)):
+                    os.rename(incomplete / name, path / name)
+                _fsync(path)
+            finally:
+                shutil.rmtree(path / _INCOMPLETE, ignore_errors=True)
+                (path / _LOCK).unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"the output cannot be written: {error.strerror or error}",
+            where=str(error.filename2 or error.filename or path),
+            fix="check the rights and the free space there; nothing was left behind",
+        ) from error
+    finally:
+        if is_new:
+            with suppress(OSError):  # it has content, or was never made
+                path.rmdir()
 
 
 def atomic_symlink(link: Path, target: str) -> None:
@@ -65,10 +131,103 @@ def atomic_symlink(link: Path, target: str) -> None:
     _fsync(link.parent)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock that a file stands for, and yield whether it is ours: False where another process holds it.
+
+    Args:
+        path: the lock file; made if it is missing, with its folder. Only who holds the lock may remove it.
+        wait: until it is ours.
+
+    Raises:
+        OSError: the file cannot be opened; or, with `wait`, the file system has no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        # No link is followed: anyone may have put one into a folder that came from elsewhere.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # NFS locks only what can be written
+        try:
+            if wait:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            is_ours = wait or try_lock(descriptor)
+            if is_ours and not is_open_at(descriptor, path):  # removed by its holder between opening and locking
+                continue
+            try:
+                yield is_ours
+                return
+            finally:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it to a child forked meanwhile
+        finally:
+            os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Return False if another process holds the lock on a file; where the file system has no locks, go on without."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def is_open_at(descriptor: int, path: Path) -> bool:
+    """Return whether an open file is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def sha256_of(path: Path, on_progress: Callable[[int], None] | None = None) -> str:
+    """Return the SHA-256 of a file, in hexadecimal; `on_progress` is told the bytes read so far."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_BLOCK_BYTES))
+    done = 0
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            done += count
+            if on_progress is not None:
+                on_progress(done)
+    return digest.hexdigest()
+
+
+def require_space(folder: Path, needed_bytes: int, *, fix: str) -> None:
+    """Raise a `DataError` unless the disk of a folder has so much room."""
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise DataError(
+            f"the disk has too little room: up to {format_size(needed_bytes)} are needed, {format_size(free)} are free",
+            where=str(folder),
+            fix=fix,
+        )
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Return whether an error says that there is no room, on the disk or in the user's share of it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def format_size(num_bytes: float) -> str:
+    """Return a size as people read it, e.g. `512 B`, `3.2 KiB`, `512 MiB` or `18.0 GiB`."""
+    if num_bytes < 2**10:
+        return f"{num_bytes:.0f} B"
+    for unit, factor in (("KiB", 2**10), ("MiB", 2**20)):
+        value = num_bytes / factor
+        if value < 1023.5:
+            return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
+    return f"{num_bytes / 2**30:.1f} GiB"
+
+
+def _require_empty(folder: Path) -> None:
+    is_empty = not os.path.lexists(folder) or (folder.is_dir() and not set(os.listdir(folder)) - {_LOCK, _INCOMPLETE})
+    if not is_empty:
+        raise DataError(
+            "the output exists and is not an empty folder", where=str(folder), fix="name a new folder, or empty it"
+        )
 
 
 def _fsync(path: Path) -> None:

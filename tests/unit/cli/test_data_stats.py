@@ -81,7 +81,13 @@ def test_index_says_what_was_compiled(own_cache: Path, blocks: Path, capsys: pyt
 def test_cache_is_listed_and_cleared(own_cache: Path, blocks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "cache").startswith("0 entries")
     run(capsys, "index", blocks)
-    assert str(blocks / "annotations/instances_val.json") in run(capsys, "cache")
+    kinds = [line.split() for line in run(capsys, "cache").splitlines()]
+    assert kinds[0][:3] == ["kind", "entries", "size"]
+    assert [line[0] for line in kinds[1:-1]] == sorted({line[0] for line in kinds[1:-1]})
+    assert all(line[3] in ("B", "KiB") and float(line[2]) < 1024 for line in kinds[1:-1])
+    assert str(blocks) not in str(kinds)
+    listed = run(capsys, "cache", "--all")
+    assert str(blocks / "annotations/instances_val.json") in listed and "e-" not in listed.replace(str(blocks), "")
     assert len(run_json(capsys, "cache")["entries"]) >= 2
     assert run_json(capsys, "cache", "--clear", "--older-than", "1")["removed"] == []
     assert run(capsys, "cache", "--clear").startswith("removed ")

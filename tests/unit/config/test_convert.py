@@ -32,6 +32,12 @@ def test_overrides_replace_only_what_they_name() -> None:
     assert config.augment.sizes == (64, 96)
 
 
+def test_a_named_choice_is_no_list_of_one_text() -> None:
+    config = apply_overrides(RunConfig(), {"data.buckets": ["64x64"]})
+    assert apply_overrides(config, {"data.buckets": "auto"}).data.buckets == "auto"
+    assert apply_overrides(config, {"data.buckets": "32x64"}).data.buckets == ("32x64",)
+
+
 def test_family_switches_the_model_record() -> None:
     config = apply_overrides(preset("nano"), {"model.family": "detr", "model.num_encoder_layers": 2})
     assert isinstance(config.model, DetrConfig) and config.model.num_encoder_layers == 2

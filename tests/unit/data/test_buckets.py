@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -46,3 +48,10 @@ def test_shapes_are_read_from_texts() -> None:
     assert parse_buckets(["800x1344", " 64x32"]) == ((800, 1344), (64, 32))
     with pytest.raises(ConfigError, match="'800', '0x5': not a shape"):
         parse_buckets(["800", "32x32", "0x5"])
+
+
+def test_many_shapes_take_no_time_worth_speaking_of() -> None:
+    sizes = np.random.default_rng(0).integers(100, 1333, (4000, 2))
+    started = time.process_time()
+    assert len(choose_buckets(sizes, 6)) == 6
+    assert time.process_time() - started < 10, "25 s when every merge weighs all pairs again"

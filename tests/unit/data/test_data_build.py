@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from detronome.types import Categories
 
 WriteCoco = Callable[..., Path]
 CPU = torch.device("cpu")
+SIZES_HW = np.array([[480, 640], [640, 480]], np.int32)
 CONFIG = RunConfig(
     augment=AugmentConfig(sizes=(32,), max_size=64, crop="none", eval_size=32, eval_max_size=64),
     batch=BatchConfig(global_batch_size=4),
@@ -106,7 +108,7 @@ def test_ids_with_quite_other_meanings_are_refused(tmp_path: Path, write_coco: W
 def test_automatic_workers(monkeypatch: pytest.MonkeyPatch, cpus: int, device: str, workers: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
     monkeypatch.setattr(build, "_free_shared_memory_bytes", lambda: 2**40)
-    number, reason = resolve_workers(CONFIG, device)
+    number, reason = resolve_workers(CONFIG, device, SIZES_HW)
     assert number == workers
     assert str(cpus) in reason
 
@@ -115,14 +117,25 @@ def test_workers_fit_the_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Docker gives 64 MiB; one prefetched batch of the DETR recipe can be 68 MB."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     monkeypatch.setattr(build, "_free_shared_memory_bytes", lambda: 64 * 2**20)
-    assert resolve_workers(RunConfig(), "cuda") == (0, "/dev/shm has room for the prefetched batches of 0 workers")
-    assert resolve_workers(CONFIG, "cuda")[0] == 8
+    none = 0, "/dev/shm has room for the prefetched batches of 0 workers"
+    assert resolve_workers(RunConfig(), "cuda", SIZES_HW) == none
+    assert resolve_workers(CONFIG, "cuda", SIZES_HW)[0] == 8
+    padded = replace(CONFIG, data=DataConfig(buckets=("2000x2000",)))
+    assert resolve_workers(padded, "cuda", SIZES_HW) == none
+    # Whole photos are sent to be augmented on the device; one batch has one panorama at most.
+    raw = replace(CONFIG, data=DataConfig(augment_on="device"))
+    panorama = np.array([[480, 640]] * 9 + [[1000, 2000]], np.int32)
+    assert [resolve_workers(raw, "cuda", sizes)[0] for sizes in (SIZES_HW, panorama, panorama.repeat(4, 0))] == [
+        8,
+        3,
+        1,
+    ]
 
 
 def test_workers_that_were_asked_for() -> None:
-    assert resolve_workers(replace(CONFIG, data=DataConfig(workers=3)), "cpu") == (3, "set by data.workers")
+    assert resolve_workers(replace(CONFIG, data=DataConfig(workers=3)), "cpu", SIZES_HW) == (3, "set by data.workers")
     with pytest.raises(ConfigError, match="-1 workers"):
-        resolve_workers(replace(CONFIG, data=DataConfig(workers=-1)), "cpu")
+        resolve_workers(replace(CONFIG, data=DataConfig(workers=-1)), "cpu", SIZES_HW)
 
 
 def test_all_impossible_augmentations_at_once() -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from multiprocessing import active_children
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,6 +147,23 @@ def test_our_own_bugs_keep_their_traceback(folder: Path, monkeypatch: pytest.Mon
         next(train(folder, workers))
 
 
+@pytest.mark.parametrize(
+    ("received", "queued", "ready"), [((), 0, 0), ((8, 9), 0, 0), ((8,), 2, 2), ((7, 8), 0, 2), ((7, 9), 1, 2)]
+)
+def test_a_batch_that_has_overtaken_the_next_one_is_not_ready(
+    folder: Path, received: tuple[int, ...], queued: int, ready: int
+) -> None:
+    """Waiting for the next one would hold up a GPU that has another batch to work on."""
+    items = SimpleNamespace(
+        _rcvd_idx=7,
+        _task_info={n: (0, "batch") if n in received else (0,) for n in range(7, 11)},
+        _data_queue=SimpleNamespace(qsize=lambda: queued),
+    )
+    with train(folder, 0) as stream:
+        stream._items = items  # type: ignore[assignment]
+        assert stream.num_ready == ready
+
+
 def test_closing_in_the_middle_ends_the_workers(folder: Path) -> None:
     children = set(active_children())
     with train(folder, 2, total_steps=1000) as stream:
@@ -217,6 +235,47 @@ def test_bad_images_are_left_out_but_a_step_is_never_empty(folder: Path) -> None
     assert {image_id for batch in batches for image_id in batch.image_ids} <= {91, 92, 93}
     assert all(1 <= len(batch) <= 3 for batch in batches)
     assert any("replaced" in image.action for image in options["quarantine"].drain())
+
+
+def test_a_replacement_is_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read twice, it might fail the second time, and that would be nobody's to catch."""
+    spoil(folder, 2)
+    read = DetectionDataset.__getitem__
+    decoded: list[tuple[int, int]] = []
+
+    def spy(self: DetectionDataset, key: tuple[int, int]) -> Any:
+        sample = read(self, key)
+        decoded.append(key)
+        return sample
+
+    monkeypatch.setattr(DetectionDataset, "__getitem__", spy)
+    options: dict[str, Any] = {"on_bad_image": "replace", "quarantine": Quarantine("train", 10, 1.0)}
+    (batch,) = train(folder, 0, global_batch_size=10, total_steps=1, **options)
+    assert len(batch) == len(decoded) == 10
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_replacement_that_meets_another_mistake_tells_of_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    def read(self: DetectionDataset, key: tuple[int, int]) -> Any:
+        raise DataError("bad") if key[1] == 2 else MissingExtraError("s3fs", extra="cloud", needed_for="shards")
+
+    monkeypatch.setattr(DetectionDataset, "__getitem__", read)
+    one = epoch_order(5, 1)
+    stream = train_batches(
+        dataset(folder),
+        lambda epoch: one(epoch) + 2,
+        seed=5,
+        start_step=0,
+        total_steps=1,
+        global_batch_size=1,
+        workers=workers,
+        on_bad_image="replace",
+    )
+    with pytest.raises(MissingExtraError) as caught:
+        next(stream)
+    assert "Traceback" not in str(caught.value)
 
 
 def test_too_many_bad_images_end_the_run(folder: Path) -> None:

@@ -62,10 +62,10 @@ def test_a_log_has_the_plan_a_line_now_and_then_and_the_ends() -> None:
     assert lines == [
         "to download: a.zip, b.zip (400 MiB)",
         "disk: up to 800 MiB of 931.3 GiB free",
-        "a.zip: downloading 20%  20 MiB of 100 MiB  2,048 KiB/s  ETA 0:40",
-        "a.zip: downloading 40%  40 MiB of 100 MiB  2,048 KiB/s  ETA 0:30",
+        "a.zip: downloading 20%  20 MiB of 100 MiB  2.0 MiB/s  ETA 0:40",
+        "a.zip: downloading 40%  40 MiB of 100 MiB  2.0 MiB/s  ETA 0:30",
         "a.zip: the connection [2J broke",
-        "✓ a.zip downloaded: 100 MiB, 0:25 at 4,096 KiB/s",
+        "✓ a.zip downloaded: 100 MiB, 0:25 at 4.0 MiB/s",
         "✓ a.zip verified: 100 MiB",
     ]
 
@@ -73,14 +73,14 @@ def test_a_log_has_the_plan_a_line_now_and_then_and_the_ends() -> None:
 def test_what_an_earlier_run_received_is_not_counted_as_speed() -> None:
     lines = log_of((0, at(60)), (10, at(70)), (10, at(100)))
     assert lines == [
-        "a.zip: downloading 70%  70 MiB of 100 MiB  1,024 KiB/s  ETA 0:30",
-        "✓ a.zip downloaded: 100 MiB, 60 MiB of it earlier, 0:20 at 2,048 KiB/s",
+        "a.zip: downloading 70%  70 MiB of 100 MiB  1.0 MiB/s  ETA 0:30",
+        "✓ a.zip downloaded: 100 MiB, 60 MiB of it earlier, 0:20 at 2.0 MiB/s",
     ]
 
 
 def test_a_new_start_is_measured_anew() -> None:
     lines = log_of((0, at(50)), (10, at(60)), (1, at(0)), (10, at(20)))
-    assert lines[-1] == "a.zip: downloading 20%  20 MiB of 100 MiB  2,048 KiB/s  ETA 0:40"
+    assert lines[-1] == "a.zip: downloading 20%  20 MiB of 100 MiB  2.0 MiB/s  ETA 0:40"
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120, 200])
@@ -100,6 +100,6 @@ def test_a_terminal_has_two_lines_that_fit(columns: int, monkeypatch: pytest.Mon
     assert any("55%" in line for line in shown) or columns == 40
     if columns >= 120:
         assert "━━━" in shown[-1]
-        assert "55 MiB of 100 MiB  5,120 KiB/s  ETA 0:09" in frame
+        assert "55 MiB of 100 MiB  5.0 MiB/s  ETA 0:09" in frame
         assert "55 MiB of 400 MiB  ETA 1:09" in frame
     assert "\x1b[?25h" in file.getvalue()[-40:]  # the cursor is given back

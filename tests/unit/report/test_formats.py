@@ -39,7 +39,11 @@ def test_counts_and_bytes() -> None:
         "118k",
         "41.5M",
     ]
-    assert [formats.format_bytes(value) for value in (512 * 2**20, 10 * 2**30)] == ["512 MiB", "10.0 GiB"]
+    assert [formats.format_bytes(value) for value in (642, 512 * 2**20, 10 * 2**30)] == [
+        "642 B",
+        "512 MiB",
+        "10.0 GiB",
+    ]
 
 
 def test_text_is_one_line_without_control_characters() -> None:

@@ -6,7 +6,7 @@ from cyclopts import App
 
 __all__ = ["app"]
 
-app = App(name="data", help="Download, check, convert, look at and prepare data sets.")
+app = App(name="data", help="Download, check, convert, look at and prepare data sets.", help_epilogue="")
 app.command("detronome.cli.data.download:download", name="download", help="Fetch and verify COCO 2017, resumable.")
 app.command("detronome.cli.data.check:check", name="check", help="Find everything that is wrong, with ids and fixes.")
 app.command("detronome.cli.data.convert:convert", name="convert", help="From and to COCO, YOLO, VOC and Roboflow.")

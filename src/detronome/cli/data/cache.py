@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from detronome.cli.options import Json
-from detronome.cli.render import print_json, print_table
+from detronome.cli.render import print_json, print_line, print_table
 from detronome.errors import ConfigError
+from detronome.report.formats import format_bytes
 
 if TYPE_CHECKING:
     from detronome.data.store.cache_folder import CacheEntry
@@ -21,7 +22,11 @@ __all__ = ["cache"]
 
 
 def cache(
-    *, clear: Annotated[bool, Parameter(negative=())] = False, older_than: float | None = None, json: Json = False
+    *,
+    clear: Annotated[bool, Parameter(negative=())] = False,
+    older_than: float | None = None,
+    all: Annotated[bool, Parameter(negative=())] = False,  # noqa: A002
+    json: Json = False,
 ) -> None:
     """Say what lies in the cache, or clear it; everything in it can be made again.
 
@@ -31,6 +36,8 @@ def cache(
         Remove everything in the cache.
     older_than
         With --clear: only what was last written so many days ago or more.
+    all
+        List every entry with what it was made from, rather than a line for each kind.
     """
     from detronome import api
     from detronome.data.store.cache_folder import cache_roots
@@ -44,36 +51,42 @@ def cache(
     entries = api.clear_caches(older_than_days=older_than or 0.0) if clear else api.list_caches()
     if json:
         print_json({"removed" if clear else "entries": [entry.to_json() for entry in entries]})
-    elif clear:
-        _print(f"removed {_summary(entries)}")
-    else:
-        roots = [str(root) for root in cache_roots() if root.is_dir()]
-        if entries:
-            print_table(_table(entries))
-        _print(f"{_summary(entries)} in {' and '.join(roots) or cache_roots()[0]}")
+        return
+    if entries and (all or not clear):
+        print_table(_list(entries) if all else _kinds(entries))
+    roots = [str(root) for root in cache_roots() if root.is_dir()] or [str(cache_roots()[0])]
+    print_line(f"removed {_summary(entries)}" if clear else f"{_summary(entries)} in {' and '.join(roots)}")
 
 
-def _table(entries: Sequence[CacheEntry]) -> Table:
-    from detronome.report.formats import format_significant
+def _kinds(entries: Sequence[CacheEntry]) -> Table:
+    """Return a line for each kind of entry; `entries` come kind by kind."""
+    table = _table("kind", "entries", "size", "days old")
+    for kind, of_kind in groupby(entries, key=lambda entry: entry.kind):
+        group = list(of_kind)
+        ages = [entry.age_days for entry in group]
+        newest, oldest = f"{min(ages):.1f}", f"{max(ages):.1f}"
+        age = newest if newest == oldest else f"{newest}-{oldest}"
+        table.add_row(kind, f"{len(group):,}", format_bytes(sum(entry.num_bytes for entry in group)), age)
+    return table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("kind")
-    table.add_column("size", justify="right")
-    table.add_column("days old", justify="right")
+
+def _list(entries: Sequence[CacheEntry]) -> Table:
+    table = _table("kind", "size", "days old")
     table.add_column("what")
     for entry in entries:
         name = Text(entry.made_from or str(entry.path))
-        size = f"{format_significant(entry.num_bytes / 2**20)} MiB"
-        table.add_row(entry.kind, size, f"{entry.age_days:.1f}", name)
+        table.add_row(entry.kind, format_bytes(entry.num_bytes), f"{entry.age_days:.1f}", name)
+    return table
+
+
+def _table(kind: str, *numbers: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(kind)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
     return table
 
 
 def _summary(entries: Sequence[CacheEntry]) -> str:
-    from detronome.report.formats import format_bytes
-
     noun = "entry" if len(entries) == 1 else "entries"
     return f"{len(entries):,} {noun}, {format_bytes(sum(entry.num_bytes for entry in entries))}"
-
-
-def _print(line: str) -> None:
-    Console(highlight=False, soft_wrap=True).print(line, markup=False)

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.text import Text
 
 from detronome.cli.options import Json
-from detronome.cli.render import print_json
+from detronome.cli.render import print_json, print_line, print_notice
 
 __all__ = ["convert"]
 
@@ -55,15 +53,10 @@ def convert(
     if json:
         print_json(result.to_json())
         return
-    console = Console(highlight=False, soft_wrap=True)
     for part in result.splits:
         renamed = "" if part.name == part.written_as else f" (was {part.name})"
-        line = f"{part.written_as}{renamed}: {part.num_images:,} images, {part.num_annotations:,} annotations"
-        console.print(line, markup=False)
+        print_line(f"{part.written_as}{renamed}: {part.num_images:,} images, {part.num_annotations:,} annotations")
     if result.unsaid:
         listed = ", ".join(f"{count:,} {kind}" for kind, count in result.unsaid.items())
-        if result.has_sidecar:
-            told = f"only detronome.json holds: {listed}"
-        else:
-            told = f"lost, as the label files cannot hold them: {listed}"
-        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(told, style="yellow"))
+        told = "only detronome.json holds" if result.has_sidecar else "lost, as the label files cannot hold them"
+        print_notice(f"{told}: {listed}")

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from detronome.cli.options import Json
-from detronome.cli.render import print_json
+from detronome.cli.render import print_json, print_line, print_notice
 
 __all__ = ["download"]
 
@@ -70,14 +69,12 @@ def download(
                 on_event=console,
             )
     except KeyboardInterrupt:
-        text = "interrupted: what has come is kept; run the same command again to go on"
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text, style="yellow", markup=False)
+        print_notice("interrupted: what has come is kept; run the same command again to go on")
         return _INTERRUPTED
     if json:
         print_json({"folder": str(folder), "parts": [part.to_json() for part in installed]})
         return 0
-    output = Console(highlight=False, soft_wrap=True)
     for part in installed:
-        output.print(f"{part.part}: {_OUTCOMES[part.outcome].format(part)}", markup=False)
-    output.print(f"data folder {folder}", markup=False)
+        print_line(f"{part.part}: {_OUTCOMES[part.outcome].format(part)}")
+    print_line(f"data folder {folder}")
     return 0

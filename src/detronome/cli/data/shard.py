@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from detronome.cli.options import Json
-from detronome.cli.render import print_json
+from detronome.cli.render import print_json, print_line
 from detronome.errors import ConfigError
+from detronome.report.formats import format_bytes
 
 __all__ = ["shard"]
 
 _LINE_EVERY_S = 10.0
-_MIB = 2**20
 
 
 def shard(
@@ -60,7 +60,7 @@ def shard(
             print_json(check.to_json())
             return 1 if check.damaged else 0
         check.raise_if_damaged()
-        _print(f"whole: {_counted(check.num_images, 'image')} in {_counted(check.num_shards, 'shard')}")
+        print_line(f"whole: {_counted(check.num_images, 'image')} in {_counted(check.num_shards, 'shard')}")
         return 0
     if data is None or out is None:
         raise ConfigError(
@@ -72,17 +72,13 @@ def shard(
         print_json(result.to_json())
         return 0
     for part in result.splits:
-        size = f"{part.size_bytes / _MIB:,.1f} MiB"
-        _print(f"{part.split}: {_counted(part.num_images, 'image')} in {_counted(part.num_shards, 'shard')}, {size}")
+        counts = f"{_counted(part.num_images, 'image')} in {_counted(part.num_shards, 'shard')}"
+        print_line(f"{part.split}: {counts}, {format_bytes(part.size_bytes)}")
     return 0
 
 
 def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _print(line: str) -> None:
-    Console(highlight=False, soft_wrap=True).print(line, markup=False)
 
 
 @contextmanager
@@ -101,6 +97,6 @@ def _progress(verb: str) -> Iterator[Callable[[int, int], None]]:
         nonlocal told_at
         if time.monotonic() - told_at >= _LINE_EVERY_S:
             told_at = time.monotonic()
-            console.print(f"{verb}: {100 * done // max(1, total)} % of {total / _MIB:,.0f} MiB")
+            console.print(f"{verb}: {100 * done // max(1, total)} % of {format_bytes(total)}")
 
     yield tell

@@ -121,7 +121,7 @@ def _classes(splits: Sequence[SplitStats], most: int | None) -> Table:
     def add(keys: Sequence[tuple[int, str]]) -> None:
         for key in keys:
             cells = [f"{n:,}" for one in splits for n in rows[key].get(one.split, (0, 0))]
-            bar = Text("━" * math.ceil(_BAR * totals[key] / largest), style="cyan")
+            bar = Text(_bar_character() * math.ceil(_BAR * totals[key] / largest), style="cyan")
             table.add_row(Text(clean_text(key[1])), f"{100 * totals[key] / total:.2f} %", bar, *cells)
 
     if most is None or len(ranked) <= most:
@@ -170,3 +170,7 @@ def _count(value: float) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _bar_character() -> str:
+    return "━" if "utf" in (sys.stdout.encoding or "").lower() else "#"

@@ -95,7 +95,9 @@ def _jitter(pixels: UInt8[Tensor, "h w 3"], params: AugmentParams) -> UInt8[Tens
     if params.brightness != 1.0:
         values = (values * params.brightness).clamp_(0.0, 255.0)
     if params.contrast != 1.0:
-        values = torch.lerp((values @ luma).mean(), values, params.contrast).clamp_(0.0, 255.0)
+        # By numpy, which adds up in one order: torch's order, and with it the last bit, follows the number of threads.
+        mean = torch.from_numpy((values @ luma).numpy().mean(keepdims=True))
+        values = torch.lerp(mean, values, params.contrast).clamp_(0.0, 255.0)
     if params.saturation != 1.0:
         values = torch.lerp((values @ luma)[..., None], values, params.saturation).clamp_(0.0, 255.0)
     return values.round_().to(torch.uint8)

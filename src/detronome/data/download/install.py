@@ -19,17 +19,17 @@ from typing import Literal
 from detronome.data.download.catalog import Archive, NestedArchive, archive_urls
 from detronome.data.download.events import Listener, Noticed, Planned, Progressed, ignore
 from detronome.data.download.members import Limits
-from detronome.data.download.part_file import bytes_on_disk, lock_exclusively
+from detronome.data.download.part_file import bytes_on_disk
 from detronome.data.download.receipt import Receipt, Standing, look, read_receipt, write_receipt
 from detronome.data.download.transfer import TransferOptions, fetch, is_same_file
-from detronome.data.download.unpack import FileRecord, bytes_to_unpack, describe_names, unpack
-from detronome.errors import DataError, Problem
+from detronome.data.download.unpack import FileRecord, bytes_to_unpack, unpack
+from detronome.errors import DataError, Problem, first_few
+from detronome.runtime.files import locked, require_space
 
 __all__ = ["InstalledPart", "install"]
 
 _WORK_DIR = ".detronome"
 _SPARE_BYTES = 64 * 2**20
-_GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +118,11 @@ def _folder_errors() -> Iterator[None]:
 @contextmanager
 def _alone_in(target: Path) -> Iterator[None]:
     """Make the folder, and keep other downloads out of it: two would unpack into each other's files."""
-    target.mkdir(parents=True, exist_ok=True)
-    (target / _WORK_DIR).mkdir(exist_ok=True)
-    with (target / _WORK_DIR / "lock").open("w") as lock:
-        if not lock_exclusively(lock.fileno()):
+    work_dir = target / _WORK_DIR
+    if work_dir.is_symlink():
+        raise DataError("a link stands where the download keeps its own files", where=str(work_dir), fix="remove it")
+    with locked(work_dir / "lock") as is_ours:
+        if not is_ours:
             what = "another download into this folder is under way"
             raise DataError(what, where=str(target), fix="wait until it has ended")
         yield
@@ -152,7 +153,7 @@ def _require_unchanged(target: Path, jobs: Sequence[_Job]) -> None:
     problems = [
         Problem(
             what=f"{len(job.standing.changed):,} files of {job.archive.part!r} have been changed since the download",
-            where=f"{target}: {describe_names(list(job.standing.changed))}",
+            where=f"{target}: {first_few(job.standing.changed)}",
             fix="delete them, or move them away, and run the same command again: only they will be unpacked",
         )
         for job in jobs
@@ -171,12 +172,9 @@ def _plan(target: Path, jobs: Sequence[_Job], *, keep_archives: bool, on_event: 
     free = shutil.disk_usage(target).free
     sizes = {job.archive.name: job.archive.size_bytes for job in jobs if job.given_copy is None}
     on_event(Planned(sizes_bytes=sizes, needed_bytes=needed, free_bytes=free))
-    if jobs and needed + _SPARE_BYTES > free:
-        raise DataError(
-            f"the disk has too little room: up to {needed / _GIB:.1f} GiB are needed, {free / _GIB:.1f} GiB are free",
-            where=str(target),
-            fix="make room, give a folder on another disk, or leave out parts with --parts",
-        )
+    if jobs:
+        fix = "make room, give a folder on another disk, or leave out parts with --parts"
+        require_space(target, needed + _SPARE_BYTES, fix=fix)
 
 
 def _room_needed(target: Path, job: _Job) -> int:

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from detronome.errors import DataError, Problem
+from detronome.errors import DataError, Problem, first_few
 
 __all__ = ["Limits", "checked_members"]
 
-_SHOWN = 5
+_MAX_SHOWN_CHARS = 80
 _MAX_NAME_BYTES = 200
 _MAX_DEPTH = 16
 _MAX_PATH_BYTES = 1024
@@ -53,9 +53,8 @@ def checked_members(archive: zipfile.ZipFile, path: Path, limits: Limits) -> lis
     for first, second in _overlaps(members):
         cases.setdefault("members share bytes of the archive", []).append(f"{first!r} and {second!r}")
     for defect, names in cases.items():
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        shown = ", ".join(name if len(name) < 80 else f"{name[:77]}..." for name in names[:_SHOWN])
-        problems.append(Problem(what=f"the archive is not safe to unpack: {defect}", where=f"{path}: {shown}{more}"))
+        shown = first_few([name if len(name) < _MAX_SHOWN_CHARS else f"{name[:77]}..." for name in names])
+        problems.append(Problem(what=f"the archive is not safe to unpack: {defect}", where=f"{path}: {shown}"))
     if problems:
         raise DataError(problems)
     return [member for member in members if not _is_dir(member) and not _is_debris(member.filename)]

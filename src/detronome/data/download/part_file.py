@@ -8,9 +8,6 @@ The journal never claims a byte that has not been flushed, so after a crash at a
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import hashlib
 import os
 import threading
 from collections.abc import Callable
@@ -21,12 +18,11 @@ import msgspec
 
 from detronome.data.download.byte_ranges import ByteRange, ByteRanges
 from detronome.errors import DataError
-from detronome.runtime.files import write_atomic
+from detronome.runtime.files import is_disk_full, is_open_at, sha256_of, try_lock, write_atomic
 
-__all__ = ["PartFile", "Validator", "bytes_on_disk", "lock_exclusively", "sha256_with_progress"]
+__all__ = ["PartFile", "Validator", "bytes_on_disk"]
 
 _VERSION = 1
-_BLOCK_BYTES = 4 * 2**20
 
 
 class Validator(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,15 +73,12 @@ class PartFile:
         self._sha256 = sha256
         try:
             destination.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor: int | None = os.open(
-                self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
-            )
+            self._descriptor: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise _disk_error(error, self._path) from error
         try:
             # A file that was published between opening and locking has another name by now.
-            is_ours = lock_exclusively(self._descriptor) and self._path.exists()
-            if not (is_ours and os.path.samestat(os.fstat(self._descriptor), self._path.stat())):
+            if not (try_lock(self._descriptor) and is_open_at(self._descriptor, self._path)):
                 raise DataError(
                     "another process is downloading this file",
                     where=str(self._path),
@@ -188,7 +181,7 @@ class PartFile:
 
     def digest(self, on_progress: Callable[[int], None]) -> str:
         """Return the SHA-256 of the content; `on_progress` is told the bytes read so far."""
-        return sha256_with_progress(self._path, on_progress)
+        return sha256_of(self._path, on_progress)
 
     def publish(self) -> None:
         """Give the complete file its name; the part file and the journal are gone after that."""
@@ -226,36 +219,12 @@ class PartFile:
             raise
 
 
-def lock_exclusively(descriptor: int) -> bool:
-    """Return False if another process holds the lock on a file; where the file system has no locks, go on without."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def bytes_on_disk(destination: Path, *, size_bytes: int, sha256: str) -> int:
     """Return how many bytes of a file need not be transferred: all when it exists, else those in the journal."""
     if destination.is_file() and destination.stat().st_size == size_bytes:
         return size_bytes
     journal = _read_journal(destination, size_bytes, sha256)
     return 0 if journal is None else ByteRanges(journal.ranges).num_bytes
-
-
-def sha256_with_progress(path: Path, on_progress: Callable[[int], None]) -> str:
-    """Return the SHA-256 of a file in hexadecimal; `on_progress` is told the bytes read so far."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_BLOCK_BYTES))
-    done = 0
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            done += count
-            on_progress(done)
-    return digest.hexdigest()
 
 
 def _part_path(destination: Path) -> Path:
@@ -279,7 +248,7 @@ def _read_journal(destination: Path, size_bytes: int, sha256: str) -> _Journal |
 
 
 def _disk_error(error: OSError, path: Path) -> DataError:
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    is_full = is_disk_full(error)
     return DataError(
         "the disk is full" if is_full else f"the file cannot be written: {error.strerror or error}",
         where=str(path),

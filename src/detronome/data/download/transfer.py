@@ -29,8 +29,9 @@ from detronome.data.download.answers import (
 )
 from detronome.data.download.byte_ranges import ByteRange, ByteRanges
 from detronome.data.download.events import Listener, Noticed, Progressed, Stage, ignore
-from detronome.data.download.part_file import PartFile, sha256_with_progress
+from detronome.data.download.part_file import PartFile
 from detronome.errors import DataError, Problem
+from detronome.runtime.files import sha256_of
 
 __all__ = ["TransferOptions", "fetch", "is_same_file"]
 
@@ -124,7 +125,7 @@ def is_same_file(path: Path, *, sha256: str, size_bytes: int, on_event: Listener
     if not path.is_file() or path.stat().st_size != size_bytes:
         return False
     report = _progress_reporter(path.name, "verify", size_bytes, on_event)
-    return sha256_with_progress(path, report) == sha256
+    return sha256_of(path, report) == sha256
 
 
 def _progress_reporter(name: str, stage: Stage, total_bytes: int, on_event: Listener) -> Callable[[int], None]:

@@ -18,12 +18,12 @@ from pathlib import Path
 import msgspec
 
 from detronome.data.download.members import Limits, checked_members
-from detronome.errors import DataError
+from detronome.errors import DataError, first_few
+from detronome.runtime.files import is_disk_full
 
-__all__ = ["FileRecord", "bytes_to_unpack", "describe_names", "unpack"]
+__all__ = ["FileRecord", "bytes_to_unpack", "unpack"]
 
 _BLOCK_BYTES = 2**20
-_SHOWN = 5
 
 
 class FileRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -76,7 +76,7 @@ def unpack(
     if in_the_way:
         raise DataError(
             f"{len(in_the_way):,} files are not those of the archive, and were left as they are",
-            where=f"{target}: {describe_names(in_the_way)}",
+            where=f"{target}: {first_few(in_the_way)}",
             fix="delete them, or move them away, and run the same command again: only they will be unpacked",
         )
     return {member.filename: FileRecord(member.file_size, member.CRC) for member in members}
@@ -89,12 +89,6 @@ def bytes_to_unpack(archive: Path, target: Path) -> int:
     return sum(member.file_size for member in members if not os.path.lexists(target / member.filename))
 
 
-def describe_names(names: list[str]) -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
 @contextmanager
 def _as_data_errors(archive: Path, target: Path) -> Iterator[None]:
     try:
@@ -102,7 +96,7 @@ def _as_data_errors(archive: Path, target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EINVAL and error.filename is None:  # offsets in the archive that cannot be
             raise _damaged(archive, error) from error
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        is_full = is_disk_full(error)
         raise DataError(
             "the disk is full" if is_full else f"the archive cannot be unpacked: {error.strerror or error}",
             where=str(error.filename or target),
@@ -135,7 +129,7 @@ def _make_dirs(target: Path, relative: str, checked: set[str]) -> None:
 
 def _unpack_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.unpacking")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
     try:
         with os.fdopen(descriptor, "wb") as file, opened.open(member) as content:
             written = 0

@@ -7,7 +7,6 @@ that they were read from.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,21 +14,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detronome.data.coco.layout import ROBOFLOW_FILE
+from detronome.data.coco.problems import parse_json
 from detronome.data.coco.read import read_annotations
-from detronome.data.formats.document import Record, SplitDocument, check_file_names, to_json_bytes
+from detronome.data.formats.document import SplitDocument, check_file_names, to_json_bytes
 from detronome.data.formats.images import is_file
-from detronome.data.formats.publish import ImagePlacement, place_image, published_folder
+from detronome.data.formats.placement import ImagePlacement, place_image
 from detronome.data.formats.read import read_documents
 from detronome.data.formats.unsaid import unsaid
 from detronome.data.formats.write import LabelTarget, voc_target, write_labels, yolo_target
 from detronome.data.layout import Layout, available_splits, find_label_folder, find_split, recognise
 from detronome.data.split_files import resolve_name
-from detronome.errors import ConfigError, DataError
+from detronome.errors import ConfigError, DataError, first_few
+from detronome.runtime.files import filled_directory
 
 __all__ = ["Conversion", "ConvertedSplit", "TargetLayout", "convert"]
 
 TargetLayout = Literal["coco", "yolo", "voc", "roboflow"]
 _SHOWN = 10
+_RECOGNISED_BY = {"coco": "annotations", "yolo": "data.yaml", "voc": "Annotations", "roboflow": ""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,22 +91,13 @@ def convert(
         DataError: the data is not sound, image files are missing, or `out` is not empty or cannot be written.
     """
     source = recognise(data_dir)
-    if source == "shards" and images != "none":
-        raise DataError(
-            "the images lie in shards, not in files",
-            where=str(data_dir),
-            fix="convert the annotations alone with --images none, or give the original data",
-        )
     if voc_one_based and "voc" not in (source, to):
         raise ConfigError("neither layout is VOC", where="voc_one_based", fix="leave it out")
-    if out.resolve().is_relative_to(data_dir.resolve()):
-        raise DataError(
-            "the output lies inside the data folder, which is not to be changed",
-            where=str(out),
-            fix="name a folder elsewhere",
-        )
+    _check_places(data_dir, out, source, images)
     documents = _read(data_dir, source, splits, voc_one_based)
     check_file_names(documents)
+    if to == "roboflow":
+        _check_reserved_name(documents)
     names = _target_names(documents, source, to)
     target: LabelTarget | None = None
     if to == "yolo":
@@ -112,7 +105,7 @@ def convert(
     elif to == "voc":
         target = voc_target(documents, names, one_based=voc_one_based)
     _check_images(documents, images)
-    with published_folder(out) as folder:
+    with filled_directory(out, last=_RECOGNISED_BY[to]) as folder:
         if target is None:
             _write_coco(folder, documents, names, images, is_roboflow=to == "roboflow")
         else:
@@ -156,7 +149,7 @@ def _read(
 def _read_coco(data_dir: Path, name: str) -> SplitDocument:
     files = find_split(data_dir, name)
     read_annotations(files.annotation_file)  # for what it says of a file that is not sound
-    document: Record = json.loads(files.annotation_file.read_bytes())
+    document = parse_json(files.annotation_file.read_bytes(), files.annotation_file)
     return SplitDocument(files.name, document, files.images_dir, str(files.annotation_file))
 
 
@@ -175,6 +168,31 @@ def _target_names(documents: Sequence[SplitDocument], source: Layout | None, to:
     return renamed if len(set(renamed)) == len(renamed) else names
 
 
+def _check_places(data_dir: Path, out: Path, source: Layout | None, images: ImagePlacement) -> None:
+    if source == "shards" and images != "none":
+        raise DataError(
+            "the images lie in shards, not in files",
+            where=str(data_dir),
+            fix="convert the annotations alone with --images none, or give the original data",
+        )
+    if out.resolve().is_relative_to(data_dir.resolve()):
+        raise DataError(
+            "the output lies inside the data folder, which is not to be changed",
+            where=str(out),
+            fix="name a folder elsewhere",
+        )
+
+
+def _check_reserved_name(documents: Sequence[SplitDocument]) -> None:
+    """Refuse an image where the annotations go: written through a link, they would replace the user's file."""
+    if any(image["file_name"] == ROBOFLOW_FILE for split in documents for image in split.document["images"]):
+        raise DataError(
+            f"an image is called {ROBOFLOW_FILE}, as the annotations are in this layout",
+            where=", ".join(split.source for split in documents),
+            fix="remove that image's record",
+        )
+
+
 def _check_images(documents: Sequence[SplitDocument], images: ImagePlacement) -> None:
     if images == "none":
         return
@@ -185,9 +203,8 @@ def _check_images(documents: Sequence[SplitDocument], images: ImagePlacement) ->
         if not is_file(split.images_dir / image["file_name"])
     ]
     if missing:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise DataError(
-            f"{len(missing)} image files are missing: {', '.join(missing[:_SHOWN])}{more}",
+            f"{len(missing)} image files are missing: {first_few(missing, most=_SHOWN)}",
             where=", ".join(split.source for split in documents),
             fix="copy the files there, or convert the annotations alone with --images none",
         )

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detronome.errors import DataError
+from detronome.errors import DataError, first_few
 
 __all__ = ["Record", "SplitDocument", "annotations_by_image", "check_file_names", "to_json_bytes"]
 
 Record = dict[str, Any]
 """A JSON object."""
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -66,17 +64,12 @@ def check_file_names(splits: Sequence[SplitDocument]) -> None:
     if outside:
         raise DataError(
             f"{len(outside)} file names lead outside the image folder or are not plain relative paths",
-            where=_shown(outside),
+            where=first_few(outside),
             fix="name the images relative to their folder, such as street/001.jpg",
         )
     if twice:
         raise DataError(
             f"{len(twice)} images name a file that another image of the split names too",
-            where=_shown(twice),
+            where=first_few(twice),
             fix="keep one record for each image file",
         )
-
-
-def _shown(cases: list[str]) -> str:
-    more = f" and {len(cases) - _SHOWN} more" if len(cases) > _SHOWN else ""
-    return ", ".join(cases[:_SHOWN]) + more

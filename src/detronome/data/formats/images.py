@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -28,6 +28,7 @@ __all__ = [
     "read_headers",
     "to_stored",
     "to_upright",
+    "walk_files",
 ]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".mpo", ".avif"})
@@ -70,12 +71,38 @@ def is_file(path: Path) -> bool:
 
 def list_images(folder: Path) -> list[str]:
     """Return the images in a folder and its subfolders, as sorted paths relative to it with forward slashes."""
-    found: list[str] = []
-    for directory, _, names in os.walk(folder, followlinks=True):
-        inner = Path(directory).relative_to(folder).as_posix()
-        prefix = "" if inner == "." else f"{inner}/"
-        found.extend(prefix + name for name in names if is_image_name(name))
-    return sorted(found)
+    return sorted(filter(is_image_name, walk_files(folder)))
+
+
+def walk_files(folder: Path) -> Iterator[str]:
+    """Yield the files in a folder and its subfolders, as paths relative to it with forward slashes.
+
+    Links to folders are followed, unless they lead back up: that would never end. No folder has no files.
+    """
+    try:
+        above = {folder: {_identity(folder)}}
+    except (OSError, ValueError):
+        return
+    for directory, subfolders, names in os.walk(folder, followlinks=True):
+        here = Path(directory)
+        ancestors = above.pop(here)
+        for name in list(subfolders):
+            inner = here / name
+            try:
+                identity = _identity(inner)
+            except OSError:  # removed just now
+                continue
+            if identity in ancestors:
+                subfolders.remove(name)
+            else:
+                above[inner] = ancestors | {identity}
+        prefix = here.relative_to(folder).as_posix()
+        yield from names if prefix == "." else (f"{prefix}/{name}" for name in names)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def read_headers(files: Sequence[Path], problems: LabelProblems) -> dict[Path, ImageHeader]:

@@ -17,7 +17,7 @@ __all__ = ["LABEL_MAP_NAME", "label_map_text", "read_label_map"]
 
 LABEL_MAP_NAME = "label_map.pbtxt"
 _ITEM = re.compile(r"item\s*\{((?:\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^}\"'])*)\}")
-_ID = re.compile(r"\bid\s*:\s*(-?\d+)")
+_ID = re.compile(r"\bid\s*:\s*(-?\d{1,18})(?!\d)")
 _NAME = re.compile(r"""\bname\s*:\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)')""")
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detronome.errors import DataError, Problem
+from detronome.errors import DataError, Problem, first_few
 
 __all__ = ["LabelProblems"]
-
-_SHOWN = 5
 
 
 class LabelProblems:
@@ -44,10 +42,10 @@ class LabelProblems:
         Raises:
             DataError: one problem for each kind, with its first cases.
         """
-        problems = []
-        for (what, fix), cases in self._cases.items():
-            more = f"; and {len(cases) - _SHOWN} more" if len(cases) > _SHOWN else ""
-            where = "; ".join(cases[:_SHOWN]) + more
-            problems.append(Problem(what=f"{what} (in {self._root})", where=where, fix=fix))
-        if problems:
-            raise DataError(problems)
+        if self._cases:
+            raise DataError(
+                [
+                    Problem(what=f"{what} (in {self._root})", where=first_few(cases, separator="; "), fix=fix)
+                    for (what, fix), cases in self._cases.items()
+                ]
+            )

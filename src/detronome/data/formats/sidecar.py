@@ -24,11 +24,7 @@ from pathlib import Path
 from detronome.data.formats.document import Record, annotations_by_image
 from detronome.data.formats.images import ImageHeader
 from detronome.data.formats.label_text import frame_of, label_text
-from detronome.data.formats.labels import (
-    LabelCodec,
-    LabelLayout,
-    LabelObject,
-)
+from detronome.data.formats.labels import LabelCodec, LabelLayout, LabelObject
 from detronome.data.formats.problems import LabelProblems
 from detronome.errors import DataError
 
@@ -262,7 +258,9 @@ def _fresh_ids(records: Sequence[Record]) -> Iterator[int]:
 
 
 def _check(kept: KeptSplit) -> None:
-    """Raise some error unless everything that restoring looks at is there."""
+    """Raise some error unless everything that restoring looks at is there and splits have names of files."""
+    if kept.name in ("", ".", "..") or "/" in kept.name or "\0" in kept.name:
+        raise ValueError(f"{kept.name!r} is no name of a split")
     for image in kept.document["images"]:
         image["file_name"].strip(), int(image["height"]), int(image["width"])
     for records in annotations_by_image(kept.document).values():

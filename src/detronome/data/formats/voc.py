@@ -21,12 +21,12 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from detronome.data.formats.document import Record
-from detronome.data.formats.images import is_file, is_image_name, list_images
+from detronome.data.formats.images import is_file, is_image_name, list_images, walk_files
 from detronome.data.formats.label_map import LABEL_MAP_NAME, read_label_map
 from detronome.data.formats.labels import LabelCodec, LabelFolder, LabelledImage, LabelSplit, is_split_name
 from detronome.data.formats.problems import LabelProblems
 from detronome.data.formats.voc_xml import VocCodec
-from detronome.errors import DataError
+from detronome.errors import DataError, first_few
 
 __all__ = ["VocFolder", "find_voc"]
 
@@ -86,7 +86,7 @@ class VocFolder(LabelFolder):
         unknown = sorted(labels - ids.keys())
         if unknown:
             raise DataError(
-                f"objects have {len(unknown)} classes that the label map does not have: {', '.join(unknown[:10])}",
+                f"objects have {len(unknown)} classes that the label map does not have: {first_few(unknown)}",
                 where=str(self.label_map),
                 fix="add them, or delete the file to number the classes by name",
             )
@@ -143,7 +143,7 @@ def _devkit_folders(data_dir: Path) -> list[Path]:
         candidates = [data_dir]
     else:
         found = [*data_dir.glob(f"*/{_LABELS}"), *data_dir.glob(f"VOCdevkit/*/{_LABELS}")]
-        candidates = sorted(path.parent for path in found)
+        candidates = sorted(path.parent for path in found if not path.parent.name.startswith("."))
         if len(candidates) > 1:
             candidates = [folder for folder in candidates if _YEAR.fullmatch(folder.name)]
     return [folder for folder in candidates if _has_voc_xml(folder / _LABELS)]
@@ -184,11 +184,11 @@ def _stem(labels_dir: Path, entry: str) -> str:
 
 def _has_voc_xml(folder: Path) -> bool:
     """Return whether the first XML file that comes up in a folder is an annotation."""
-    for directory, _, names in os.walk(folder):
-        for name in filter(_is_xml_name, names):
-            with (Path(directory) / name).open("rb") as file:
-                return b"<annotation" in file.read(4096).replace(b"\0", b"")
-    return False
+    first = next(filter(_is_xml_name, walk_files(folder)), None)
+    if first is None:
+        return False
+    with (folder / first).open("rb") as file:
+        return b"<annotation" in file.read(4096).replace(b"\0", b"")
 
 
 def _has_pairs(folder: Path) -> bool:
@@ -200,29 +200,19 @@ def _has_pairs(folder: Path) -> bool:
 
 
 def _is_xml_name(name: str) -> bool:
-    return name.endswith(".xml") and not name.startswith(".")
+    return name.endswith(".xml") and not name.rpartition("/")[2].startswith(".")
 
 
 def _list_xml(folder: Path) -> list[str]:
     """Return the XML files in a folder and its subfolders, as sorted paths relative to it without their ending."""
-    found = (
-        (Path(directory) / name).relative_to(folder).as_posix()
-        for directory, _, names in os.walk(folder)
-        for name in names
-        if _is_xml_name(name)
-    )
-    return sorted(name.removesuffix(".xml") for name in found)
+    return sorted(name.removesuffix(".xml") for name in walk_files(folder) if _is_xml_name(name))
 
 
 def _images_by_stem(images_dir: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in list_images(images_dir):
-        found.setdefault(_without_suffix(name), []).append(name)
+        found.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
     return found
-
-
-def _without_suffix(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
 
 
 def _image_name(stem: str, label_file: Path, available: Mapping[str, list[str]]) -> str:

@@ -29,7 +29,9 @@ _ATTRIBUTES = {"pose": "Unspecified", "truncated": "0", "occluded": None, "diffi
 _ROUNDING_PX = 1e-6
 """A box without width may get this much less than none where coordinates are fractions."""
 _NOT_XML = re.compile(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_WHOLE = re.compile(r"[+-]?\d+")
+_WHOLE = re.compile(r"[+-]?\d{1,18}")
+_MOST_LEVELS = 100
+"""Of elements in each other, which Python's XML writer follows by recursion; annotations have 4."""
 _BOX_FIX = "write xmin, ymin, xmax, ymax in pixels, with xmax and ymax not below xmin and ymin"
 
 
@@ -56,6 +58,10 @@ class VocCodec(LabelCodec):
             return LabelFile(())
         except (ValueError, LookupError) as error:  # an encoding that Python does not know
             problems.add("label files are not valid XML", file, str(error), fix="save them as UTF-8")
+            return LabelFile(())
+        if _has_more_levels(root, _MOST_LEVELS):
+            fix = "export the files again"
+            problems.add("label files have elements nested too deeply", file, f"{_MOST_LEVELS} levels", fix=fix)
             return LabelFile(())
         objects = []
         for number, element in enumerate(root.findall("object")):
@@ -172,7 +178,7 @@ def _number(text: str) -> int | float | None:
 
 
 def _field(text: str) -> int | str:
-    return int(text) if text.isascii() and text.isdecimal() else text
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else text
 
 
 def _written(value: float) -> str:
@@ -186,6 +192,13 @@ def _is_xml(text: str) -> bool:
 def is_voc_name(name: str) -> bool:
     """Return whether a class name can stand in an XML file."""
     return bool(name.strip()) and not _NOT_XML.search(name)
+
+
+def _has_more_levels(root: Element, most: int) -> bool:
+    level = [root]
+    for _ in range(most):
+        level = [child for element in level for child in element]
+    return bool(level)
 
 
 def _size_hw(root: Element) -> tuple[int, int] | None:

@@ -10,26 +10,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from detronome.data.formats.document import (
-    SplitDocument,
-    annotations_by_image,
-    to_json_bytes,
-)
+from detronome.data.formats.document import SplitDocument, annotations_by_image, to_json_bytes
 from detronome.data.formats.images import is_file, is_image_name, read_headers
 from detronome.data.formats.label_map import LABEL_MAP_NAME, label_map_text
 from detronome.data.formats.label_text import frame_of, label_text
 from detronome.data.formats.labels import LabelCodec, LabelLayout
+from detronome.data.formats.placement import ImagePlacement, place_image
 from detronome.data.formats.problems import LabelProblems
-from detronome.data.formats.publish import ImagePlacement, place_image
 from detronome.data.formats.sidecar import SIDECAR_NAME, KeptSplit, Sidecar, sidecar_record
 from detronome.data.formats.voc_xml import VocCodec, is_voc_name
 from detronome.data.formats.yolo import label_path, yolo_yaml
 from detronome.data.formats.yolo_lines import YoloCodec
-from detronome.errors import DataError
+from detronome.errors import DataError, first_few
 
 __all__ = ["LabelTarget", "voc_target", "write_labels", "yolo_target"]
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ def voc_target(documents: Sequence[SplitDocument], names: Sequence[str], *, one_
     unfit = [f"{name!r} (id {category_id})" for category_id, name in categories.items() if not is_voc_name(name)]
     if unfit:
         raise DataError(
-            f"XML files cannot hold these category names: {', '.join(unfit[:_SHOWN])}",
+            f"XML files cannot hold these category names: {first_few(unfit)}",
             where=", ".join(split.source for split in documents),
             fix="rename the categories",
         )
@@ -182,7 +176,7 @@ def _categories(documents: Sequence[SplitDocument]) -> dict[int, str]:
                 clashes.append(f"id {category['id']} is {known!r} and {category['name']!r}")
     if clashes:
         raise DataError(
-            f"the splits disagree about categories: {', '.join(clashes[:_SHOWN])}",
+            f"the splits disagree about categories: {first_few(clashes)}",
             where=", ".join(split.source for split in documents),
             fix="give all splits one list of categories, or convert them one at a time with --split",
         )
@@ -207,13 +201,13 @@ def _check_names(documents: Sequence[SplitDocument], target: LabelTarget) -> Non
             taken.add(label_file)
     if unfit:
         raise DataError(
-            f"{len(unfit)} file names would not be recognised as images: {', '.join(unfit[:_SHOWN])}",
+            f"{len(unfit)} file names would not be recognised as images: {first_few(unfit)}",
             where=", ".join(document.source for document in documents),
             fix="give the files the ending of their format, such as .jpg",
         )
     if clashes:
         raise DataError(
-            f"{len(clashes)} images would share a label file with another: {', '.join(clashes[:_SHOWN])}",
+            f"{len(clashes)} images would share a label file with another: {first_few(clashes)}",
             where=", ".join(document.source for document in documents),
             fix="rename images that differ in their ending alone",
         )

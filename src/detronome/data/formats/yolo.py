@@ -19,10 +19,10 @@ from typing import Any
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from detronome.data.formats.document import Record
-from detronome.data.formats.images import is_file, is_image_name, list_images
+from detronome.data.formats.images import is_file, is_image_name, list_images, walk_files
 from detronome.data.formats.labels import LabelCodec, LabelFolder, LabelledImage, LabelSplit, is_split_name
 from detronome.data.formats.problems import LabelProblems
-from detronome.data.formats.yolo_lines import YoloCodec
+from detronome.data.formats.yolo_lines import MOST_CLASSES, YoloCodec
 from detronome.errors import DataError
 
 __all__ = ["YoloFolder", "find_yolo", "label_path", "yolo_yaml"]
@@ -107,8 +107,8 @@ class YoloFolder(LabelFolder):
 
     def _images_dir(self, sources: Sequence[Path], files: Sequence[Path]) -> Path:
         if all(source.is_dir() for source in sources):
-            return Path(os.path.commonpath(sources))
-        return Path(os.path.commonpath([file.parent for file in files])) if files else self.root
+            return _common_folder(sources)
+        return _common_folder([file.parent for file in files]) if files else self.root
 
     def _label_file(self, file: Path) -> Path:
         return self.root / label_path(file.relative_to(self.root) if file.is_relative_to(self.root) else file)
@@ -167,7 +167,7 @@ def _sources_by_structure(data_dir: Path) -> dict[str, list[Path]]:
 
 
 def _has_images(folder: Path) -> bool:
-    return any(is_image_name(name) for _, _, names in os.walk(folder, followlinks=True) for name in names)
+    return any(map(is_image_name, walk_files(folder)))
 
 
 def _read_names(file: Path) -> list[str]:
@@ -258,12 +258,16 @@ def _resolve(text: str, bases: Sequence[Path]) -> Path | None:
     return None
 
 
+def _common_folder(folders: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([folder.absolute() for folder in folders]))
+
+
 def _joined(base: Path, path: str) -> Path:
     return Path(os.path.normpath(base / path))
 
 
 def _names(file: Path, content: dict[str, Any]) -> list[str] | None:
-    names, count = content.get("names"), content.get("nc")
+    names, count = content.get("names"), _whole_number(content.get("nc"))
     if isinstance(names, dict):
         ordered = [names.get(str(i)) for i in range(len(names))]
         if None in ordered:
@@ -274,13 +278,18 @@ def _names(file: Path, content: dict[str, Any]) -> list[str] | None:
             )
         names = ordered
     if not names:
-        if not count or not count.isdecimal():
-            return None
-        return [f"class {i}" for i in range(int(count))]
+        if count and count > MOST_CLASSES:
+            raise DataError(f"nc is {count:,}, and no class has a name", where=f"{file}: nc", fix="list the names")
+        return [f"class {i}" for i in range(count)] if count else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError("names is not a list of names", where=f"{file}: names", fix="write `names: [cat, dog]`")
-    if isinstance(count, str) and count.isdecimal() and int(count) != len(names):
+    if count is not None and count != len(names):
         raise DataError(
             f"nc is {count}, but names has {len(names)} classes", where=f"{file}: nc", fix="correct one of them"
         )
     return names
+
+
+def _whole_number(text: object) -> int | None:
+    is_number = isinstance(text, str) and text.isdecimal() and len(text) < 19
+    return int(str(text)) if is_number else None

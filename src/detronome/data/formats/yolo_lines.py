@@ -15,7 +15,10 @@ from detronome.data.formats.images import to_stored, to_upright
 from detronome.data.formats.labels import Frame, LabelCodec, LabelFile, LabelObject
 from detronome.data.formats.problems import LabelProblems
 
-__all__ = ["YoloCodec"]
+__all__ = ["MOST_CLASSES", "YoloCodec"]
+
+MOST_CLASSES = 100_000
+"""Of a folder without a list of names: a slip of the pen must not make a list of a thousand million."""
 
 _LIMIT = 2.0
 """Of normalised coordinates: boxes that reach beyond the border stay far below it, pixels do not."""
@@ -73,6 +76,8 @@ class YoloCodec(LabelCodec):
         if self._num_classes is not None and label >= self._num_classes:
             detail = f"class {int(label)}, but names has {self._num_classes} classes"
             return "classes are beyond the list of names", detail, "add the names, or correct the classes"
+        if label >= MOST_CLASSES:
+            return "classes are beyond all reason", f"class {tokens[0][:60]}", "correct them, or list the names"
         if max(values) > _LIMIT or min(values) < -_LIMIT:
             detail = " ".join(tokens[1:])[:60]
             fix = "divide x by the width and y by the height of the image"

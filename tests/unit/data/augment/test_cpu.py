@@ -44,6 +44,23 @@ def test_nothing_to_do_copies_nothing() -> None:
     assert result.data_ptr() == image.ctypes.data
 
 
+def test_the_number_of_threads_changes_no_pixel() -> None:
+    """A worker has one thread, the main process as many as the machine gives it."""
+    threads = torch.get_num_threads()
+    try:
+        for seed in range(6):
+            image = photo(540 + 7 * seed, 699, seed)
+            hw = (image.shape[0], image.shape[1])
+            params = AugmentParams(size_hw=hw, final_hw=hw, brightness=0.93, contrast=1.17, saturation=0.84)
+            pictures = []
+            for count in (1, 2, 3, 4):
+                torch.set_num_threads(count)
+                pictures.append(apply_to_image(image, params))
+            assert all(torch.equal(picture, pictures[0]) for picture in pictures)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _pillow_size(size_wh: tuple[int, int], short: int, longest: int | None) -> tuple[int, int]:
     width, height = size_wh
     if longest is not None and max(size_wh) / min(size_wh) * short > longest:

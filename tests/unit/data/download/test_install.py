@@ -199,9 +199,23 @@ def test_too_little_room_is_told_before_anything_is_transferred(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**30, 2**30, 2**20))
-    with pytest.raises(DataError, match=r"too little room: up to 0.0 GiB are needed, 0.0 GiB are free(.|\n)*--parts"):
+    with pytest.raises(DataError, match=r"too little room: up to 6\d MiB are needed, 1.0 MiB are free(.|\n)*--parts"):
         install(tmp_path, list(ARCHIVES.values()), mirror=server.base_url)
     assert server.requests == [] and tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", [".detronome", ".detronome/lock"])
+def test_links_among_the_downloads_own_files_are_not_followed(tmp_path: Path, server: FaultyServer, name: str) -> None:
+    mine = tmp_path / "mine"
+    (mine / "panoptic").mkdir(parents=True)
+    (mine / "file").write_text("precious")
+    link = tmp_path / "data" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(mine / "file" if name.endswith("lock") else mine)
+    with pytest.raises(DataError):
+        install(tmp_path / "data", [ARCHIVES["panoptic"]], mirror=server.base_url)
+    assert (mine / "file").read_text() == "precious"
+    assert sorted(path.name for path in mine.iterdir()) == ["file", "panoptic"]
 
 
 @pytest.mark.parametrize("stage", ["download", "verify", "unpack"])

@@ -8,19 +8,19 @@ process that died, and is removed. Evicting unlinks, so that whoever has the sha
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from detronome.data.store.shards import cloud
 from detronome.data.store.shards.descriptors import Descriptor
 from detronome.data.store.shards.format import ShardIndex, shard_name
 from detronome.errors import ConfigError, DataError
+from detronome.runtime.files import locked, try_lock
 
 __all__ = ["CachedShards"]
 
@@ -95,10 +95,8 @@ class CachedShards:
     def _size_bytes(self, shard: int) -> int:
         return self._places.header.shards[shard].size_bytes
 
-    @contextmanager
-    def _lock(self, shard: int) -> Iterator[None]:
-        with _locked(self._places.folder / f".{shard_name(shard)}.lock"):
-            yield
+    def _lock(self, shard: int) -> AbstractContextManager[bool]:
+        return locked(self._places.folder / f".{shard_name(shard)}.lock", wait=True)
 
     def _open_cached(self, shard: int) -> Descriptor | None:
         path = self._path(shard)
@@ -149,13 +147,13 @@ class CachedShards:
         """Yield (descriptor, path) of a temporary file that counts as large as the shard; removed if still there."""
         size_bytes, root = self._size_bytes(shard), self._places.folder.parent
         while True:
-            with _locked(root / ".lock"):
+            with locked(root / ".lock", wait=True):
                 if _make_room(root, size_bytes, self._cache_bytes):
                     descriptor, name = tempfile.mkstemp(
                         dir=self._places.folder, prefix=f".{shard_name(shard)}-", suffix=".tmp"
                     )
                     temporary = Path(name)
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                    try_lock(descriptor)
                     os.ftruncate(descriptor, size_bytes)
                     break
             time.sleep(_POLL_S)
@@ -191,25 +189,11 @@ def _reserved_bytes(temporary: Path) -> int:
     except FileNotFoundError:
         return 0
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.fstat(descriptor).st_size
-    else:
+        if not try_lock(descriptor):
+            return os.fstat(descriptor).st_size
         temporary.unlink(missing_ok=True)
         return 0
     finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it to a child forked meanwhile
         os.close(descriptor)
 
 

@@ -18,6 +18,10 @@ __all__ = ["exists", "identity", "is_url", "list_names", "read", "remove", "stre
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]*://")
 _CHUNK_BYTES = 8 << 20
+_VERSION = re.compile(
+    r"size|e-?tag|(content-?)?md5(hash)?|digest|generation|(last[-_]?)?modified|[cm]time|updated|created", re.I
+)
+"""The properties that tell one version of a remote file from another, as backends call them."""
 
 
 def is_url(place: str) -> bool:
@@ -75,14 +79,17 @@ def list_names(url: str) -> list[str]:
 
 
 def identity(url: str) -> str:
-    """Return a text that changes when the remote file does: its entity tag, or size and time of change.
+    """Return a text that changes when the remote file does: its size, entity tag, and time of change, as far as told.
+
+    fsspec's own `ukey` takes whatever lies at an HTTP address for unchanging.
 
     Raises:
         DataError: it is missing or cannot be read.
     """
     with _told("read", url):
         system, path = _resolve(url)
-        return str(system.ukey(path))
+        info = system.info(path)
+        return repr(sorted((name, str(value)) for name, value in info.items() if _VERSION.fullmatch(name)))
 
 
 def upload(file: Path, url: str) -> None:

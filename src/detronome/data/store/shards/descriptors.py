@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from detronome.runtime.files import is_open_at
+
 __all__ = ["Descriptor"]
 
 
@@ -34,10 +36,7 @@ class Descriptor:
 
     def is_at(self, path: Path) -> bool:
         """Return whether this very file is still the one at a path."""
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), path.stat())
-        except FileNotFoundError:
-            return False
+        return is_open_at(self._descriptor, path)
 
     def read(self, offset: int, length: int) -> bytes:
         """Return the bytes at a place, fewer only where the file ends.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -35,6 +35,7 @@ __all__ = [
     "annotation_path",
     "decode_header",
     "encode_header",
+    "image_ids",
     "image_ids_sha256",
     "image_member",
     "records_member",
@@ -50,12 +51,14 @@ RECORD = np.dtype([("offset", "<u8"), ("length", "<u8"), ("crc32", "<u4"), ("sha
 _FORMAT = "detronome-shards"
 _VERSION = 1
 _MAX_EXTENSION = 10
+_MAX_BYTES = 2**63 - 1
+"""What a file can have; an index that says more was made by nobody's tar."""
 
 
 class ShardFile(msgspec.Struct, frozen=True):
     """One tar file; its name follows from its number."""
 
-    size_bytes: int
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, le=_MAX_BYTES)]
     sha256: str
 
 
@@ -71,7 +74,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """`AnnotationIndex.fingerprint` of the annotation file that the shards were made from."""
     records_sha256: str
     """Of `index.npy`."""
-    shards: tuple[ShardFile, ...]
+    shards: Annotated[tuple[ShardFile, ...], msgspec.Meta(min_length=1)]
 
 
 class _Version(msgspec.Struct):
@@ -120,9 +123,11 @@ class ShardIndex:
         if records.dtype != RECORD or records.shape != (self._header.num_images,):
             raise _damaged("it does not have a row for each image", where)
         sizes = np.array([shard.size_bytes for shard in shards], np.uint64)
-        if (records["shard"] >= len(shards)).any() or (
-            records["offset"] + records["length"] > sizes[records["shard"]]
-        ).any():
+        is_outside = records["shard"] >= len(shards)
+        room = sizes[np.where(is_outside, 0, records["shard"])]
+        # By differences: a sum of two 64-bit numbers may begin at 0 again.
+        is_outside |= (records["length"] > room) | (records["offset"] > room - np.minimum(records["length"], room))
+        if is_outside.any():
             raise _damaged("it points outside the shards", where)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -189,8 +194,12 @@ def decode_header(content: bytes, where: str) -> Header:
 
 def image_ids_sha256(index: AnnotationIndex) -> str:
     """Return the SHA-256 by which an annotation file's images are recognised: ids and order."""
-    ids = np.fromiter((index.image(i).image_id for i in range(len(index))), "<i8", len(index))
-    return hashlib.sha256(ids.tobytes()).hexdigest()
+    return hashlib.sha256(image_ids(index).astype("<i8").tobytes()).hexdigest()
+
+
+def image_ids(index: AnnotationIndex) -> Int64[np.ndarray, " I"]:
+    """Return the image ids of an annotation file, in its order."""
+    return np.fromiter((index.image(i).image_id for i in range(len(index))), np.int64, len(index))
 
 
 def annotation_path(split: str) -> str:

@@ -14,7 +14,9 @@ import msgspec
 import numpy as np
 from jaxtyping import Int64
 
+from detronome.data.coco.problems import parse_json
 from detronome.data.store.index import AnnotationIndex
+from detronome.data.store.shards.format import image_ids
 from detronome.errors import DataError
 
 __all__ = ["CocoRecords"]
@@ -53,7 +55,7 @@ class CocoRecords:
             raise DataError(
                 f"the annotation file cannot be read: {error}", where=str(annotation_file), fix="run the command again"
             ) from error
-        ids = np.fromiter((index.image(i).image_id for i in range(len(index))), np.int64, len(index))
+        ids = image_ids(index)
         by_id = np.argsort(ids)
         rank = np.searchsorted(ids[by_id], owners).clip(max=len(ids) - 1)
         if len(self._images) != len(index) or not np.array_equal(ids[by_id][rank], owners):
@@ -81,14 +83,16 @@ def _read(annotation_file: Path) -> tuple[Sequence[bytes], Sequence[bytes], Int6
         raws = msgspec.json.decode(content, type=_Raws)
         links = msgspec.json.decode(content, type=_Links).annotations
     except (msgspec.MsgspecError, UnicodeError):
-        return _read_unusual(bytes(mapped))
+        return _read_unusual(bytes(mapped), annotation_file)
     owners = np.fromiter((link.image_id for link in links), np.int64, len(links))
     return raws.images, raws.annotations, owners
 
 
-def _read_unusual(content: bytes) -> tuple[Sequence[bytes], Sequence[bytes], Int64[np.ndarray, " A"]]:
+def _read_unusual(
+    content: bytes, annotation_file: Path
+) -> tuple[Sequence[bytes], Sequence[bytes], Int64[np.ndarray, " A"]]:
     """Do the same for spellings that only Python's json reads, such as UTF-16, NaN or 7.0 as an id."""
-    root = json.loads(content)
+    root = parse_json(content, annotation_file)
     owners = np.fromiter((int(record["image_id"]) for record in root["annotations"]), np.int64)
     images, annotations = ([json.dumps(record).encode() for record in root[name]] for name in ("images", "annotations"))
     return images, annotations, owners

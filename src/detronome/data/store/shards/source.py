@@ -190,10 +190,10 @@ def open_shards(files: SplitFiles, index: AnnotationIndex, *, cache_bytes: int) 
 
 def _check_same_images(places: ShardIndex, index: AnnotationIndex, shards: str) -> None:
     header = places.header
-    if header.annotations_fingerprint == index.fingerprint:  # spares a pass over the images
-        return
     if header.num_images != len(index):
         difference = f"it has {len(index):,} images, they have {header.num_images:,}"
+    elif header.annotations_fingerprint == index.fingerprint:  # spares a pass over the images
+        return
     elif header.image_ids_sha256 != image_ids_sha256(index):
         difference = "its image ids, or their order, are others"
     else:

@@ -20,7 +20,7 @@ from detronome.data.store.shards import cloud
 from detronome.data.store.shards.find import find_shard_split, shard_splits
 from detronome.data.store.shards.format import ShardIndex, image_member, shard_name
 from detronome.data.store.shards.write import Progress
-from detronome.errors import DataError, Problem
+from detronome.errors import DataError, Problem, first_few
 
 __all__ = ["DamagedImage", "DamagedShard", "ShardCheck", "verify_shard_files"]
 
@@ -49,9 +49,8 @@ class DamagedShard:
 
     def to_problem(self) -> Problem:
         """Return the damage as part of an error."""
-        named = ", ".join(f"{image.image_id} ({image.member})" for image in self.images[:_SHOWN])
-        more = f" and {len(self.images) - _SHOWN} more" if len(self.images) > _SHOWN else ""
-        harm = f"damaged images: {named}{more}" if self.images else "no image is damaged: it lies between them"
+        named = first_few([f"{image.image_id} ({image.member})" for image in self.images], most=_SHOWN)
+        harm = f"damaged images: {named}" if self.images else "no image is damaged: it lies between them"
         return Problem(
             what=f"{self.defect}; {harm}",
             where=self.shard,
@@ -86,18 +85,7 @@ def verify_shard_files(
         DataError: there are no shards, an annotation file or an index cannot be used, or the address cannot be read.
     """
     names = list(dict.fromkeys(splits)) if splits else shard_splits(data_dir)
-    opened = []
-    for name in names or ["train"]:
-        files = find_shard_split(data_dir, name)
-        if files is None or files.shards is None:
-            known = ", ".join(shard_splits(data_dir))
-            raise DataError(
-                f"there are no shards of split {name!r}" + (f"; there are those of {known}" if known else ""),
-                where=data_dir,
-                fix="give the folder or address that detronome data shard wrote",
-            )
-        opened.append((files.shards, ShardIndex.open(files.images_dir), AnnotationIndex.open(files.annotation_file)))
-
+    opened = [_open(data_dir, name) for name in names or ["train"]]
     total = sum(shard.size_bytes for _, places, _ in opened for shard in places.header.shards)
     done, damaged = 0, []
     for folder, places, index in opened:
@@ -117,6 +105,18 @@ def verify_shard_files(
         num_images=sum(len(places) for _, places, _ in opened),
         damaged=tuple(damaged),
     )
+
+
+def _open(data_dir: str, name: str) -> tuple[str, ShardIndex, AnnotationIndex]:
+    files = find_shard_split(data_dir, name)
+    if files is None or files.shards is None:
+        known = ", ".join(shard_splits(data_dir))
+        raise DataError(
+            f"there are no shards of split {name!r}" + (f"; there are those of {known}" if known else ""),
+            where=data_dir,
+            fix="give the folder or address that detronome data shard wrote",
+        )
+    return files.shards, ShardIndex.open(files.images_dir), AnnotationIndex.open(files.annotation_file)
 
 
 def _verify(
@@ -140,6 +140,8 @@ def _verify(
         defect = f"the shard has {reader.size_bytes:,} bytes where it had {expected.size_bytes:,}"
     if not defect and reader.sha256 != expected.sha256:
         defect = "the shard's SHA-256 is not the one in the index"
+    if not defect and bad:
+        defect = "images have another CRC-32 than in the index"
     if not defect:
         return None
     named = (DamagedImage(index.image(i).image_id, image_member(i, index.image(i).file_name)) for i in bad)

@@ -34,8 +34,8 @@ from detronome.data.store.shards.format import (
 from detronome.data.store.shards.output import Output, open_output
 from detronome.data.store.shards.records import CocoRecords
 from detronome.data.store.shards.tar import TarWriter
-from detronome.errors import DataError, Problem
-from detronome.runtime.files import sha256_of
+from detronome.errors import DataError, Problem, first_few
+from detronome.runtime.files import require_space, sha256_of
 
 __all__ = ["Progress", "ShardedData", "ShardedSplit", "write_shards"]
 
@@ -113,7 +113,6 @@ def write_shards(
         written = [_write_split(plan, output, shard_bytes, progress) for plan in plans]
         for plan in plans:
             output.put(f"{SHARDS_FOLDER}/{plan.files.name}/{HEADER_FILE}")
-        output.publish()
     return ShardedData(out, tuple(written))
 
 
@@ -145,10 +144,10 @@ def _plan(data_dir: Path, names: Sequence[str]) -> list[_Plan]:
                 continue
             total, largest = total + size, max(largest, size)
         if missing:
-            more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+            named = first_few(missing, most=_SHOWN)
             problems.append(
                 Problem(
-                    what=f"{len(missing)} of {len(index)} image files are missing: {', '.join(missing[:_SHOWN])}{more}",
+                    what=f"{len(missing)} of {len(index)} image files are missing: {named}",
                     where=f"{files.images_dir} (named by {files.annotation_file})",
                     fix="copy the files there, or remove their records from the annotation file",
                 )
@@ -162,24 +161,14 @@ def _plan(data_dir: Path, names: Sequence[str]) -> list[_Plan]:
 def _check_space(plans: Sequence[_Plan], output: Output, shard_bytes: int) -> None:
     annotations = [plan.files.annotation_file.stat().st_size for plan in plans]
     if output.keeps_all:
+        place, fix = output.scratch.parent, "free some space, or write to another place"
         images = sum(plan.total_bytes + len(plan.index) * (_TAR_BYTES_PER_IMAGE + RECORD.itemsize) for plan in plans)
         needed = images + 2 * sum(annotations)  # as a file, and as the records in the shards
     else:
+        place, fix = output.scratch, "free some space, set TMPDIR to a folder on another disk, or make smaller shards"
         largest = max(plan.largest_bytes for plan in plans)
         needed = max(shard_bytes, largest) + max(annotations) + max(len(plan.index) for plan in plans) * RECORD.itemsize
-    free = shutil.disk_usage(output.scratch).free
-    if needed > free:
-        raise DataError(
-            f"the shards need about {_gib(needed)}, and {_gib(free)} are free",
-            where=str(output.scratch.parent if output.keeps_all else output.scratch),
-            fix="free some space, or write to another place"
-            if output.keeps_all
-            else "free some space, set TMPDIR to a folder on another disk, or make smaller shards",
-        )
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"
+    require_space(place, needed, fix=fix)
 
 
 def _write_split(plan: _Plan, output: Output, shard_bytes: int, progress: _Progress) -> ShardedSplit:

@@ -21,7 +21,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from detronome.data.store.cache_folder import cache_folders
 from detronome.data.store.index import AnnotationIndex
-from detronome.data.store.shards import cache, cloud
+from detronome.data.store.shards import cloud
 from detronome.data.store.shards.cache import CachedShards
 from detronome.data.store.shards.find import find_shard_split, shard_splits
 from detronome.data.store.shards.source import ShardSource, open_shards
@@ -29,6 +29,7 @@ from detronome.data.store.shards.verify import verify_shard_files
 from detronome.data.store.shards.write import write_shards
 from detronome.data.store.source import FolderSource
 from detronome.errors import ConfigError, DataError, MissingExtraError
+from detronome.runtime.files import locked
 
 PLENTY = 10**9
 URL = "faulty://bucket/coco"
@@ -100,7 +101,7 @@ def unfinished() -> list[Path]:
 def used_bytes() -> int:
     """What the cache takes, seen as a fetching process sees it: nothing is evicted or reserved meanwhile."""
     root = cache_folders("shards")[0]
-    with cache._locked(root / ".lock"):
+    with locked(root / ".lock", wait=True):
         sizes = [path.stat().st_size for path in kept()]
         for path in unfinished():
             with suppress(FileNotFoundError):  # published meanwhile
@@ -162,6 +163,19 @@ def test_memory_addresses_of_fsspec_itself(plain: Path, sharded: Path) -> None:
     index, source = opened("memory://data/")
     assert source.read(3) == FolderSource(index, plain / "images").read(3)
     assert verify_shard_files("memory://data").damaged == ()
+
+
+def test_a_changed_file_is_another_also_where_fsspec_takes_it_for_unchanging(remote: str) -> None:
+    """As at HTTP addresses, whose `ukey` is made of the address alone."""
+    url = f"{remote}/annotations/instances_train.json"
+    system, path = fsspec.core.url_to_fs(url)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FaultyFileSystem, "ukey", lambda self, path: "same")
+        first = cloud.identity(url)
+        assert cloud.identity(url) == first
+        with system.open(path, "ab") as file:
+            file.write(b" ")
+        assert cloud.identity(url) != first
 
 
 def test_corrected_boxes_are_seen_and_cost_no_shard(remote: str) -> None:
@@ -280,10 +294,11 @@ def test_a_shard_that_stays_damaged_is_named(remote: str, monkeypatch: pytest.Mo
 
 def test_a_slow_shard_is_fetched_once_and_holds_no_other_up(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
     index, source = opened(remote)
-    go_on = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
     def on_open(path: str) -> None:
         if path.endswith("00000.tar"):
+            begun.set()
             assert go_on.wait(30)
 
     monkeypatch.setattr(FaultyFileSystem, "on_open", staticmethod(on_open))
@@ -293,6 +308,7 @@ def test_a_slow_shard_is_fetched_once_and_holds_no_other_up(remote: str, monkeyp
     for thread in threads:
         thread.start()
     source.read(len(index) - 1)
+    assert begun.wait(30)
     assert read == []
     assert len(unfinished()) == 1
     go_on.set()

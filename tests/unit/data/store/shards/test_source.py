@@ -21,6 +21,7 @@ from detronome.data.store.shards.format import HEADER_FILE, RECORDS_FILE
 from detronome.data.store.shards.source import ShardSource, open_shards
 from detronome.data.store.source import FolderSource, ImageSource
 from detronome.errors import DataError
+from detronome.runtime.files import sha256_of
 
 
 def opened(data: Path, split: str = "train") -> tuple[AnnotationIndex, ShardSource]:
@@ -206,6 +207,53 @@ def test_a_damaged_index(writable: Path, name: str, content: bytes | None, told:
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(DataError, match=told):
         open_shards(files, AnnotationIndex.open(files.annotation_file), cache_bytes=0)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("offset", 2**64 - 1), ("length", 2**64 - 1), ("offset", 10**6), ("length", 10**6), ("shard", 2**32 - 1)],
+)
+def test_an_index_that_points_outside_is_refused(writable: Path, column: str, value: int) -> None:
+    """Also where offset and length together are more than 64 bits hold."""
+    folder = writable / "shards" / "train"
+    rows = np.load(folder / RECORDS_FILE)
+    rows[column][5] = value
+    np.save(folder / RECORDS_FILE, rows)
+    header = json.loads((folder / HEADER_FILE).read_bytes())
+    header["records_sha256"] = sha256_of(folder / RECORDS_FILE)
+    (folder / HEADER_FILE).write_text(json.dumps(header))
+    with pytest.raises(DataError, match="points outside the shards"):
+        opened(writable)
+
+
+@pytest.mark.parametrize("size", [-1, 2**63, 2**64])
+def test_a_size_that_no_file_has_is_refused(writable: Path, size: int) -> None:
+    file = writable / "shards" / "train" / HEADER_FILE
+    header = json.loads(file.read_bytes())
+    header["shards"][0]["size_bytes"] = size
+    file.write_text(json.dumps(header))
+    with pytest.raises(DataError, match="index of the shards"):
+        opened(writable)
+
+
+def test_an_index_of_no_shards_is_refused(writable: Path) -> None:
+    folder = writable / "shards" / "train"
+    np.save(folder / RECORDS_FILE, np.load(folder / RECORDS_FILE)[:0])
+    header = json.loads((folder / HEADER_FILE).read_bytes())
+    header |= {"num_images": 0, "shards": [], "records_sha256": sha256_of(folder / RECORDS_FILE)}
+    (folder / HEADER_FILE).write_text(json.dumps(header))
+    with pytest.raises(DataError, match="index of the shards"):
+        opened(writable)
+
+
+def test_an_index_of_fewer_images_is_refused_whatever_it_says_of_them(writable: Path) -> None:
+    folder = writable / "shards" / "train"
+    np.save(folder / RECORDS_FILE, np.load(folder / RECORDS_FILE)[:-1])
+    header = json.loads((folder / HEADER_FILE).read_bytes())
+    header |= {"num_images": 39, "records_sha256": sha256_of(folder / RECORDS_FILE)}
+    (folder / HEADER_FILE).write_text(json.dumps(header))
+    with pytest.raises(DataError, match="it has 40 images, they have 39"):
+        opened(writable)
 
 
 def test_a_flipped_bit_of_the_index_is_found(writable: Path) -> None:

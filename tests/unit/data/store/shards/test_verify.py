@@ -7,14 +7,16 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import detronome as dt
 from detronome.cli import main
 from detronome.data.store.index import AnnotationIndex
-from detronome.data.store.shards.format import ShardIndex
+from detronome.data.store.shards.format import HEADER_FILE, RECORDS_FILE, ShardIndex
 from detronome.data.store.shards.verify import DamagedImage, verify_shard_files
 from detronome.errors import ConfigError, DataError
+from detronome.runtime.files import sha256_of
 
 Capture = pytest.CaptureFixture[str]
 
@@ -92,9 +94,22 @@ def test_damage_between_the_images_is_found_and_said_to_be_there(place: str, wri
     assert (damaged.images, "bytes where it had" in damaged.defect) == ((), True)
 
 
+def test_an_index_with_another_crc_is_found(writable: Path) -> None:
+    folder = writable / "shards" / "train"
+    rows = np.load(folder / RECORDS_FILE)
+    rows["crc32"][3] ^= 1
+    np.save(folder / RECORDS_FILE, rows)
+    header = json.loads((folder / HEADER_FILE).read_bytes())
+    header["records_sha256"] = sha256_of(folder / RECORDS_FILE)
+    (folder / HEADER_FILE).write_text(json.dumps(header))
+    (damaged,) = verify_shard_files(str(writable)).damaged
+    assert [image.member for image in damaged.images] == ["000000003.png"]
+    assert "CRC-32" in damaged.defect
+
+
 def test_the_command_writes_and_verifies(capsys: Capture, plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert run(capsys, plain, out, "--shard-mib", 1) == (0, "train: 40 images in 1 shard, 0.2 MiB\n", "")
+    assert run(capsys, plain, out, "--shard-mib", 1) == (0, "train: 40 images in 1 shard, 196 KiB\n", "")
     assert run(capsys, "--verify", out) == (0, "whole: 40 images in 1 shard\n", "")
     code, text, _ = run(capsys, plain, tmp_path / "json", "--split", "train", "--json")
     assert code == 0
@@ -112,7 +127,7 @@ def test_mistakes_on_the_command_line(capsys: Capture, plain: Path, sharded: Pat
     for arguments, told in (
         ([plain], "a data folder and an output are needed"),
         ([plain, "--verify", sharded], "--verify stands alone"),
-        ([plain, sharded], "the output is not empty"),
+        ([plain, sharded], "not an empty folder"),
         ([tmp_path / "nowhere", tmp_path / "out"], "does not exist"),
         ([plain, tmp_path / "out", "--split", "test"], "has no split 'test'; it has train"),
         ([plain, tmp_path / "out", "--shard-mib", 0], "shards of 0 MiB"),

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from detronome.data.store.shards import output, write
+from detronome.data.store.shards import write
 from detronome.data.store.shards.format import image_member
 from detronome.data.store.shards.verify import verify_shard_files
 from detronome.data.store.shards.write import write_shards
@@ -152,10 +152,10 @@ def test_all_missing_images_are_named_and_nothing_is_left(blocks: Path, tmp_path
 def test_a_full_output_is_refused_and_left_alone(plain: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
-    with pytest.raises(DataError, match="not empty"):
+    with pytest.raises(DataError, match="not an empty folder"):
         write_shards(plain, str(tmp_path / "out"), shard_bytes=10**6)
     assert tree(tmp_path / "out") == {"mine": b"x"}
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match="not an empty folder"):
         write_shards(plain, str(tmp_path / "out" / "mine"), shard_bytes=10**6)
 
 
@@ -164,7 +164,7 @@ def test_a_disk_without_space_is_found_before_writing(
 ) -> None:
     total, used, _ = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(write.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(total, used, 100_000))
-    with pytest.raises(DataError, match=r"need about 0\.00 GiB, and 0\.00 GiB are free"):
+    with pytest.raises(DataError, match=r"too little room: up to 2\d\d KiB are needed, 98 KiB are free"):
         write_shards(plain, str(tmp_path / "out"), shard_bytes=10**6)
     assert not (tmp_path / "out").exists()
 
@@ -190,10 +190,10 @@ def test_an_interrupted_run_leaves_nothing(
 
 
 def test_what_a_killed_run_left_is_no_hindrance(plain: Path, sharded: Path, tmp_path: Path) -> None:
-    leftover = tmp_path / "out" / output._INCOMPLETE / "shards" / "train"
+    leftover = tmp_path / "out" / ".incomplete" / "shards" / "train"
     leftover.mkdir(parents=True)
     (leftover / "00000.tar").write_bytes(b"half")
-    (tmp_path / "out" / output._LOCK).touch()
+    (tmp_path / "out" / ".lock").touch()
     write_shards(plain, str(tmp_path / "out"), shard_bytes=SHARD_BYTES)
     assert tree(tmp_path / "out") == tree(sharded)
 
@@ -201,7 +201,7 @@ def test_what_a_killed_run_left_is_no_hindrance(plain: Path, sharded: Path, tmp_
 def test_two_writers_do_not_meet(plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    with (out / output._LOCK).open("w") as lock:
+    with (out / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DataError, match="another process is writing"):
             write_shards(plain, str(out), shard_bytes=10**6)

@@ -1,0 +1,38 @@
+"""Putting image files into a new data folder: links, copies, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from detronome.errors import DataError
+
+__all__ = ["ImagePlacement", "place_image"]
+
+ImagePlacement = Literal["symlink", "copy", "hardlink", "none"]
+
+
+def place_image(source: Path, target: Path, how: ImagePlacement) -> None:
+    """Put an image file at a new place, or do nothing for `none`.
+
+    Raises:
+        DataError: a hard link to another file system.
+    """
+    if how == "none":
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if how == "symlink":
+        target.symlink_to(os.path.realpath(source))
+    elif how == "copy":
+        shutil.copy2(source, target)
+    else:
+        try:
+            os.link(os.path.realpath(source), target)
+        except OSError as error:
+            raise DataError(
+                f"the image cannot be linked: {error.strerror or error}",
+                where=str(source),
+                fix="hard links need one file system that has them: use --images symlink or --images copy",
+            ) from error
