@@ -20,9 +20,10 @@ from typing import Literal
 from detronome.data.coco.layout import ROBOFLOW_FILE, coco_annotation_files, coco_images_dir
 from detronome.data.formats.compile import compile_folder
 from detronome.data.formats.images import is_image_name
-from detronome.data.formats.labels import LabelFolder
+from detronome.data.formats.labels import LabelFolder, is_split_name
 from detronome.data.formats.voc import find_voc
 from detronome.data.formats.yolo import find_yolo
+from detronome.data.readable import cannot_be_read, require_readable
 from detronome.data.split_files import SplitFiles, resolve_name
 from detronome.data.store.shards.find import find_shard_split, shard_splits
 from detronome.errors import DataError, nearest_name_hint
@@ -31,6 +32,7 @@ __all__ = ["Layout", "available_splits", "find_label_folder", "find_split", "rec
 
 Layout = Literal["shards", "coco", "roboflow", "yolo", "voc"]
 _LOOKED_INTO = 1000
+_KNOWN_FOLDERS = ("annotations", "images", "labels", "Annotations", "JPEGImages", "ImageSets", "ImageSets/Main")
 _EXPECTED = """\
 annotations/instances_{split}.json with images/ (COCO), {split}/_annotations.coco.json (Roboflow), \
 data.yaml or images/{split}/ with labels/{split}/ (YOLO), \
@@ -98,7 +100,7 @@ def find_split(data_dir: str | Path, split: str) -> SplitFiles:
     if name is None:
         raise _split_error(folder, split, labels.split_names(), labels.missing_split(split))
     compiled = compile_folder(labels)[name]
-    return SplitFiles(compiled.annotation_file, compiled.images_dir, name)
+    return SplitFiles(compiled.annotation_file, compiled.images_dir, name, left_out=compiled.left_out)
 
 
 def find_label_folder(data_dir: Path) -> LabelFolder | None:
@@ -113,7 +115,7 @@ def find_label_folder(data_dir: Path) -> LabelFolder | None:
             folder.split_names()  # reads the lists
         return folder
     except OSError as error:
-        raise _unreadable(data_dir, error) from error
+        raise cannot_be_read(error, data_dir) from error
 
 
 def _find_shard_split(data_dir: str | Path, split: str) -> SplitFiles:
@@ -128,13 +130,12 @@ def _folder(data_dir: str | Path) -> Path:
     try:
         if not folder.is_dir():
             raise _folder_error(folder)
+        require_readable(folder)
+        splits = [path for path in folder.iterdir() if is_split_name(path.name)]
     except (OSError, ValueError) as error:
-        raise _unreadable(folder, error) from error
+        raise cannot_be_read(error, folder) from error
+    require_readable(*(folder / name for name in _KNOWN_FOLDERS), *splits)
     return folder
-
-
-def _unreadable(data_dir: Path, error: Exception) -> DataError:
-    return DataError(f"the data folder cannot be read: {error}", where=str(data_dir))
 
 
 def _folder_error(data_dir: Path) -> DataError:

@@ -12,6 +12,7 @@ from jaxtyping import Int64
 
 from detronome.data.layout import find_split
 from detronome.data.quarantine import num_allowed
+from detronome.data.readable import cannot_be_read
 from detronome.data.split_files import SplitFiles
 from detronome.data.store.index import AnnotationIndex
 from detronome.data.store.shards.source import ShardSource, open_shards
@@ -102,6 +103,8 @@ def _check_image_files(files: SplitFiles, index: AnnotationIndex, num_allowed: i
     for folder, wanted in names.items():
         try:
             present = set(os.listdir(files.images_dir / folder))
+        except PermissionError as error:
+            raise cannot_be_read(error, files.images_dir / folder) from error
         except (OSError, ValueError):
             present = set()
         absent = [name for name in wanted if name not in present]

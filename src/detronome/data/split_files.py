@@ -9,7 +9,7 @@ from pathlib import Path
 
 __all__ = ["SplitFiles", "resolve_name"]
 
-_SYNONYMS = {"val": "valid", "valid": "val"}
+_SYNONYMS = {"val": "valid", "valid": "val", "train": "trainval"}
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,19 @@ class SplitFiles:
     """The split's name on disk, e.g. `train2017` for the split asked for as `train`."""
     shards: str | None = None
     """Folder or address of the shards that hold the images, where they are not files in `images_dir`."""
+    left_out: tuple[str, ...] = ()
+    """Images of a YOLO or VOC folder that are not in the annotation file, as no size could be read from them."""
 
 
 def resolve_name(split: str, names: Sequence[str]) -> str | None:
-    """Return the split that is meant: of that name, of its synonym (val, valid), or of the latest year (val2017)."""
-    wanted = [split, _SYNONYMS.get(split, split)]
-    for name in wanted:
-        if name in names:
-            return name
-    dated = [name for name in names if any(re.fullmatch(re.escape(base) + r"\d{4}", name) for base in wanted)]
-    return max(dated, default=None)
+    """Return the split that is meant: of that name, or of the latest year (val2017), or else the same of its synonym.
+
+    `val` and `valid` are synonyms; `trainval` is meant by `train` where there is no other.
+    """
+    for base in (split, _SYNONYMS.get(split, split)):
+        if base in names:
+            return base
+        dated = [name for name in names if re.fullmatch(re.escape(base) + r"\d{4}", name)]
+        if dated:
+            return max(dated)
+    return None

@@ -142,6 +142,12 @@ def test_all_mistakes_in_the_settings_are_told_at_once(capsys: Capture, blocks: 
     assert err.count("error:") == 2
 
 
+def two_files_are_gone(record: dict[str, Any]) -> None:
+    """One would be replaced."""
+    for n in range(2):
+        record["images"][n]["file_name"] = f"gone {n}.png"
+
+
 def image_of_an_unknown_id(record: dict[str, Any]) -> None:
     record["annotations"][0]["image_id"] = 999
 
@@ -154,9 +160,9 @@ def image_of_an_unknown_id(record: dict[str, Any]) -> None:
         (lambda record: record.update(categories=[]), "'categories' is empty"),
         (lambda record: record["annotations"][0].update(bbox=[1, 2]), "bbox is not 4 finite numbers"),
         (image_of_an_unknown_id, "image ids that the file does not have"),
-        (lambda record: record["images"][0].update(file_name="gone.png"), "1 of 24 image files are missing: gone.png"),
+        (two_files_are_gone, "2 of 24 image files are missing: gone 0.png, gone 1.png"),
     ],
-    ids=["no images", "no image list", "no categories", "bad box", "unknown image id", "missing file"],
+    ids=["no images", "no image list", "no categories", "bad box", "unknown image id", "missing files"],
 )
 def test_a_mistake_in_the_annotations(capsys: Capture, blocks: Path, tmp_path: Path, change: Change, told: str) -> None:
     data = changed(blocks, tmp_path / "d a t ä", change)

@@ -3,7 +3,9 @@ is there."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -199,9 +201,89 @@ def test_a_missing_split_lists_those_there(tmp_path: Path, layout: str) -> None:
 
 def test_a_description_without_images_is_told(tmp_path: Path) -> None:
     put(tmp_path / "data.yaml", "train: ../elsewhere/images\nnames: [cat]")
-    assert recognise(tmp_path) is None
-    with pytest.raises(DataError, match=r"YOLO data set without images: data\.yaml names \.\./elsewhere/images"):
-        find_split(tmp_path, "train")
+    for look in (recognise, available_splits, lambda folder: find_split(folder, "train")):
+        with pytest.raises(DataError, match=r"data\.yaml names \.\./elsewhere/images for train, which is not there"):
+            look(tmp_path)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the system refuse to list a folder, which it never does to an administrator."""
+    scandir = os.scandir
+
+    def denied(path: str | Path = ".") -> object:
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+
+
+@pytest.mark.parametrize(
+    ("layout", "place"),
+    [
+        ("coco", ""),
+        ("coco", "annotations"),
+        ("coco", "images"),
+        ("roboflow", "train"),
+        ("yolo", "images"),
+        ("yolo", "images/train"),
+        ("yolo", "labels"),
+        ("voc", "Annotations"),
+        ("voc", "JPEGImages"),
+        ("voc", "ImageSets"),
+        ("voc", "ImageSets/Main"),
+    ],
+)
+def test_a_folder_without_permission_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, place: str
+) -> None:
+    MAKERS[layout](tmp_path)
+    refuse(monkeypatch, tmp_path / place)
+    for look in (available_splits, lambda folder: find_split(folder, "train")):
+        with pytest.raises(DataError) as caught:
+            look(tmp_path)
+        (problem,) = caught.value.problems
+        assert (problem.what, problem.where) == ("cannot be read: Permission denied", str(tmp_path / place))
+
+
+def test_a_description_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_yolo(tmp_path)
+    read_text = Path.read_text
+
+    def denied(path: Path, *args: str, **kwargs: str) -> str:
+        if path.name == "data.yaml":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read_text(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(DataError, match=r"^cannot be read: Permission denied") as caught:
+        available_splits(tmp_path)
+    assert caught.value.problems[0].where == str(tmp_path / "data.yaml")
+
+
+@pytest.mark.parametrize("layout", LABELS)
+def test_an_unreadable_image_does_not_end_a_run(tmp_path: Path, layout: str) -> None:
+    MAKERS[layout](tmp_path)
+    folder = "images/train" if layout == "yolo" else "JPEGImages"
+    for name in ("b", "c"):
+        put(tmp_path / folder / f"{name}.png")
+        size = "<size><width>40</width><height>20</height></size>" if name == "c" else ""
+        put(tmp_path / f"Annotations/{name}.xml", f"<annotation>{size}</annotation>")
+    put(tmp_path / "ImageSets/Main/train.txt", "train\nb\nc\n")
+    for _ in range(2):  # compiled, and from the cache
+        files = find_split(tmp_path, "train")
+        assert files.left_out == (("b.png", "c.png") if layout == "yolo" else ("b.png",))
+        names = [image["file_name"] for image in json.loads(files.annotation_file.read_bytes())["images"]]
+        assert names == (["a.png"] if layout == "yolo" else ["train.png", "c.png"])
+        assert find_split(tmp_path, "val").left_out == ()
+
+
+@pytest.mark.parametrize("layout", LABELS)
+def test_a_split_of_unreadable_images_alone_is_refused(tmp_path: Path, layout: str) -> None:
+    MAKERS[layout](tmp_path)
+    put(next(tmp_path.rglob("train.png"), tmp_path / "images/train/a.png"))
+    with pytest.raises(DataError, match="image files cannot be read"):
+        find_split(tmp_path, "val")
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,12 @@ def _tell_normalised(table: AnnotationTable, geometry: BoxGeometry, found: Colle
 
 def _check_empty(table: AnnotationTable, geometry: BoxGeometry, found: Collector) -> None:
     for mask, code, what in (
-        (geometry.has_zero_size, "box_zero_size", "boxes have no width or no height"),
-        (geometry.has_negative_size, "box_negative_size", "boxes have a negative width or height"),
+        (geometry.has_zero_size, "box_zero_size", "box has no width or no height | boxes have no width or no height"),
+        (
+            geometry.has_negative_size,
+            "box_negative_size",
+            "box has a negative width or height | boxes have a negative width or height",
+        ),
     ):
         found.annotations(
             mask,
@@ -94,7 +98,7 @@ def _check_places(table: AnnotationTable, geometry: BoxGeometry, found: Collecto
         geometry.is_outside,
         "box_outside_image",
         "warning",
-        "boxes lie wholly outside their image",
+        "box lies wholly outside its image | boxes lie wholly outside their image",
         detail=box_and_size,
         effect=_LEFT_OUT,
         fix="check whether the image was cropped, scaled or turned after annotation; --fix removes them",
@@ -104,7 +108,7 @@ def _check_places(table: AnnotationTable, geometry: BoxGeometry, found: Collecto
         geometry.reaches_beyond,
         "box_beyond_image",
         "warning",
-        "boxes reach more than 1 px beyond their image",
+        "box reaches more than 1 px beyond its image | boxes reach more than 1 px beyond their image",
         detail=box_and_size,
         effect="training clamps them to the image, evaluation does not: such objects are matched worse",
         fix="check whether the image was cropped, scaled or turned after annotation; --fix clamps them",
@@ -114,7 +118,7 @@ def _check_places(table: AnnotationTable, geometry: BoxGeometry, found: Collecto
         geometry.is_rounded_beyond,
         "box_rounded_beyond_image",
         "note",
-        "boxes reach up to 1 px beyond their image",
+        "box reaches up to 1 px beyond its image | boxes reach up to 1 px beyond their image",
         detail=box_and_size,
         effect="none worth naming: training clamps them to the image",
         fix="nothing to do; --fix clamps them",
@@ -124,6 +128,7 @@ def _check_places(table: AnnotationTable, geometry: BoxGeometry, found: Collecto
         geometry.is_tiny,
         "box_tiny",
         "note",
+        "box is thinner than 1 px even after the usual resize (short side 800) | "
         "boxes are thinner than 1 px even after the usual resize (short side 800)",
         detail=_box(table),
         effect="they are learned but can hardly be found",
@@ -136,6 +141,7 @@ def _check_repeats(table: AnnotationTable, found: Collector) -> None:
         _repeats(table),
         "annotation_repeated",
         "warning",
+        "annotation repeats another one: same image, category and box | "
         "annotations repeat another one: same image, category and box",
         detail=_box(table),
         effect="the model is taught to find each of these objects twice, and evaluation misses one of them",
@@ -173,7 +179,7 @@ def _check_areas(table: AnnotationTable, geometry: BoxGeometry, found: Collector
         ~table.has_area & measurable,
         "area_missing",
         "note",
-        "annotations have no area",
+        "annotation has no area | annotations have no area",
         effect="width x height is taken instead; pycocotools and tools on top of it stop",
         fix="--fix fills it in",
         is_fixable=True,
@@ -183,7 +189,7 @@ def _check_areas(table: AnnotationTable, geometry: BoxGeometry, found: Collector
         is_known & measurable & ~is_positive,
         "area_not_positive",
         "warning",
-        "areas are zero or negative though the box is not empty",
+        "area is zero or negative though the box is not empty | areas are zero or negative though the box is not empty",
         detail=area,
         effect="evaluation counts these objects among the small ones, or in no size at all",
         fix="--fix computes them from the outline, or the box",
@@ -194,6 +200,7 @@ def _check_areas(table: AnnotationTable, geometry: BoxGeometry, found: Collector
         is_known & measurable & is_positive & ~plausible,
         "area_implausible",
         "warning",
+        "area contradicts the box or the outline by more than a factor of two | "
         "areas contradict the box or the outline by more than a factor of two",
         detail=area,
         effect="AP of small, medium and large objects sorts them wrongly; training does not use the area",

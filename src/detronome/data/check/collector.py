@@ -7,20 +7,23 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from detronome.data.check.findings import Finding, Severity
+from detronome.data.check.findings import SHOWN, Finding, Severity, phrase
 from detronome.data.check.table import AnnotationTable
 
-__all__ = ["SHOWN", "Collector"]
-
-SHOWN = 5
-"""How many cases a finding names."""
+__all__ = ["Collector"]
 
 
 class Collector:
-    """The findings of one annotation file."""
+    """The findings of one annotation file.
 
-    def __init__(self, table: AnnotationTable) -> None:
+    Args:
+        table: the file.
+        max_cases: how many cases a finding names; None for all.
+    """
+
+    def __init__(self, table: AnnotationTable, max_cases: int | None = SHOWN) -> None:
         self._table = table
+        self._max_cases = max_cases
         self.findings: list[Finding] = []
 
     def add(
@@ -35,16 +38,16 @@ class Collector:
         count: int | None = None,
         is_fixable: bool = False,
     ) -> None:
-        """Add a finding where there are cases; `count` where not all of them are given."""
+        """Add a finding where there are cases; `count` where not all are given, `what` as `singular | plural`."""
         count = len(cases) if count is None else count
         if count:
             self.findings.append(
                 Finding(
                     code=code,
                     severity=severity,
-                    what=what,
+                    what=phrase(what, count),
                     count=count,
-                    cases=tuple(cases[:SHOWN]),
+                    cases=tuple(cases[: self._max_cases]),
                     where=str(self._table.annotation_file),
                     effect=effect,
                     fix=fix,
@@ -95,5 +98,5 @@ class Collector:
         is_fixable: bool,
     ) -> None:
         rows: list[int] = np.flatnonzero(is_case).tolist()
-        cases = [f"{name(row)}: {detail(row)}" if detail else name(row) for row in rows[:SHOWN]]
+        cases = [f"{name(row)}: {detail(row)}" if detail else name(row) for row in rows[: self._max_cases]]
         self.add(code, severity, what, cases, effect=effect, fix=fix, count=len(rows), is_fixable=is_fixable)

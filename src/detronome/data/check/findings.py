@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["Change", "CheckReport", "Finding", "FixedFile", "Severity"]
+__all__ = ["SHOWN", "Change", "CheckReport", "Finding", "FixedFile", "Severity", "phrase"]
+
+SHOWN = 5
+"""How many cases a finding names, unless all are asked for."""
 
 Severity = Literal["error", "warning", "note"]
 """`error`: training stops or learns something wrong. `warning`: something is lost. `note`: good to know."""
@@ -20,7 +23,7 @@ class Finding:
     """Short name of the kind, stable across versions, e.g. `box_outside_image`."""
     severity: Severity
     what: str
-    """A sentence without the count: `boxes reach beyond the image`."""
+    """A sentence without the count, which it agrees with: `boxes reach beyond the image`."""
     count: int
     cases: tuple[str, ...]
     """The first cases, each with the ids or names by which the user finds it."""
@@ -32,6 +35,14 @@ class Finding:
     """What to do about it."""
     is_fixable: bool = False
     """Whether `--fix` repairs it in the copy it writes."""
+    split: str = ""
+    """The split it is about; empty where it is about several, or the whole folder."""
+
+
+def phrase(what: str, count: int) -> str:
+    """Return the singular or the plural of `one file is missing | files are missing`; other text as it is."""
+    singular, _, plural = what.rpartition(" | ")
+    return singular if singular and count == 1 else plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +62,13 @@ class FixedFile:
 
     source: str
     path: str
+    """The copy; empty where nothing could be changed, and none was written."""
     changes: tuple[Change, ...]
-    left: int
-    """How many findings of severity `error` the copy still has: what only its owner can decide."""
+    left: tuple[str, ...]
+    """Errors that are left, of the images too: what only the owner can decide. Empty for a sound copy."""
+    then: str = ""
+    """What to do with the copy."""
+    split: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

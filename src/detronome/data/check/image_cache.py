@@ -21,7 +21,7 @@ from detronome.runtime.files import write_atomic
 
 __all__ = ["ImageCache"]
 
-_SCHEMA = 1
+_SCHEMA = 2
 """Raised whenever verdicts change their form or their rules."""
 _KEY_BYTES = 16
 _SOUND = Verdict()

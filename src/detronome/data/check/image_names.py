@@ -6,6 +6,8 @@ import mmap
 import os
 import posixpath
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import msgspec
 
 from detronome.data.formats.images import is_image_name
 
-__all__ = ["ImageFolder", "is_there", "names_in"]
+__all__ = ["ImageFolder", "fold_name", "is_there", "names_in"]
 
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
@@ -24,22 +26,27 @@ class ImageFolder:
     def __init__(self, images_dir: Path) -> None:
         self._root = images_dir
         self._entries: dict[str, frozenset[str]] = {}
+        self._folded: dict[str, dict[str, list[str]]] = {}
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file or folder of exactly this name."""
         folder, entry = posixpath.split(name)
         return entry in self._list(folder) or is_there(self._root / name)
 
-    def in_other_case(self, name: str) -> str | None:
-        """Return the name on disk that differs from a missing one in capital letters only."""
-        found = ""
-        for part in posixpath.normpath(name).split("/"):
-            entries = self._list(found)
-            alike = [part] if part in entries else sorted(one for one in entries if one.casefold() == part.casefold())
-            if not alike:
-                return None
-            found = posixpath.join(found, alike[0])
-        return found
+    def spellings(self, name: str) -> list[str]:
+        """Return the names on disk that a missing one may mean.
+
+        Capital letters and accents may be written otherwise, folders divided by backslashes, and leading folders be
+        those of another machine: as many of the last parts count as lead to something.
+        """
+        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        for start in range(len(parts)):
+            found = [""]
+            for part in parts[start:]:
+                found = [posixpath.join(folder, one) for folder in found for one in self._alike(folder, part)]
+            if found:
+                return found
+        return []
 
     def unnamed(self, names: Iterable[str]) -> list[str]:
         """Return the image files, sorted, that lie beside named ones without a name of their own."""
@@ -51,13 +58,32 @@ class ImageFolder:
             if (path := posixpath.join(folder, entry)) not in named and is_image_name(entry)
         )
 
+    def _alike(self, folder: str, part: str) -> list[str]:
+        """Return the entry of a folder that has this name, or else those that differ only in how it is written."""
+        entries = self._list(folder)
+        if part in entries:
+            return [part]
+        if folder not in self._folded:
+            self._folded[folder] = defaultdict(list)
+            for entry in sorted(entries):
+                self._folded[folder][fold_name(entry)].append(entry)
+        return self._folded[folder].get(fold_name(part), [])
+
     def _list(self, folder: str) -> frozenset[str]:
+        """Return the entries of a folder, without links that lead nowhere."""
         if folder not in self._entries:
             try:
-                self._entries[folder] = frozenset(os.listdir(self._root / folder))
+                with os.scandir(self._root / folder) as entries:
+                    names = [one.name for one in entries if not one.is_symlink() or is_there(Path(one.path))]
             except (OSError, ValueError):
-                self._entries[folder] = frozenset()
+                names = []
+            self._entries[folder] = frozenset(names)
         return self._entries[folder]
+
+
+def fold_name(name: str) -> str:
+    """Return what is the same for names that differ in capital letters, or in how accents are coded."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def is_there(path: Path) -> bool:

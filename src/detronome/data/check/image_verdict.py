@@ -71,6 +71,8 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     """The defect in words."""
     traits: tuple[tuple[Trait, str], ...] = ()
     """What is unusual about a file that can be used, each with a detail, which may be empty."""
+    size_hw: tuple[int, int] | None = None
+    """The size of a sound file that is of another one than expected, where EXIF leaves no doubt which."""
 
 
 def judge_image(path: Path, expected_size_hw: tuple[int, int]) -> Verdict:
@@ -85,7 +87,8 @@ def judge_image(path: Path, expected_size_hw: tuple[int, int]) -> Verdict:
         decode_image(content, str(path), expected_size_hw)
     except ImageError as error:
         reason = error.problems[0].what.removeprefix("the image cannot be used: ")
-        return Verdict(defect=error.defect, detail=reason)
+        size_hw = _size_hw(content, path) if error.defect == "size_differs" else None
+        return Verdict(defect=error.defect, detail=reason, size_hw=size_hw)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -93,6 +96,18 @@ def judge_image(path: Path, expected_size_hw: tuple[int, int]) -> Verdict:
                 return Verdict(traits=tuple(_traits(file, content, path, expected_size_hw)))
         except Exception:  # the pixels are sound; a header that Pillow cannot read tells nothing more
             return Verdict()
+
+
+def _size_hw(content: bytes, path: Path) -> tuple[int, int] | None:
+    """Return the size of an image that can be used and is not to be turned."""
+    try:
+        height, width = decode_image(content, str(path)).shape[:2]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content)) as file:
+                return (height, width) if exif_orientation(file) == 1 else None
+    except Exception:  # damaged besides
+        return None
 
 
 def _traits(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -11,10 +12,10 @@ from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
-from detronome.data.check.findings import Finding
+from detronome.data.check.findings import SHOWN, Finding
 from detronome.data.check.image_cache import ImageCache
 from detronome.data.check.image_kinds import IMAGE_KINDS
-from detronome.data.check.image_names import ImageFolder, names_in
+from detronome.data.check.image_names import ImageFolder, fold_name, names_in
 from detronome.data.check.image_verdict import Verdict, judge_image
 from detronome.data.check.manifest import compare_manifest
 from detronome.data.check.tally import Tally
@@ -22,7 +23,7 @@ from detronome.data.split_files import SplitFiles
 from detronome.data.store.index import AnnotationIndex
 from detronome.errors import DataError
 
-__all__ = ["check_images"]
+__all__ = ["check_images", "name_images"]
 
 _SOUND = Verdict()
 _CHUNK = 32
@@ -40,6 +41,7 @@ def check_images(
     on_progress: Callable[[int, int], None] | None = None,
     trust_cache: bool = True,
     manifest: Path | None = None,
+    max_cases: int | None = SHOWN,
 ) -> tuple[list[Finding], dict[str, int]]:
     """Return the findings about the image files of a split, and how many files were looked at.
 
@@ -56,16 +58,17 @@ def check_images(
         on_progress: called with the numbers of images done and in all.
         trust_cache: whether verdicts of earlier runs on unchanged files count.
         manifest: SHA-256 of the files as they should be, see `write_manifest`; None to decode only.
+        max_cases: how many cases a finding names; None for all.
 
     Raises:
         DataError: a worker process was killed, or the manifest cannot be read.
     """
-    found = Tally(IMAGE_KINDS)
+    found = Tally(IMAGE_KINDS, max_cases)
     if files.shards is not None:
         found.add("image_in_shards", files.shards)
         return found.findings(files.shards), {"image files": 0}
-    changes = compare_manifest(files, index, manifest) if manifest is not None else []
-    present = _check_names(files, index, found)
+    changes = compare_manifest(files, index, manifest, max_cases=max_cases) if manifest is not None else []
+    present = name_images(files, index, found)
     done = len(index) - len(present)
     for i, verdict in _verdicts(files, index, present, workers, trust_cache):
         if verdict != _SOUND:
@@ -76,25 +79,51 @@ def check_images(
     return [*changes, *found.findings(str(files.images_dir))], {"image files": len(present)}
 
 
-def _check_names(files: SplitFiles, index: AnnotationIndex, found: Tally) -> list[int]:
-    """Return the images whose files exist, having told the names that do not, or do not alone."""
+def name_images(files: SplitFiles, index: AnnotationIndex, found: Tally | None = None) -> dict[int, str]:
+    """Return the name on disk of each image whose file is there, also under another spelling, by its place.
+
+    Args:
+        files: where the split lies.
+        index: its annotations.
+        found: is told the names that do not exist, or not as they are spelt.
+    """
     folder = ImageFolder(files.images_dir)
-    present: list[int] = []
-    spelling: dict[str, str] = {}
     names = [index.image(i).file_name for i in range(len(index))]
+    spellings = {i: folder.spellings(name) for i, name in enumerate(names) if not folder.exists(name)}
+    claimed = Counter(spelling for i in spellings for spelling in spellings[i])
+    claimed.update(set(names))
+    on_disk: dict[int, str] = {}
     for i, name in enumerate(names):
-        other = spelling.setdefault(name.casefold(), name)
+        if i not in spellings:
+            on_disk[i] = name
+        elif len(spellings[i]) == 1 and claimed[spellings[i][0]] == 1:
+            on_disk[i] = spellings[i][0]
+    if found is not None:
+        _tell_names(index, names, spellings, on_disk, found)
+        taken = {one for candidates in spellings.values() for one in candidates}
+        for name in _unnamed(files, folder, [*names, *taken]):
+            found.add("image_unnamed", name)
+    return on_disk
+
+
+def _tell_names(
+    index: AnnotationIndex, names: list[str], spellings: dict[int, list[str]], on_disk: dict[int, str], found: Tally
+) -> None:
+    first: dict[str, str] = {}
+    for i, name in enumerate(names):
+        other = first.setdefault(name.casefold(), name)
         if other != name:
             found.add("image_names_differ_in_case", f"{_case(index, i)} and {other}")
-        if folder.exists(name):
-            present.append(i)
-        elif on_disk := folder.in_other_case(name):
-            found.add("image_other_case", f"{_case(index, i)}: on disk {on_disk}")
-        else:
+        if i not in spellings:
+            continue
+        if not spellings[i]:
             found.add("image_missing", _case(index, i))
-    for name in _unnamed(files, folder, names):
-        found.add("image_unnamed", name)
-    return present
+        elif i not in on_disk:
+            found.add("image_name_ambiguous", f"{_case(index, i)}: on disk {' and '.join(spellings[i])}")
+        else:
+            is_other_case = fold_name(on_disk[i]) == fold_name(posixpath.normpath(name))
+            code = "image_other_case" if is_other_case else "image_other_spelling"
+            found.add(code, f"{_case(index, i)}: on disk {on_disk[i]}")
 
 
 def _unnamed(files: SplitFiles, folder: ImageFolder, names: list[str]) -> list[str]:
@@ -120,15 +149,15 @@ def _add(found: Tally, case: str, verdict: Verdict) -> None:
 
 
 def _verdicts(
-    files: SplitFiles, index: AnnotationIndex, present: list[int], workers: int, trust_cache: bool
+    files: SplitFiles, index: AnnotationIndex, present: dict[int, str], workers: int, trust_cache: bool
 ) -> Iterator[tuple[int, Verdict]]:
     """Yield each image and the verdict on it, in order; what an interrupted run has found is kept."""
     cache = ImageCache(files.annotation_file, files.images_dir, trust=trust_cache)
-    keys = [cache.key(*_item(files, index, i)) for i in present]
+    keys = [cache.key(*_item(files, index, i, present[i])) for i in present]
     known = [cache.get(key) for key in keys]
     unknown = [i for i, verdict in zip(present, known, strict=True) if verdict is None]
     starts = range(0, len(unknown), _CHUNK)
-    chunks = ([_item(files, index, i) for i in unknown[start : start + _CHUNK]] for start in starts)
+    chunks = ([_item(files, index, i, present[i]) for i in unknown[start : start + _CHUNK]] for start in starts)
     judged = map(_judge, chunks) if workers < 1 or len(starts) < 2 else _judge_in_processes(chunks, workers)
     new = chain.from_iterable(judged)
     try:
@@ -142,9 +171,8 @@ def _verdicts(
             cache.save()
 
 
-def _item(files: SplitFiles, index: AnnotationIndex, i: int) -> _Item:
-    image = index.image(i)
-    return files.images_dir / image.file_name, image.size_hw
+def _item(files: SplitFiles, index: AnnotationIndex, i: int, name: str) -> _Item:
+    return files.images_dir / name, index.image(i).size_hw
 
 
 def _judge(items: Sequence[_Item]) -> list[Verdict]:

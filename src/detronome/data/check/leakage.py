@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from detronome.data.check.findings import Finding
+from detronome.data.check.findings import SHOWN, Finding
 from detronome.data.check.tally import Kind, Tally
 from detronome.data.split_files import SplitFiles
 from detronome.data.store.index import AnnotationIndex
@@ -23,19 +23,19 @@ _TAIL_BYTES = 4096
 _KINDS: Mapping[str, Kind] = {
     "split_leakage": Kind(
         "error",
-        "the same image is in several splits",
+        "image is in several splits | images are in several splits",
         "the evaluation rewards what was learned by heart, so its numbers are too high",
         "remove it from all splits but one",
     ),
     "image_repeated": Kind(
         "warning",
-        "the same image is several times in one split",
+        "image is several times in one split | images are several times in one split",
         "it counts several times in training and evaluation, perhaps with different boxes",
         "keep one of the records, with all objects",
     ),
     "leakage_unchecked": Kind(
         "note",
-        "splits lie in shards",
+        "split lies in shards | splits lie in shards",
         "their images were not compared with those of other splits",
         "check the folder of images that the shards were made from",
     ),
@@ -46,7 +46,7 @@ _Place = tuple[int, int]
 """Number of the split, and of the image in its index."""
 
 
-def check_leakage(splits: _Splits) -> list[Finding]:
+def check_leakage(splits: _Splits, *, max_cases: int | None = SHOWN) -> list[Finding]:
     """Return a finding for images that are in several splits, and one for images that are repeated within one.
 
     Files are compared byte by byte (in effect: SHA-256); the same picture saved twice is not noticed. Files that are
@@ -54,8 +54,9 @@ def check_leakage(splits: _Splits) -> list[Finding]:
 
     Args:
         splits: where each lies, and its annotations.
+        max_cases: how many cases a finding names; None for all.
     """
-    found = Tally(_KINDS)
+    found = Tally(_KINDS, max_cases)
     for files, _ in splits:
         if files.shards is not None:
             found.add("leakage_unchecked", f"{files.name} ({files.shards})")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from detronome.data.check.findings import Finding
+from detronome.data.check.findings import SHOWN, Finding
 from detronome.data.check.tally import Kind, Tally
 from detronome.data.split_files import SplitFiles
 from detronome.data.store.index import AnnotationIndex
@@ -23,12 +23,16 @@ _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 _KINDS: Mapping[str, Kind] = {
     "image_changed": Kind(
         "error",
+        "image file is not the one that the manifest was written for | "
         "image files are not those that the manifest was written for",
         "training sees other pixels than those that were annotated",
         "restore these files from a copy, or write the manifest again if the change was meant",
     ),
     "image_unlisted": Kind(
-        "note", "image files are not in the manifest", "changes of them go unnoticed", "write the manifest again"
+        "note",
+        "image file is not in the manifest | image files are not in the manifest",
+        "changes of them go unnoticed",
+        "write the manifest again",
     ),
 }
 
@@ -49,14 +53,16 @@ def write_manifest(files: SplitFiles, index: AnnotationIndex, manifest: Path) ->
     return len(lines)
 
 
-def compare_manifest(files: SplitFiles, index: AnnotationIndex, manifest: Path) -> list[Finding]:
+def compare_manifest(
+    files: SplitFiles, index: AnnotationIndex, manifest: Path, *, max_cases: int | None = SHOWN
+) -> list[Finding]:
     """Return findings for the image files that are not as the manifest has them; missing ones are left aside.
 
     Raises:
         DataError: the manifest cannot be read, or is none.
     """
     listed = _read(manifest)
-    found = Tally(_KINDS)
+    found = Tally(_KINDS, max_cases)
     for name, digest in _digests(files, index):
         if name not in listed:
             found.add("image_unlisted", name)

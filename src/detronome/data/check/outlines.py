@@ -36,6 +36,7 @@ def check_outlines(table: AnnotationTable, found: Collector) -> None:
         (kind == SegmentKind.NONE) & (table.iscrowd != 1),
         "segmentation_missing",
         "note",
+        "annotation has no outline though others of the file have one | "
         "annotations have no outline though others of the file have one",
         effect="none for boxes; masks of these objects are empty",
         fix="outline them, if masks are wanted",
@@ -60,7 +61,7 @@ def _check_crowds(table: AnnotationTable, found: Collector) -> None:
         ~table.has_iscrowd,
         "iscrowd_missing",
         "note",
-        "annotations have no iscrowd",
+        "annotation has no iscrowd | annotations have no iscrowd",
         effect="0 is taken, a single object; pycocotools and tools on top of it stop",
         fix="--fix writes 0",
         is_fixable=True,
@@ -70,7 +71,7 @@ def _check_crowds(table: AnnotationTable, found: Collector) -> None:
         readable & (table.iscrowd != 0) & is_outlined,
         "crowd_without_rle",
         "note",
-        "crowd regions are not run-length codes",
+        "crowd region is not a run-length code | crowd regions are not run-length codes",
         effect="training leaves them out as it does all crowd regions; single objects marked so by mistake are lost",
         fix="check that these are groups that nobody could box one by one; write iscrowd 0 for single objects",
     )
@@ -82,7 +83,8 @@ def _check_polygons(table: AnnotationTable, found: Collector) -> None:
         segments.has_odd_polygon,
         "polygon_odd_count",
         "warning",
-        "polygons have an odd count of numbers",
+        "annotation has a polygon with an odd count of numbers | "
+        "annotations have polygons with an odd count of numbers",
         effect=_MASKS_ONLY,
         fix="write x and y of every point",
     )
@@ -90,7 +92,7 @@ def _check_polygons(table: AnnotationTable, found: Collector) -> None:
         segments.has_short_polygon,
         "polygon_too_short",
         "warning",
-        "polygons have fewer than three points",
+        "annotation has a polygon of fewer than three points | annotations have polygons of fewer than three points",
         effect=_MASKS_ONLY,
         fix="remove these polygons; they enclose nothing",
     )
@@ -102,7 +104,7 @@ def _check_polygons(table: AnnotationTable, found: Collector) -> None:
         is_placed & (overhang > OVERHANG_PX),
         "polygon_beyond_image",
         "note",
-        "polygons reach more than 1 px beyond their image",
+        "polygon reaches more than 1 px beyond its image | polygons reach more than 1 px beyond their image",
         detail=lambda row: f"by {overhang[row]:.6g} px",
         effect="none for boxes; masks are cut at the image",
         fix="check whether the image was cropped, scaled or turned after annotation",
@@ -133,7 +135,7 @@ def _check_codes(table: AnnotationTable, found: Collector) -> None:
         is_other_size,
         "rle_size_mismatch",
         "warning",
-        "run-length codes are of another size than their image",
+        "run-length code is of another size than its image | run-length codes are of another size than their image",
         detail=lambda row: (
             f"{segments.rle_hw[row, 1]:.0f}x{segments.rle_hw[row, 0]:.0f} "
             f"in {sizes_wh[row, 0]:.0f}x{sizes_wh[row, 1]:.0f}"
@@ -145,7 +147,7 @@ def _check_codes(table: AnnotationTable, found: Collector) -> None:
         is_code & np.isnan(segments.rle_pixels),
         "rle_unreadable",
         "warning",
-        "run-length codes cannot be read",
+        "run-length code cannot be read | run-length codes cannot be read",
         effect=_MASKS_ONLY,
         fix="make these masks again",
     )
@@ -153,7 +155,7 @@ def _check_codes(table: AnnotationTable, found: Collector) -> None:
         is_code & np.isfinite(segments.rle_pixels) & (segments.rle_pixels != segments.rle_hw.prod(1)),
         "rle_sum_mismatch",
         "warning",
-        "the counts of run-length codes do not add up to height x width",
+        "run-length code does not add up to height x width | run-length codes do not add up to height x width",
         detail=lambda row: f"{segments.rle_pixels[row]:.0f}, not {segments.rle_hw[row].prod():.0f}",
         effect=_MASKS_ONLY,
         fix="make these masks again",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from detronome.data.check.findings import Finding
+from detronome.data.check.findings import SHOWN, Finding
 from detronome.data.check.image_names import is_there
 from detronome.data.check.panoptic_kinds import PANOPTIC_KINDS
 from detronome.data.check.panoptic_map import MapSegments, UnfitMapError, measure_map, read_map
@@ -52,6 +52,7 @@ def check_panoptic(
     images_dir: Path | None,
     *,
     on_progress: Callable[[int, int], None] | None = None,
+    max_cases: int | None = SHOWN,
 ) -> tuple[list[Finding], dict[str, int]]:
     """Return the findings about a panoptic annotation file and its maps, and how much was looked at.
 
@@ -60,8 +61,9 @@ def check_panoptic(
         png_dir: the folder of its maps.
         images_dir: the folder of the images, or None to leave them aside.
         on_progress: called with the numbers of maps done and in all.
+        max_cases: how many cases a finding names; None for all.
     """
-    found = Tally(PANOPTIC_KINDS)
+    found = Tally(PANOPTIC_KINDS, max_cases)
     try:
         file = read_panoptic(json_file)
     except DataError as error:

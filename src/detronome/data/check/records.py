@@ -30,7 +30,7 @@ def _check_ids(table: AnnotationTable, found: Collector) -> None:
         ~table.has_id,
         "annotation_id_missing",
         "note",
-        "annotations have no id",
+        "annotation has no id | annotations have no id",
         effect="they are numbered for training; pycocotools and tools on top of it stop",
         fix="--fix numbers them",
         is_fixable=True,
@@ -39,7 +39,7 @@ def _check_ids(table: AnnotationTable, found: Collector) -> None:
         table.has_id & (table.ids == 0),
         "annotation_id_zero",
         "warning",
-        "an annotation has the id 0",
+        "annotation has the id 0 | annotations have the id 0",
         effect="pycocotools, and whatever evaluates as it does, counts this object as missed even when it is found",
         fix="number annotations from 1; --fix gives it a new id",
         is_fixable=True,
@@ -48,7 +48,7 @@ def _check_ids(table: AnnotationTable, found: Collector) -> None:
         _has_earlier_id(table),
         "annotation_id_duplicate",
         "warning",
-        "annotation ids are used twice",
+        "annotation id is used twice | annotation ids are used twice",
         effect="training uses all of them; pycocotools evaluates only the last one of each id",
         fix="give each annotation its own id; --fix renumbers the later ones",
         is_fixable=True,
@@ -65,7 +65,7 @@ def _check_ids(table: AnnotationTable, found: Collector) -> None:
     found.add(
         "id_huge",
         "note",
-        "ids are larger than 2^53",
+        "id is larger than 2^53 | ids are larger than 2^53",
         huge,
         effect="none here; JavaScript tools, and tables that make them floats, mix such ids up",
         fix="use smaller ids if such tools are used",
@@ -90,7 +90,7 @@ def _check_file_names(table: AnnotationTable, found: Collector) -> None:
     found.add(
         "file_name_shared",
         "warning",
-        "image records share a file",
+        "file has several image records | files have several image records",
         [
             f"{name}: images {', '.join(str(ids[row]) for row in rows[:4])}{', ...' if len(rows) > 4 else ''}"
             for name, rows in records.items()
@@ -108,7 +108,7 @@ def _check_categories(table: AnnotationTable, found: Collector) -> None:
     found.add(
         "category_unused",
         "note",
-        "categories have no annotation in this file",
+        "category has no annotation in this file | categories have no annotation in this file",
         [name for name, count in zip(named, used.tolist(), strict=True) if count == 0] if used.any() else [],
         effect="the model gets an output for them and cannot learn it; evaluation leaves them out of the mean",
         fix="nothing to do where other splits have them; remove them otherwise",
@@ -116,7 +116,7 @@ def _check_categories(table: AnnotationTable, found: Collector) -> None:
     found.add(
         "category_name_empty",
         "note",
-        "categories have an empty name",
+        "category has an empty name | categories have an empty name",
         [one for one, name in zip(named, names, strict=True) if name is not None and not name.strip()],
         effect="pictures and tables show nothing for them",
         fix="give them names",
@@ -124,7 +124,7 @@ def _check_categories(table: AnnotationTable, found: Collector) -> None:
     found.add(
         "category_name_duplicate",
         "warning",
-        "categories have the same name",
+        "name is that of several categories | names are those of several categories",
         _alike(named, [name if name and name.strip() else None for name in names]),
         effect="they are learned as different classes that compete for the same objects",
         fix="merge them into one category, or name them apart",
@@ -132,7 +132,8 @@ def _check_categories(table: AnnotationTable, found: Collector) -> None:
     found.add(
         "category_names_alike",
         "warning",
-        "names of categories differ only in capital letters or spaces",
+        "name differs from another category's only in capital letters or spaces | "
+        "names differ from other categories' only in capital letters or spaces",
         _alike(named, [_folded(name) for name in names], but_not=names),
         effect="they are learned as different classes, probably of the same objects",
         fix="merge them into one category",
@@ -174,7 +175,7 @@ def _check_counts(table: AnnotationTable, found: Collector, queries: int) -> Non
         all_counts == 0,
         "image_without_annotations",
         "note",
-        "images have no annotation",
+        "image has no annotation | images have no annotation",
         effect="they are learned as pure background, which is right if nothing is there; official COCO has 1,021",
         fix="look at some: were they never annotated?",
     )
@@ -185,6 +186,7 @@ def _check_counts(table: AnnotationTable, found: Collector, queries: int) -> Non
         counts > queries,
         "more_objects_than_queries",
         "warning",
+        f"image holds more objects than a model with {queries} queries can find | "
         f"images hold more objects than a model with {queries} queries can find",
         detail=lambda row: f"{counts[row]} objects",
         effect="there is no query for the others: they are never found",

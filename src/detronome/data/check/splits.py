@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from detronome.data.check.collector import SHOWN
-from detronome.data.check.findings import Finding, Severity
+from detronome.data.check.findings import SHOWN, Finding, Severity, phrase
 from detronome.data.check.table import AnnotationTable
 
 __all__ = ["check_splits"]
 
 
-def check_splits(tables: Sequence[tuple[str, AnnotationTable]], where: str) -> list[Finding]:
+def check_splits(
+    tables: Sequence[tuple[str, AnnotationTable]], where: str, *, max_cases: int | None = SHOWN
+) -> list[Finding]:
     """Return what is wrong between the split that is trained on and each of the others, given by name."""
     train = next((pair for pair in tables if pair[0].startswith("train")), None)
     if train is None:
@@ -22,7 +24,7 @@ def check_splits(tables: Sequence[tuple[str, AnnotationTable]], where: str) -> l
     for other in tables:
         if other is not train:
             findings += _compare(train, other, where)
-    return findings
+    return [replace(finding, cases=finding.cases[:max_cases]) for finding in findings]
 
 
 def _compare(train: tuple[str, AnnotationTable], other: tuple[str, AnnotationTable], where: str) -> list[Finding]:
@@ -54,6 +56,7 @@ def _compare(train: tuple[str, AnnotationTable], other: tuple[str, AnnotationTab
         *_finding(
             "categories_differ",
             "error",
+            f"category id means different things in {train_name} and {other_name} | "
             f"category ids mean different things in {train_name} and {other_name}",
             renamed + moved,
             where=where,
@@ -63,6 +66,7 @@ def _compare(train: tuple[str, AnnotationTable], other: tuple[str, AnnotationTab
         *_finding(
             "category_unknown_to_train",
             "error",
+            f"category of {other_name} is missing from {train_name} | "
             f"categories of {other_name} are missing from {train_name}",
             unknown,
             where=where,
@@ -72,6 +76,7 @@ def _compare(train: tuple[str, AnnotationTable], other: tuple[str, AnnotationTab
         *_finding(
             "category_not_learned",
             "warning",
+            f"category has objects in {other_name} but none in {train_name} | "
             f"categories have objects in {other_name} but none in {train_name}",
             unlearned,
             where=where,
@@ -90,9 +95,9 @@ def _finding(
         Finding(
             code=code,
             severity=severity,
-            what=what,
+            what=phrase(what, len(cases)),
             count=len(cases),
-            cases=tuple(cases[:SHOWN]),
+            cases=tuple(cases),
             where=where,
             effect=effect,
             fix=fix,

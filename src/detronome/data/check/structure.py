@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detronome.data.check.collector import SHOWN
-from detronome.data.check.findings import Finding
+from detronome.data.check.findings import SHOWN, Finding
 from detronome.data.coco.problems import Defect
 from detronome.errors import DataError
 
@@ -31,15 +30,15 @@ FIXABLE = {
 """The defects that have one reasonable repair, and which."""
 
 
-def structural_finding(defect: Defect, annotation_file: Path) -> Finding:
+def structural_finding(defect: Defect, annotation_file: Path, max_cases: int | None = SHOWN) -> Finding:
     """Return a structural defect as a finding."""
     repair = FIXABLE.get(defect.code)
     return Finding(
         code=defect.code,
         severity="error",
-        what=defect.what,
+        what=defect.singular if len(defect.cases) == 1 else defect.what,
         count=len(defect.cases),
-        cases=tuple(defect.cases[:SHOWN]),
+        cases=tuple(defect.cases[:max_cases]),
         where=str(annotation_file),
         effect=_REFUSED,
         fix=f"{defect.fix}; {repair}" if repair else defect.fix,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from detronome.data.check.collector import SHOWN
-from detronome.data.check.findings import Finding, Severity
+from detronome.data.check.findings import SHOWN, Finding, Severity, phrase
 
 __all__ = ["Kind", "Tally"]
 
@@ -17,8 +16,10 @@ class Kind:
 
     severity: Severity
     what: str
+    """`singular | plural`, or what suits both."""
     effect: str
     fix: str
+    is_fixable: bool = False
 
 
 class Tally:
@@ -26,17 +27,19 @@ class Tally:
 
     Args:
         kinds: by their codes, in the order in which findings are told.
+        max_cases: how many cases of each are named; None for all.
     """
 
-    def __init__(self, kinds: Mapping[str, Kind]) -> None:
+    def __init__(self, kinds: Mapping[str, Kind], max_cases: int | None = SHOWN) -> None:
         self._kinds = kinds
+        self._max_cases = max_cases
         self._count = dict.fromkeys(kinds, 0)
         self._cases: dict[str, list[str]] = {code: [] for code in kinds}
 
     def add(self, code: str, case: str) -> None:
         """Count one case."""
         self._count[code] += 1
-        if len(self._cases[code]) < SHOWN:
+        if self._max_cases is None or len(self._cases[code]) < self._max_cases:
             self._cases[code].append(case)
 
     def findings(self, where: str) -> list[Finding]:
@@ -45,12 +48,13 @@ class Tally:
             Finding(
                 code=code,
                 severity=kind.severity,
-                what=kind.what,
+                what=phrase(kind.what, self._count[code]),
                 count=self._count[code],
                 cases=tuple(self._cases[code]),
                 where=where,
                 effect=kind.effect,
                 fix=kind.fix,
+                is_fixable=kind.is_fixable,
             )
             for code, kind in self._kinds.items()
             if self._count[code]

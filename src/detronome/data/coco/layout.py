@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from detronome.data.readable import cannot_be_read, require_readable
 from detronome.errors import DataError
 
 __all__ = ["ROBOFLOW_FILE", "coco_annotation_files", "coco_images_dir"]
@@ -37,7 +38,7 @@ def coco_annotation_files(data_dir: Path) -> dict[str, Path]:
         for path in (data_dir / "annotations").glob(f"{_PREFIX}*.json"):
             found[path.stem.removeprefix(_PREFIX)] = path
     except (OSError, ValueError) as error:
-        raise DataError(f"the data folder cannot be read: {error}", where=str(data_dir)) from error
+        raise cannot_be_read(error, data_dir) from error
     return found
 
 
@@ -51,7 +52,7 @@ def coco_images_dir(data_dir: Path, annotation_file: Path, name: str, split: str
         split: the split's name as it was asked for.
 
     Raises:
-        DataError: none of the folders where the images could be exists.
+        DataError: none of the folders where the images could be exists, or those that do cannot be read.
     """
     if annotation_file.name == ROBOFLOW_FILE:
         folder = annotation_file.parent
@@ -63,6 +64,7 @@ def coco_images_dir(data_dir: Path, annotation_file: Path, name: str, split: str
     hits = [sum(_is_file(folder / probe) for probe in probes) for folder in candidates]
     if max(hits) > 0:
         return candidates[hits.index(max(hits))]
+    require_readable(*candidates)
     for folder in candidates:
         if folder != data_dir and folder.is_dir():
             return folder

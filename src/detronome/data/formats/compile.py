@@ -23,7 +23,7 @@ from detronome.runtime.files import atomic_directory
 
 __all__ = ["CompiledSplit", "compile_folder"]
 
-_SCHEMA = 1
+_SCHEMA = 2
 """Raised whenever folders are understood differently, so that they are compiled again."""
 _META = "meta.json"
 
@@ -34,6 +34,8 @@ class CompiledSplit:
 
     annotation_file: Path
     images_dir: Path
+    left_out: tuple[str, ...]
+    """Image files whose size could not be read; see `SplitDocument.left_out`."""
 
 
 def compile_folder(folder: LabelFolder) -> dict[str, CompiledSplit]:
@@ -48,7 +50,7 @@ def compile_folder(folder: LabelFolder) -> dict[str, CompiledSplit]:
         found = _load(root / key)
         if found is not None:
             return found
-    documents = read_documents(folder, keep_text=False)
+    documents = read_documents(folder, keep_text=False, leave_out_unreadable=True)
     failures = []
     for root in roots:
         try:
@@ -92,8 +94,11 @@ def _state(file: Path) -> tuple[int, int]:
 
 
 def _write(target: Path, documents: dict[str, SplitDocument]) -> None:
-    images_dirs = {name: str(split.images_dir.absolute()) for name, split in documents.items()}
-    meta = {"annotation_file": next(iter(documents.values())).source, "images_dirs": images_dirs}
+    meta = {
+        "annotation_file": next(iter(documents.values())).source,
+        "images_dirs": {name: str(split.images_dir.absolute()) for name, split in documents.items()},
+        "left_out": {name: split.left_out for name, split in documents.items()},
+    }
     with atomic_directory(target) as temporary:
         for name, split in documents.items():
             (temporary / _file_name(name)).write_bytes(to_json_bytes(split.document))
@@ -104,8 +109,11 @@ def _load(target: Path) -> dict[str, CompiledSplit] | None:
     if not target.is_dir():
         return None
     try:
-        images_dirs = json.loads((target / _META).read_bytes())["images_dirs"]
-        found = {name: CompiledSplit(target / _file_name(name), Path(folder)) for name, folder in images_dirs.items()}
+        meta = json.loads((target / _META).read_bytes())
+        found = {
+            name: CompiledSplit(target / _file_name(name), Path(folder), tuple(meta["left_out"][name]))
+            for name, folder in meta["images_dirs"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         found = {}
     if not found or not all(split.annotation_file.is_file() for split in found.values()):

@@ -29,6 +29,8 @@ class SplitDocument:
     """What the documents' file names are relative to."""
     source: str
     """The file or folder that the annotations came from, as messages should name it."""
+    left_out: tuple[str, ...] = ()
+    """File names of images that are not in the document, as their size could not be read."""
 
 
 def annotations_by_image(document: Record) -> dict[int, list[Record]]:

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from detronome.data.formats.problems import LabelProblems
+from detronome.data.readable import cannot_be_read
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -78,12 +79,17 @@ def walk_files(folder: Path) -> Iterator[str]:
     """Yield the files in a folder and its subfolders, as paths relative to it with forward slashes.
 
     Links to folders are followed, unless they lead back up: that would never end. No folder has no files.
+
+    Raises:
+        DataError: a folder may not be listed.
     """
     try:
         above = {folder: {_identity(folder)}}
+    except PermissionError as error:
+        raise cannot_be_read(error, folder) from error
     except (OSError, ValueError):
         return
-    for directory, subfolders, names in os.walk(folder, followlinks=True):
+    for directory, subfolders, names in os.walk(folder, followlinks=True, onerror=_raise_if_denied):
         here = Path(directory)
         ancestors = above.pop(here)
         for name in list(subfolders):
@@ -98,6 +104,11 @@ def walk_files(folder: Path) -> Iterator[str]:
                 above[inner] = ancestors | {identity}
         prefix = here.relative_to(folder).as_posix()
         yield from names if prefix == "." else (f"{prefix}/{name}" for name in names)
+
+
+def _raise_if_denied(error: OSError) -> None:
+    if isinstance(error, PermissionError):
+        raise cannot_be_read(error, "") from error
 
 
 def _identity(folder: Path) -> tuple[int, int]:

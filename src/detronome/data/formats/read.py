@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,9 @@ class _Labels:
     size_hw: tuple[int, int]
 
 
-def read_documents(folder: LabelFolder, *, keep_text: bool, voc_one_based: bool = False) -> list[SplitDocument]:
+def read_documents(
+    folder: LabelFolder, *, keep_text: bool, voc_one_based: bool = False, leave_out_unreadable: bool = False
+) -> list[SplitDocument]:
     """Return every split of a folder as a COCO document.
 
     Image and annotation ids count from 1 in each split. Where the folder has a sidecar, its records are used as far as
@@ -38,6 +41,8 @@ def read_documents(folder: LabelFolder, *, keep_text: bool, voc_one_based: bool 
         folder: the folder.
         keep_text: keep the text of each label file with its image, so that it can be written again as it was.
         voc_one_based: VOC coordinates count pixels from 1; a sidecar knows it of the folder it lies in.
+        leave_out_unreadable: leave out image files whose header cannot be read, unless their label file says the size,
+            rather than refuse the folder; see `SplitDocument.left_out`.
 
     Raises:
         DataError: everything that is wrong with images, label files and lists of classes, at once.
@@ -48,26 +53,32 @@ def read_documents(folder: LabelFolder, *, keep_text: bool, voc_one_based: bool 
     splits = [folder.read_split(name) for name in folder.split_names()]
     images = dict.fromkeys(image for split in splits for image in split.images)
     files = dict.fromkeys(image.image_file for image in images)
-    headers = read_headers([file for file in files if is_file(file)], problems)
+    unreadable = LabelProblems(folder.root) if leave_out_unreadable else problems
+    headers = read_headers([file for file in files if is_file(file)], unreadable)
     labels = {image: _read(image, headers.get(image.image_file), codec, problems) for image in images}
     for split in splits:
         _check_split(split, folder, problems)
     problems.raise_if_any()
+    left_out = {image for image in images if image.image_file not in headers and labels[image].file.size_hw is None}
+    if any(left_out.issuperset(split.images) for split in splits):
+        unreadable.raise_if_any()
 
     used = {item.label for read in labels.values() for item in read.file.objects}
     categories = folder.categories(used)
     documents = []
     for split in splits:
-        read = [_read_image(i, image, labels[image], categories) for i, image in enumerate(split.images, 1)]
+        present = [image for image in split.images if image not in left_out]
+        read = [_read_image(i, image, labels[image], categories) for i, image in enumerate(present, 1)]
         kept = sidecar.splits.get(split.name) if sidecar else None
         if kept is None:
-            documents.append(SplitDocument(split.name, _document(read, categories), split.images_dir, str(folder.root)))
+            name, images_dir, document = split.name, split.images_dir, _document(read, categories)
             if keep_text:
                 _keep_text(read, codec.key)
         else:
             names = {label: category["name"] for label, category in categories.items()}
-            document = restore(read, kept, codec, names)
-            documents.append(SplitDocument(kept.name, document, split.images_dir / kept.prefix, str(folder.root)))
+            name, images_dir, document = kept.name, split.images_dir / kept.prefix, restore(read, kept, codec, names)
+        lost = tuple(os.path.relpath(image.image_file, images_dir) for image in split.images if image in left_out)
+        documents.append(SplitDocument(name, document, images_dir, str(folder.root), lost))
     return documents
 
 

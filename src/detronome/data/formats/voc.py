@@ -8,6 +8,7 @@
 The size in a file says what its boxes refer to, as in COCO; where it is not the image's, the image's own is taken.
 Images without an annotation file are not part of the data set. Category ids are those of the label map, or else
 1, 2, ... in the order of the names of all splits. Of several years in one folder each split has the year in its name.
+The devkit's trainval.txt is no split of its own where it only repeats the others.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ from detronome.data.formats.label_map import LABEL_MAP_NAME, read_label_map
 from detronome.data.formats.labels import LabelCodec, LabelFolder, LabelledImage, LabelSplit, is_split_name
 from detronome.data.formats.problems import LabelProblems
 from detronome.data.formats.voc_xml import VocCodec
-from detronome.errors import DataError, first_few
+from detronome.errors import DataError, Problem, first_few
 
 __all__ = ["VocFolder", "find_voc"]
 
 _LABELS = "Annotations"
 _ONLY_SPLIT = "train"
+_BOTH = "trainval"
+_OPTIONAL_SPLIT = "test"
+"""Its annotations are often not given out."""
 _LABEL_MAPS = (LABEL_MAP_NAME, "classes.txt", "labelmap.txt")
 _YEAR = re.compile(r"VOC\d{4}")
 _CLASS_LIST_LINE = re.compile(r"\S+\s+-?[01]")
@@ -112,14 +116,36 @@ class VocFolder(LabelFolder):
     def _splits(self) -> dict[str, tuple[_VocRoot, list[str] | None]]:
         """The folder of each split that has annotations, and the names its list gives."""
         found: dict[str, tuple[_VocRoot, list[str] | None]] = {}
+        problems: list[Problem] = []
         for root in self.roots:
             if not root.lists:
                 found[root.only_split] = (root, None)
-            for name, file in root.lists.items():
-                stems = [_stem(root.labels_dir, entry) for entry in _lines(file)]
-                if any(is_file(root.labels_dir / f"{stem}.xml") for stem in stems):
-                    found[name] = (root, stems)
+            stems = {name: [_stem(root.labels_dir, entry) for entry in _lines(f)] for name, f in root.lists.items()}
+            for name in sorted(stems, key=lambda name: name.startswith(_BOTH)):
+                if any(is_file(root.labels_dir / f"{stem}.xml") for stem in stems[name]):
+                    if not _repeats(name, stems):
+                        found[name] = (root, stems[name])
+                elif is_split_name(name) and not name.startswith(_OPTIONAL_SPLIT):
+                    problems.append(_empty_list(root.lists[name], stems[name]))
+        if problems:
+            raise DataError(problems)
         return found
+
+
+def _repeats(name: str, stems: Mapping[str, Sequence[str]]) -> bool:
+    """Return whether a list is the devkit's `trainval`, and the other lists together say the same."""
+    if not name.startswith(_BOTH):
+        return False
+    others = [stems[other] for other in stems if not other.startswith((_BOTH, _OPTIONAL_SPLIT))]
+    return set(stems[name]) == {stem for listed in others for stem in listed}
+
+
+def _empty_list(file: Path, stems: Sequence[str]) -> Problem:
+    return Problem(
+        what="the list of a split names no image with an annotation file" if stems else "the list of a split is empty",
+        where=str(file),
+        fix="name the split's images, one a line, or remove the file",
+    )
 
 
 def find_voc(data_dir: Path) -> VocFolder | None:

@@ -5,12 +5,15 @@
     <split>/images/a.jpg    <split>/labels/a.txt        Roboflow's export
     classes.txt             one name a line where there is no data.yaml; or obj.names
 
-An empty label file, or none, is an image without objects. Category ids are the class indices, so they count from 0.
+An empty label file, or none, is an image without objects; a label file without an image is passed over. Category ids
+are the class indices, so they count from 0. Paths may be written as on Windows, or be those of another machine, of
+which the longest ending that exists in the folder counts.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -23,7 +26,8 @@ from detronome.data.formats.images import is_file, is_image_name, list_images, w
 from detronome.data.formats.labels import LabelCodec, LabelFolder, LabelledImage, LabelSplit, is_split_name
 from detronome.data.formats.problems import LabelProblems
 from detronome.data.formats.yolo_lines import MOST_CLASSES, YoloCodec
-from detronome.errors import DataError
+from detronome.data.readable import cannot_be_read
+from detronome.errors import DataError, Problem, first_few
 
 __all__ = ["YoloFolder", "find_yolo", "label_path", "yolo_yaml"]
 
@@ -32,6 +36,8 @@ _SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "va
 """The split that each key of data.yaml stands for; of two keys for one split the first counts."""
 _NAME_FILES = ("classes.txt", "obj.names", "classes.names", "labels/classes.txt")
 _FLAT_SPLIT = "train"
+_OPTIONAL_SPLIT = "test"
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:[/\\]|\\\\")
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class YoloFolder(LabelFolder):
     sources: Mapping[str, Sequence[Path]]
     """The folders and list files of each split."""
     missing: Mapping[str, str]
-    """What the yaml file names for splits that are not there."""
+    """What the yaml file names for a test split that is not there: it is often not given out."""
     names: Sequence[str] | None
     settings: Sequence[Path]
     bases: Sequence[Path]
@@ -78,6 +84,8 @@ class YoloFolder(LabelFolder):
             LabelledImage(file, Path(os.path.relpath(file, images_dir)).as_posix(), self._label_file(file))
             for file in files
         ]
+        _check_own_labels(images, problems)
+        problems.raise_if_any()
         return LabelSplit(name, images_dir, images)
 
     def _image_files(self, sources: Sequence[Path], problems: LabelProblems) -> Iterator[Path]:
@@ -97,7 +105,8 @@ class YoloFolder(LabelFolder):
         for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
                 continue
-            candidates = (_joined(base, line.strip()) for base in (source.parent, *self.bases))
+            bases = (source.parent, *self.bases)
+            candidates = (_joined(base, text) for text in _spellings(line.strip()) for base in bases)
             found = next((file for file in candidates if is_file(file)), None)
             if found is not None:
                 yield found
@@ -112,6 +121,17 @@ class YoloFolder(LabelFolder):
 
     def _label_file(self, file: Path) -> Path:
         return self.root / label_path(file.relative_to(self.root) if file.is_relative_to(self.root) else file)
+
+
+def _check_own_labels(images: Sequence[LabelledImage], problems: LabelProblems) -> None:
+    """Refuse images that differ in their ending alone: one label file cannot say whose objects it holds."""
+    first: dict[Path, LabelledImage] = {}
+    for image in images:
+        other = first.setdefault(image.label_file, image)
+        if other is not image and is_file(image.label_file):
+            fix = "rename one of the images and give it a label file, or remove it"
+            detail = f"{other.file_name} and {image.file_name}"
+            problems.add("label files belong to two images", image.label_file, detail, fix=fix)
 
 
 def label_path(image: PurePath) -> Path:
@@ -158,12 +178,37 @@ def _sources_by_structure(data_dir: Path) -> dict[str, list[Path]]:
     labelled = {file.stem for file in labels.glob("*.txt")}
     if any(file.stem in labelled and is_image_name(file.name) for file in images.glob("*")):
         return {_FLAT_SPLIT: [images]}
-    folders = [images / folder.name for folder in sorted(labels.glob("*/"))]
-    sources = {folder.name: [folder] for folder in folders if _has_images(folder)}
+    folders = {folder: images / folder.name for folder in sorted(labels.glob("*/"))}
+    sources = {folder.name: [folder] for folder in folders.values() if _has_images(folder)}
     for folder in sorted(data_dir.glob("*/labels")):
-        if is_split_name(folder.parent.name) and _has_images(folder.parent / "images"):
-            sources[folder.parent.name] = [folder.parent / "images"]
+        if is_split_name(folder.parent.name):
+            folders[folder] = folder.parent / "images"
+            if _has_images(folder.parent / "images"):
+                sources[folder.parent.name] = [folder.parent / "images"]
+    if sources:
+        _check_images_of(folders, sources)
     return sources
+
+
+def _check_images_of(folders: Mapping[Path, Path], sources: Mapping[str, Sequence[Path]]) -> None:
+    """Refuse splits of which only the label files are there, beside others that are whole."""
+    found = {folder for listed in sources.values() for folder in listed}
+    problems = [
+        Problem(
+            what="a split has label files and no images",
+            where=str(labels),
+            fix=f"put its images into {images}, or remove the folder",
+        )
+        for labels, images in folders.items()
+        if images not in found and _is_wanted(labels, images) and next(labels.glob("*.txt"), None) is not None
+    ]
+    if problems:
+        raise DataError(problems)
+
+
+def _is_wanted(labels: Path, images: Path) -> bool:
+    name = images.name if images.name != "images" else labels.parent.name
+    return is_split_name(name) and not name.startswith(_OPTIONAL_SPLIT)
 
 
 def _has_images(folder: Path) -> bool:
@@ -173,8 +218,10 @@ def _has_images(folder: Path) -> bool:
 def _read_names(file: Path) -> list[str]:
     try:
         names = [line.strip() for line in file.read_text("utf-8-sig").rstrip().split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the list of class names cannot be read: {error}", where=str(file)) from error
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file, error) from error
+    except OSError as error:
+        raise cannot_be_read(error, file) from error
     if "" in names:
         raise DataError(
             "the list of class names has an empty line",
@@ -214,7 +261,11 @@ def _load_yaml(file: Path) -> dict[str, Any]:
         where = f"{file}:{mark.line + 1}" if mark else str(file)
         fix = "correct the line; indentation is by spaces"
         raise DataError(f"the file is not valid YAML: {error.problem}", where=where, fix=fix) from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file, error) from error
+    except OSError as error:
+        raise cannot_be_read(error, file) from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"the file cannot be read: {error}", where=str(file)) from error
     if not isinstance(content, dict):
         raise DataError(
@@ -232,30 +283,76 @@ def _from_yaml(data_dir: Path, file: Path, content: dict[str, Any]) -> YoloFolde
         )
     path = content.get("path")
     bases = [_joined(data_dir, path), data_dir] if isinstance(path, str) and path else [data_dir]
+    names = _names(file, content)
     sources: dict[str, list[Path]] = {}
     missing: dict[str, str] = {}
+    problems: list[Problem] = []
     for key, split in _SPLIT_KEYS.items():
         value = content.get(key)
+        if not value or split in sources:
+            continue
         listed = value if isinstance(value, list) else [value]
         values = [text for text in listed if isinstance(text, str) and text]
-        if not values or split in sources:
-            continue
         found = [_resolve(text, bases) for text in values]
-        if any(source is None for source in found):
-            missing[split] = ", ".join(values)
-        else:
+        if len(values) == len(listed) and all(found):
             sources[split] = [source for source in found if source is not None]
-    return YoloFolder(data_dir, sources, missing, _names(file, content), [file], bases)
+        elif split == _OPTIONAL_SPLIT:
+            missing[split] = ", ".join(map(str, listed))
+        else:
+            absent = [str(text) for text in listed if not isinstance(text, str) or _resolve(text, bases) is None]
+            problems.append(_no_images(file, key, absent, bases))
+    if problems:
+        raise DataError(problems)
+    return YoloFolder(data_dir, sources, missing, names, [file], bases)
+
+
+def _no_images(file: Path, key: str, absent: Sequence[str], bases: Sequence[Path]) -> Problem:
+    is_empty = any(os.path.isdir(_joined(base, text)) for text in absent for base in bases)
+    reason = "where there are no images" if is_empty else "which is not there"
+    return Problem(
+        what=f"{file.name} names {first_few(absent)} for {key}, {reason}",
+        where=f"{file}:{_line_of(file, key)}: {key}",
+        fix=f"correct the path of `{key}:` in {file.name}, or put the images there",
+    )
+
+
+def _line_of(file: Path, key: str) -> int:
+    lines = file.read_text("utf-8-sig").splitlines()
+    return next((i for i, line in enumerate(lines, 1) if line.partition(":")[0].strip("'\"{ ") == key), 1)
+
+
+def _not_utf8(file: Path, error: UnicodeDecodeError) -> DataError:
+    line = error.object[: error.start].count(b"\n") + 1
+    return DataError(
+        f"the file is not UTF-8 text: byte 0x{error.object[error.start]:02x}",
+        where=f"{file}:{line}",
+        fix="save it as UTF-8",
+    )
 
 
 def _resolve(text: str, bases: Sequence[Path]) -> Path | None:
-    """Return the folder with images or the list file that a value means; Roboflow writes `../train/images` for it."""
-    for candidate in (text, text.removeprefix("../")):
+    """Return the folder with images or the list file that a value means."""
+    for candidate in _spellings(text):
         for base in bases:
             path = _joined(base, candidate)
             if is_file(path) or _has_images(path):
                 return path
     return None
+
+
+def _spellings(path: str) -> Iterator[str]:
+    """Yield what a path may mean: itself; as Roboflow writes it; as on Windows; its endings if it is absolute."""
+    yield path
+    if path.startswith("../"):
+        yield path.removeprefix("../")
+    plain = path.replace("\\", "/")
+    if plain != path:
+        yield plain.removeprefix("../")
+    if _ABSOLUTE.match(path):
+        parts = plain.split("/")
+        for i in range(1, len(parts)):
+            if parts[i]:
+                yield "/".join(parts[i:])
 
 
 def _common_folder(folders: Sequence[Path]) -> Path:

@@ -81,7 +81,8 @@ def test_links_that_lead_back_up_end(tmp_path: Path, put_image: Put) -> None:
 
 def test_a_path_that_no_file_can_have(tmp_path: Path, put_text: Put) -> None:
     put_text(tmp_path / "data.yaml", 'train: "a\\0b"\nnames: [owl]\n')
-    assert recognise(tmp_path) is None
+    with pytest.raises(DataError, match=r"names a\0b for train, which is not there"):
+        recognise(tmp_path)
 
 
 def test_absolute_and_relative_folders_together(

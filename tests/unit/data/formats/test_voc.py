@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from detronome.data.formats.document import Record
 from detronome.data.formats.read import read_documents
 from detronome.data.formats.voc import VocFolder, find_voc
+from detronome.data.layout import find_split
 from detronome.errors import DataError
 
 Put = Callable[..., Path]
@@ -48,6 +50,48 @@ def test_an_empty_folder_is_none(tmp_path: Path) -> None:
 def test_other_xml_files_are_none(tmp_path: Path, put_text: Put) -> None:
     put_text(tmp_path / "Annotations/a.xml", "<html/>")
     assert find_voc(tmp_path) is None
+
+
+def devkit(root: Path, lists: dict[str, str], put_text: Put) -> None:
+    for stem in "1234":
+        put_text(root / f"Annotations/{stem}.xml", xml("dog"))
+    for name, stems in lists.items():
+        put_text(root / f"ImageSets/Main/{name}.txt", "\n".join(stems))
+
+
+@pytest.mark.parametrize(
+    ("lists", "splits"),
+    [
+        ({"train": "12", "val": "3", "trainval": "312"}, ["train", "val"]),
+        ({"train": "12", "val": "3", "test": "4", "trainval": "123"}, ["test", "train", "val"]),
+        ({"train": "12", "val": "3", "trainval": "1234"}, ["train", "trainval", "val"]),
+        ({"train": "12", "test": "3", "trainval": "12"}, ["test", "train"]),
+        ({"test": "3", "trainval": "12"}, ["test", "trainval"]),
+        ({"trainval": "12"}, ["trainval"]),
+    ],
+)
+def test_trainval_counts_unless_it_repeats_the_others(
+    tmp_path: Path, put_text: Put, lists: dict[str, str], splits: list[str]
+) -> None:
+    devkit(tmp_path, lists, put_text)
+    assert sorted(found(tmp_path).split_names()) == splits
+    training = find_split(tmp_path, "train")
+    assert training.name == ("train" if "train" in splits else "trainval")
+    assert names_of(json.loads(training.annotation_file.read_bytes())) == ["1.jpg", "2.jpg"]
+
+
+def test_trainval_of_two_years(tmp_path: Path, put_text: Put) -> None:
+    devkit(tmp_path / "VOC2007", {"train": "1", "val": "2", "trainval": "12"}, put_text)
+    devkit(tmp_path / "VOC2012", {"trainval": "12"}, put_text)
+    assert sorted(found(tmp_path).split_names()) == ["train2007", "trainval2012", "val2007"]
+
+
+@pytest.mark.parametrize(("stems", "told"), [("", "the list of a split is empty"), ("89", "names no image with an")])
+def test_a_list_of_a_split_that_names_nothing_is_told(tmp_path: Path, put_text: Put, stems: str, told: str) -> None:
+    devkit(tmp_path, {"train": stems, "val": "3", "test": "", "notes": ""}, put_text)
+    with pytest.raises(DataError, match=told) as caught:
+        found(tmp_path).split_names()
+    assert [problem.where for problem in caught.value.problems] == [f"{tmp_path}/ImageSets/Main/train.txt"]
 
 
 @pytest.mark.parametrize("place", ["", "VOC2012", "VOCdevkit/VOC2007"])

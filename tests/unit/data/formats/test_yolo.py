@@ -109,13 +109,99 @@ def test_several_folders_in_one_split(tmp_path: Path, put_image: Put, put_text: 
     assert found(tmp_path).read_split("train").images_dir == tmp_path / "images"
 
 
-def test_a_split_that_is_named_and_not_there_is_no_split(tmp_path: Path, put_image: Put, put_text: Put) -> None:
+def test_a_test_split_that_is_named_and_not_there_is_no_split(tmp_path: Path, put_image: Put, put_text: Put) -> None:
     put_text(tmp_path / "data.yaml", "train: images/train\ntest: images/test\nnames: [cat]")
     put_image(tmp_path / "images/train/a.png")
     folder = found(tmp_path)
     assert folder.split_names() == ["train"]
     assert "data.yaml names images/test" in folder.missing_split("test")
     assert folder.missing_split("other") == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("images/trian", "images/trian for val, which is not there"),
+        ("images/empty", "images/empty for val, where there are no images"),
+        ("[images/train, images/trian]", "images/trian for val, which is not there"),
+        ("!!python/object/apply:os.system ['touch /tmp/x']", "touch /tmp/x for val, which is not there"),
+        ("{a: b}", "{'a': 'b'} for val, which is not there"),
+    ],
+)
+def test_a_split_that_is_named_and_not_there_is_told(
+    tmp_path: Path, put_image: Put, put_text: Put, value: str, told: str
+) -> None:
+    put_text(tmp_path / "data.yaml", f"train: images/train\n# val: this one\nval: {value}\nnames: [cat]")
+    put_image(tmp_path / "images/train/a.png")
+    (tmp_path / "images/empty").mkdir()
+    with pytest.raises(DataError) as caught:
+        find_yolo(tmp_path)
+    (problem,) = caught.value.problems
+    assert problem.what == f"data.yaml names {told}"
+    assert problem.where == f"{tmp_path}/data.yaml:3: val"
+    assert "correct the path of `val:` in data.yaml" in problem.fix
+
+
+@pytest.mark.parametrize(("images", "labels"), [("images/{}", "labels/{}"), ("{}/images", "{}/labels")])
+def test_label_files_without_their_images_are_told(
+    tmp_path: Path, put_image: Put, put_text: Put, images: str, labels: str
+) -> None:
+    for split in ("train", "val", "test"):
+        put_text(tmp_path / labels.format(split) / "a.txt")
+    assert find_yolo(tmp_path) is None
+    put_image(tmp_path / images.format("train") / "a.png")
+    with pytest.raises(DataError, match="a split has label files and no images") as caught:
+        find_yolo(tmp_path)
+    assert [problem.where for problem in caught.value.problems] == [str(tmp_path / labels.format("val"))]
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        r"images\train",
+        r"..\images\train",
+        "/home/joe/data/images/train",
+        r"C:\Users\joe\data\images\train",
+        r"lists\train.txt",
+        "/home/joe/lists/train.txt",
+    ],
+)
+def test_paths_of_windows_and_of_another_machine(tmp_path: Path, put_image: Put, put_text: Put, train: str) -> None:
+    put_text(tmp_path / "data.yaml", f"train: {train}\nnames: [cat]")
+    for name in "abc":
+        put_image(tmp_path / f"images/train/{name}.png")
+    put_text(tmp_path / "labels/train/a.txt", "0 0.5 0.5 0.5 0.5")
+    put_text(
+        tmp_path / "lists/train.txt", "..\\images\\train\\a.png\n/joe/images/train/b.png\nD:\\x\\images\\train\\c.png"
+    )
+    (split,) = read(tmp_path).values()
+    assert [image["file_name"] for image in split.document["images"]] == ["a.png", "b.png", "c.png"]
+    assert len(split.document["annotations"]) == 1
+
+
+def test_a_label_file_belongs_to_one_image_or_none(tmp_path: Path, put_image: Put, put_text: Put) -> None:
+    put_text(tmp_path / "data.yaml", "train: images/train\nnames: [cat]")
+    for name in ("a.png", "b.png", "b.webp"):
+        put_image(tmp_path / "images/train" / name)
+    for name in ("a", "ghost"):
+        put_text(tmp_path / f"labels/train/{name}.txt", "0 0.5 0.5 0.5 0.5")
+    assert len(read(tmp_path)["train"].document["annotations"]) == 1
+    put_text(tmp_path / "labels/train/b.txt")
+    with pytest.raises(DataError, match=r"belong to two images[^$]*b\.png and b\.webp"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data.yaml", "classes.txt"])
+def test_names_in_another_encoding_are_told(tmp_path: Path, put_image: Put, put_text: Put, name: str) -> None:
+    put_image(tmp_path / "images/train/a.png")
+    put_text(tmp_path / "labels/train/a.txt")
+    (tmp_path / name).write_bytes("train: images/train\nnames: [café]".encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8 text: byte 0xe9") as caught:
+        find_yolo(tmp_path)
+    assert (caught.value.problems[0].where, caught.value.problems[0].fix) == (
+        f"{tmp_path / name}:2",
+        "save it as UTF-8",
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +223,8 @@ def test_a_wrong_description_is_told(tmp_path: Path, put_text: Put, text: str, t
     assert told in str(caught.value)
 
 
-def test_two_descriptions_are_one_too_many(tmp_path: Path, put_text: Put) -> None:
+def test_two_descriptions_are_one_too_many(tmp_path: Path, put_image: Put, put_text: Put) -> None:
+    put_image(tmp_path / "x/a.png")
     put_text(tmp_path / "a.yaml", "train: x\nnames: [cat]")
     put_text(tmp_path / "hyperparameters.yaml", "lr: 0.1")
     put_text(tmp_path / "broken.yaml", "[")
@@ -206,7 +293,7 @@ def test_where_labels_lie(image: str, labels: str) -> None:
 @given(names=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=5))
 def test_any_names_are_read_as_they_were_written(names: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("yaml")
-    text = yolo_yaml({"train": "images/train"}, names)
+    text = yolo_yaml({"test": "images/test"}, names)
     assert yaml.safe_load(text)["names"] == dict(enumerate(names))
     (folder / "data.yaml").write_text(text, newline="")
     assert found(folder).names == names
