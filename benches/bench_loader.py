@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader
 
 from detronome.config.schema import AugmentConfig
 from detronome.data.augment.params import AugmentPolicy
-from detronome.data.split import open_split
 from detronome.data.collate import collate
 from detronome.data.dataset import DetectionDataset
 from detronome.data.loader import train_batches
 from detronome.data.sampler import epoch_order
+from detronome.data.split import open_split
 from detronome.data.store.pixels import PixelReader
 from detronome.models.layers.image_normalizer import IMAGENET_MEAN, IMAGENET_STD
 from harness import arguments, compare, report

@@ -87,16 +87,16 @@ def eval_batches(
     on_bad_image: BadImagePolicy = "stop",
     quarantine: Quarantine | None = None,
 ) -> BatchLoader:
-    """Return all images of the split, to be iterated as often as wanted: in the annotation file's order, or bucket by
-    bucket where there are some, so that every batch has one shape.
+    """Return all images of the split, to be iterated as often as wanted: by padded shape, then in the file's order.
 
-    An image that cannot be used is left out (never replaced: it would be counted twice). The workers are kept between
-    passes; `close` ends them. Arguments as in `train_batches`.
+    Every batch has one shape: a bucket's, or without buckets the images' own size. So an image is seen as it is when
+    predicted alone. One that cannot be used is left out (never replaced: it would be counted twice). The workers are
+    kept between passes; `close` ends them. Arguments as in `train_batches`.
     """
-    groups: dict[Bucket | None, list[int]] = {}
+    groups: dict[Bucket, list[int]] = {}
     for i in range(len(dataset)):
-        group = bucket_of(dataset.params(0, i).final_hw, buckets) if buckets else None
-        groups.setdefault(group, []).append(i)
+        final_hw = dataset.params(0, i).final_hw
+        groups.setdefault(bucket_of(final_hw, buckets) if buckets else final_hw, []).append(i)
     batches = [
         [(0, i) for i in indices[start : start + batch_size]]
         for indices in groups.values()

@@ -36,7 +36,8 @@ def test_a_folder_becomes_batches(tmp_path: Path, write_coco: WriteCoco) -> None
     batches = list(build_train_batches(CONFIG, split, categories, 0, 5, workers=0, device=CPU))
     assert [len(batch) for batch in batches] == [4] * 5
     with build_eval_batches(CONFIG, val, categories, batch_size=2, workers=0, device=CPU) as evaluation:
-        assert [len(batch) for batch in evaluation] == [2, 2, 1]
+        assert sum(len(batch) for batch in evaluation) == 5
+        assert max(len(batch) for batch in evaluation) <= 2
 
 
 def test_missing_images_are_listed_up_to_ten(tmp_path: Path, write_coco: WriteCoco) -> None:

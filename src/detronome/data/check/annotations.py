@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detronome.data.check.boxes import check_boxes
 from detronome.data.check.collector import Collector
-from detronome.data.check.findings import Finding
+from detronome.data.check.findings import SHOWN, Finding
 from detronome.data.check.outlines import check_outlines
 from detronome.data.check.records import check_records
 from detronome.data.check.structure import structural_finding, unreadable_findings
@@ -32,25 +32,43 @@ class AnnotationCheck:
     """Whether training would read the file."""
 
 
-def check_annotations(annotation_file: Path, *, queries: int = DEFAULT_QUERIES) -> AnnotationCheck:
+def check_annotations(
+    annotation_file: Path,
+    *,
+    queries: int = DEFAULT_QUERIES,
+    assume_xyxy: bool | None = None,
+    max_cases: int | None = SHOWN,
+) -> AnnotationCheck:
     """Return all findings about a COCO annotation file. Whatever the file holds, nothing is raised.
 
     Args:
         annotation_file: the JSON file.
         queries: how many objects the model to be trained finds in one image at most.
+        assume_xyxy: whether boxes are [left, top, right, bottom], or surely are not; None where nobody said.
+        max_cases: how many cases a finding names; None for all.
     """
     try:
         table, defects = read_table(annotation_file)
     except DataError as error:
         return AnnotationCheck(unreadable_findings(error, "file_unreadable", annotation_file), None, False)
-    return AnnotationCheck(check_table(table, defects, queries=queries), table, not defects)
+    if assume_xyxy:
+        table = table.with_boxes_of_corners()
+    findings = check_table(table, defects, queries=queries, assume_xyxy=assume_xyxy, max_cases=max_cases)
+    return AnnotationCheck(findings, table, not defects)
 
 
-def check_table(table: AnnotationTable, defects: list[Defect], *, queries: int = DEFAULT_QUERIES) -> list[Finding]:
-    """Return all findings about an annotation file that was read."""
-    found = Collector(table)
-    found.findings = [structural_finding(defect, table.annotation_file) for defect in defects]
-    check_boxes(table, found)
+def check_table(
+    table: AnnotationTable,
+    defects: list[Defect],
+    *,
+    queries: int = DEFAULT_QUERIES,
+    assume_xyxy: bool | None = None,
+    max_cases: int | None = SHOWN,
+) -> list[Finding]:
+    """Return all findings about an annotation file that was read; corners were turned into left, top, width, height."""
+    found = Collector(table, max_cases)
+    found.findings = [structural_finding(defect, table.annotation_file, max_cases) for defect in defects]
+    check_boxes(table, found, assume_xyxy=assume_xyxy)
     check_records(table, found, queries=queries)
-    check_outlines(table, found)
+    check_outlines(table, found, assume_xyxy=assume_xyxy)
     return found.findings

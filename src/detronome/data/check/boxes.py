@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from detronome.data.check.collector import Collector
-from detronome.data.check.geometry import BoxGeometry, is_plausible_area
+from detronome.data.check.geometry import OVERHANG_PX, BoxGeometry, is_plausible_area
 from detronome.data.check.table import AnnotationTable
 
 __all__ = ["check_boxes", "geometry_of"]
@@ -24,19 +24,27 @@ def geometry_of(table: AnnotationTable) -> BoxGeometry:
     return BoxGeometry(table.boxes_xywh, sizes_wh)
 
 
-def check_boxes(table: AnnotationTable, found: Collector) -> None:
+def check_boxes(table: AnnotationTable, found: Collector, *, assume_xyxy: bool | None = None) -> None:
     """Add what is wrong with boxes, their repetition and their areas.
 
     In a file whose boxes look like another format the defects of single boxes would be noise, and are not told.
+
+    Args:
+        table: the file; corners that `assume_xyxy` speaks of were turned into left, top, width, height.
+        found: gets the findings.
+        assume_xyxy: see `BoxGeometry.suspected_format`.
     """
     geometry = geometry_of(table)
-    if geometry.look_like_xyxy:
+    suspected = geometry.suspected_format(assume_xyxy)
+    if assume_xyxy:
+        _tell_said_xyxy(geometry, found)
+    if suspected == "xyxy":
         _tell_xyxy(table, geometry, found)
         _check_repeats(table, found)
         return
     _check_empty(table, geometry, found)
-    if geometry.look_normalised:
-        _tell_normalised(table, geometry, found)
+    if suspected is not None:
+        (_tell_normalised if suspected == "normalised" else _tell_cxcywh)(table, geometry, found)
         _check_repeats(table, found)
         return
     _check_places(table, geometry, found)
@@ -44,15 +52,40 @@ def check_boxes(table: AnnotationTable, found: Collector) -> None:
     _check_areas(table, geometry, found)
 
 
+def _tell_said_xyxy(geometry: BoxGeometry, found: Collector) -> None:
+    found.annotations(
+        geometry.is_readable,
+        "boxes_are_xyxy",
+        "error",
+        "box is [left, top, right, bottom], as was said; COCO has [left, top, width, height] | "
+        "boxes are [left, top, right, bottom], as was said; COCO has [left, top, width, height]",
+        effect="every box is learned too large",
+        fix="write width and height (right - left, bottom - top); --fix OUT --assume-xyxy does",
+        is_fixable=True,
+    )
+
+
 def _tell_xyxy(table: AnnotationTable, geometry: BoxGeometry, found: Collector) -> None:
     found.annotations(
-        geometry.is_placed & (geometry.overhang_px > 1),
+        geometry.is_placed & (geometry.overhang_px > OVERHANG_PX),
         "boxes_look_like_xyxy",
         "error",
         "boxes look like [left, top, right, bottom]; COCO has [left, top, width, height]",
         detail=_box(table),
         effect="every box is learned too large; these do not even fit into their image",
         fix="write width and height (right - left, bottom - top); --fix OUT --assume-xyxy does",
+    )
+
+
+def _tell_cxcywh(table: AnnotationTable, geometry: BoxGeometry, found: Collector) -> None:
+    found.annotations(
+        geometry.is_placed & (geometry.overhang_px > OVERHANG_PX),
+        "boxes_look_like_cxcywh",
+        "error",
+        "boxes look like [centre x, centre y, width, height]; COCO has [left, top, width, height]",
+        detail=_box(table),
+        effect="every box is learned half its size too far right and down; these do not even fit into their image",
+        fix="write left and top (centre minus half the size); --assume-xywh if they are as COCO has them",
     )
 
 
@@ -64,7 +97,7 @@ def _tell_normalised(table: AnnotationTable, geometry: BoxGeometry, found: Colle
         "boxes look like shares of the image from 0 to 1; COCO has pixels",
         detail=_box(table),
         effect="every object is learned as a speck of a pixel in the top left corner",
-        fix="multiply left and width by the image's width, top and height by its height",
+        fix="multiply left and width by the image's width, top and height by its height; --assume-xywh if they are pixels",
     )
 
 

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
-__all__ = ["OVERHANG_PX", "ROUNDING_PX", "BoxGeometry", "is_plausible_area"]
+__all__ = ["OVERHANG_PX", "ROUNDING_PX", "BoxFormat", "BoxGeometry", "is_plausible_area"]
+
+BoxFormat = Literal["xyxy", "cxcywh", "normalised"]
+"""What boxes may be by mistake: corners, centre with width and height, or shares of the image's size."""
 
 OVERHANG_PX = 1.0
 """A box that reaches further beyond the image was not rounded: it is wrong."""
@@ -21,6 +25,7 @@ _LARGEST_SIZE = (800, 1333)
 """The short and the long side of the usual evaluation size, in pixels."""
 _ALL_BUT_A_FEW = 0.98
 _MANY = 0.2
+_MANY_CENTRES = 0.1
 _FEWEST = 3
 _SMALLEST_PHOTO_PX = 16
 
@@ -112,6 +117,39 @@ class BoxGeometry:
         is_inside = (boxes[:, :2] >= -OVERHANG_PX).all(1) & (boxes[:, 2:] <= sizes_wh + OVERHANG_PX).all(1)
         is_ordered = (boxes[:, 2:] > boxes[:, :2]).all(1)
         return bool((is_inside & is_ordered).mean() >= _ALL_BUT_A_FEW)
+
+    @cached_property
+    def look_like_cxcywh(self) -> bool:
+        """The first two numbers read as the centre, and often cannot be left and top.
+
+        Read as left and top, centres make boxes stick out at the right and the bottom, and never at the left or the
+        top; boxes that really stick out there are met by others that begin at the left or the top edge, which no
+        centre of a box in the image can do.
+        """
+        boxes, sizes_wh = self.boxes_xywh[self.is_placed], self.sizes_wh[self.is_placed]
+        num_over = int((self.overhang_px[self.is_placed] > OVERHANG_PX).sum())
+        if num_over < max(_FEWEST, _MANY_CENTRES * len(boxes)):
+            return False
+        with np.errstate(over="ignore", invalid="ignore"):
+            halves = boxes[:, 2:] / 2
+            begins = (boxes[:, :2] - halves >= -OVERHANG_PX).all(1)
+            ends = (boxes[:, :2] + halves <= sizes_wh + OVERHANG_PX).all(1)
+        return bool((begins & ends & (boxes[:, 2:] > 0).all(1)).mean() >= _ALL_BUT_A_FEW)
+
+    def suspected_format(self, assume_xyxy: bool | None) -> BoxFormat | None:
+        """Return what the boxes look like, if not like COCO's.
+
+        Args:
+            assume_xyxy: True where corners were said to be what the boxes are, and they were turned into COCO's; False
+                where they were said to be as COCO has them; None where nobody said.
+        """
+        if assume_xyxy is None and self.look_like_xyxy:
+            return "xyxy"
+        if assume_xyxy is not False and self.look_normalised:
+            return "normalised"
+        if assume_xyxy is None and self.look_like_cxcywh:
+            return "cxcywh"
+        return None
 
     @cached_property
     def look_normalised(self) -> bool:

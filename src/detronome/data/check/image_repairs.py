@@ -52,28 +52,27 @@ def plan_image_repairs(files: SplitFiles, index: AnnotationIndex, table: Annotat
     """
     if files.shards is not None:
         return ImageRepairs()
-    on_disk = name_images(files, index)
+    named = name_images(files, index)
     cache = ImageCache(files.annotation_file, files.images_dir)
     unusable: dict[int, str] = {}
     names: dict[int, str] = {}
     found_wh: dict[int, _SizeWH] = {}
     left: Counter[str] = Counter()
-    folder = _Missing(files)
     for i in range(len(index)):
         image = index.image(i)
-        if i not in on_disk:
-            if folder.has_spelling(image.file_name):
+        if i not in named.on_disk:
+            if named.spellings[i]:
                 left["image_name_ambiguous"] += 1
             else:
                 unusable[image.image_id] = f"{image.file_name} is missing"
             continue
-        path = files.images_dir / on_disk[i]
+        path = files.images_dir / named.on_disk[i]
         verdict = cache.get(cache.key(path, image.size_hw)) or judge_image(path, image.size_hw)
         if verdict.defect in _HOPELESS:
             unusable[image.image_id] = f"{image.file_name}: {verdict.detail}"
             continue
-        if on_disk[i] != image.file_name:
-            names[image.image_id] = on_disk[i]
+        if named.on_disk[i] != image.file_name:
+            names[image.image_id] = named.on_disk[i]
         if verdict.defect is not None:
             left[f"image_{verdict.defect}"] += 1
         if verdict.size_hw is not None:

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +24,7 @@ from detronome.data.split_files import SplitFiles
 from detronome.data.store.index import AnnotationIndex
 from detronome.errors import DataError
 
-__all__ = ["check_images", "name_images"]
+__all__ = ["NamedImages", "check_images", "name_images"]
 
 _SOUND = Verdict()
 _CHUNK = 32
@@ -68,7 +69,7 @@ def check_images(
         found.add("image_in_shards", files.shards)
         return found.findings(files.shards), {"image files": 0}
     changes = compare_manifest(files, index, manifest, max_cases=max_cases) if manifest is not None else []
-    present = name_images(files, index, found)
+    present = name_images(files, index, found).on_disk
     done = len(index) - len(present)
     for i, verdict in _verdicts(files, index, present, workers, trust_cache):
         if verdict != _SOUND:
@@ -79,8 +80,18 @@ def check_images(
     return [*changes, *found.findings(str(files.images_dir))], {"image files": len(present)}
 
 
-def name_images(files: SplitFiles, index: AnnotationIndex, found: Tally | None = None) -> dict[int, str]:
-    """Return the name on disk of each image whose file is there, also under another spelling, by its place.
+@dataclass(frozen=True)
+class NamedImages:
+    """Which files the images of a split have, by their places in the index."""
+
+    on_disk: dict[int, str]
+    """The name of each file that is there, also under another spelling."""
+    spellings: dict[int, list[str]]
+    """Of each image whose file is not there as it is spelt: the files that may be meant."""
+
+
+def name_images(files: SplitFiles, index: AnnotationIndex, found: Tally | None = None) -> NamedImages:
+    """Return which files the images have.
 
     Args:
         files: where the split lies.
@@ -92,38 +103,36 @@ def name_images(files: SplitFiles, index: AnnotationIndex, found: Tally | None =
     spellings = {i: folder.spellings(name) for i, name in enumerate(names) if not folder.exists(name)}
     claimed = Counter(spelling for i in spellings for spelling in spellings[i])
     claimed.update(set(names))
-    on_disk: dict[int, str] = {}
+    named = NamedImages({}, spellings)
     for i, name in enumerate(names):
         if i not in spellings:
-            on_disk[i] = name
+            named.on_disk[i] = name
         elif len(spellings[i]) == 1 and claimed[spellings[i][0]] == 1:
-            on_disk[i] = spellings[i][0]
+            named.on_disk[i] = spellings[i][0]
     if found is not None:
-        _tell_names(index, names, spellings, on_disk, found)
+        _tell_names(index, names, named, found)
         taken = {one for candidates in spellings.values() for one in candidates}
         for name in _unnamed(files, folder, [*names, *taken]):
             found.add("image_unnamed", name)
-    return on_disk
+    return named
 
 
-def _tell_names(
-    index: AnnotationIndex, names: list[str], spellings: dict[int, list[str]], on_disk: dict[int, str], found: Tally
-) -> None:
+def _tell_names(index: AnnotationIndex, names: list[str], named: NamedImages, found: Tally) -> None:
     first: dict[str, str] = {}
     for i, name in enumerate(names):
         other = first.setdefault(name.casefold(), name)
         if other != name:
             found.add("image_names_differ_in_case", f"{_case(index, i)} and {other}")
-        if i not in spellings:
+        if i not in named.spellings:
             continue
-        if not spellings[i]:
+        if not named.spellings[i]:
             found.add("image_missing", _case(index, i))
-        elif i not in on_disk:
-            found.add("image_name_ambiguous", f"{_case(index, i)}: on disk {' and '.join(spellings[i])}")
+        elif i not in named.on_disk:
+            found.add("image_name_ambiguous", f"{_case(index, i)}: on disk {' and '.join(named.spellings[i])}")
         else:
-            is_other_case = fold_name(on_disk[i]) == fold_name(posixpath.normpath(name))
+            is_other_case = fold_name(named.on_disk[i]) == fold_name(posixpath.normpath(name))
             code = "image_other_case" if is_other_case else "image_other_spelling"
-            found.add(code, f"{_case(index, i)}: on disk {on_disk[i]}")
+            found.add(code, f"{_case(index, i)}: on disk {named.on_disk[i]}")
 
 
 def _unnamed(files: SplitFiles, folder: ImageFolder, names: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ _FEW_PX = 5.0
 _SHARE = 0.05
 
 
-def check_outlines(table: AnnotationTable, found: Collector) -> None:
+def check_outlines(table: AnnotationTable, found: Collector, *, assume_xyxy: bool | None = None) -> None:
     """Add what is wrong with polygons, run-length codes and crowd regions."""
     _check_crowds(table, found)
     kind = table.segments.kind
@@ -41,7 +41,7 @@ def check_outlines(table: AnnotationTable, found: Collector) -> None:
         effect="none for boxes; masks of these objects are empty",
         fix="outline them, if masks are wanted",
     )
-    _check_polygons(table, found)
+    _check_polygons(table, found, assume_xyxy)
     _check_codes(table, found)
 
 
@@ -77,7 +77,7 @@ def _check_crowds(table: AnnotationTable, found: Collector) -> None:
     )
 
 
-def _check_polygons(table: AnnotationTable, found: Collector) -> None:
+def _check_polygons(table: AnnotationTable, found: Collector, assume_xyxy: bool | None) -> None:
     segments = table.segments
     found.annotations(
         segments.has_odd_polygon,
@@ -109,7 +109,7 @@ def _check_polygons(table: AnnotationTable, found: Collector) -> None:
         effect="none for boxes; masks are cut at the image",
         fix="check whether the image was cropped, scaled or turned after annotation",
     )
-    if geometry.look_like_xyxy or geometry.look_normalised:
+    if geometry.suspected_format(assume_xyxy) is not None:
         return
     is_whole = is_placed & geometry.is_solid & ~segments.has_odd_polygon & ~segments.has_short_polygon
     distance = _distance_px(table.boxes_xywh, bounds, geometry.sizes_wh)

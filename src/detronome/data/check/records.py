@@ -27,7 +27,7 @@ def check_records(table: AnnotationTable, found: Collector, *, queries: int) -> 
 
 def _check_ids(table: AnnotationTable, found: Collector) -> None:
     found.annotations(
-        ~table.has_id,
+        table.lacks_id,
         "annotation_id_missing",
         "note",
         "annotation has no id | annotations have no id",

@@ -10,8 +10,8 @@ Shape letters: `I` images, `K` categories, `A` annotations, all in the file's or
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,6 +75,8 @@ class AnnotationTable:
     ids: Int64[np.ndarray, " A"]
     """Zero where `has_id` is False."""
     has_id: Bool[np.ndarray, " A"]
+    lacks_id: Bool[np.ndarray, " A"]
+    """There is no id, not even one that cannot be read."""
     image: Int64[np.ndarray, " A"]
     """Row of the annotation's image; -1 where there is none."""
     category: Int64[np.ndarray, " A"]
@@ -93,6 +95,20 @@ class AnnotationTable:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def with_boxes_of_corners(self) -> AnnotationTable:
+        """Return the table with boxes read as left, top, right, bottom."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            sizes_wh = self.boxes_xywh[:, 2:] - self.boxes_xywh[:, :2]
+        return replace(self, boxes_xywh=np.concatenate([self.boxes_xywh[:, :2], sizes_wh], 1))
+
+    def with_sizes(self, sizes_wh: Mapping[int, tuple[int, int]]) -> AnnotationTable:
+        """Return the table with other sizes for some images, given by id."""
+        corrected = self.sizes_wh.copy()
+        for row, identity in enumerate(self.image_ids.tolist()):
+            if identity in sizes_wh:
+                corrected[row] = sizes_wh[identity]
+        return replace(self, sizes_wh=corrected)
 
     def name_annotation(self, row: int) -> str:
         """Return the words by which the user finds an annotation: its id and image, or its place in the file."""
@@ -151,7 +167,8 @@ def table_of(root: JsonObject, annotation_file: Path) -> tuple[AnnotationTable, 
         ],
         segmentations=[encode_outline(record.get("segmentation")) for record in records],
     )
-    return table, examined.defects
+    lacks_id = np.array([record.get("id") is None for record in records], np.bool_)
+    return replace(table, lacks_id=lacks_id), examined.defects
 
 
 def _first_of_each_id(records: Sequence[JsonObject]) -> Iterator[JsonObject]:
@@ -203,6 +220,7 @@ def _table(
         category_names=[category.name for category in categories],
         ids=np.array([annotation.id or 0 for annotation in annotations], np.int64),
         has_id=np.array([annotation.id is not None for annotation in annotations], np.bool_),
+        lacks_id=np.array([annotation.id is None for annotation in annotations], np.bool_),
         image=_rows(image_ids, [annotation.image_id for annotation in annotations]),
         category=_rows(category_ids, [annotation.category_id for annotation in annotations]),
         boxes_xywh=np.array([annotation.bbox for annotation in annotations], np.float64).reshape(-1, 4),

@@ -141,7 +141,7 @@ class PixelCache:
             raise DataError(
                 f"the pixel cache cannot be made: {error.strerror or error}",
                 where=str(path) if where == "disk" else "memory",
-                fix="set DETRONOME_CACHE to a folder that you may write to, on a disk with free space, or turn the cache off",
+                fix="set DETRONOME_CACHE to a folder on a disk with free space that you may write to, or turn it off",
             ) from error
         first = _first_offset(len(sizes))
         budget_bytes = min(budget_bytes, int(free_bytes * (1.0 - _KEPT_FREE)))
