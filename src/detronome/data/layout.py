@@ -11,8 +11,9 @@ nothing is written into the data folder.
 
 from __future__ import annotations
 
+import mmap
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -25,13 +26,17 @@ from detronome.data.formats.voc import find_voc
 from detronome.data.formats.yolo import find_yolo
 from detronome.data.readable import cannot_be_read, require_readable
 from detronome.data.split_files import SplitFiles, resolve_name
+from detronome.data.store.shards.cloud import is_url
 from detronome.data.store.shards.find import find_shard_split, shard_splits
 from detronome.errors import DataError, nearest_name_hint
 
 __all__ = ["Layout", "available_splits", "find_label_folder", "find_split", "recognise"]
 
 Layout = Literal["shards", "coco", "roboflow", "yolo", "voc"]
+_SPLIT_FOLDER = re.compile(r"(train|val|valid|validation|test)(\d{4})?")
 _LOOKED_INTO = 1000
+_SHOWN = 3
+_COCO_KEYS = (re.compile(rb'"images"\s*:\s*\['), re.compile(rb'"annotations"\s*:\s*\['))
 _KNOWN_FOLDERS = ("annotations", "images", "labels", "Annotations", "JPEGImages", "ImageSets", "ImageSets/Main")
 _EXPECTED = """\
 annotations/instances_{split}.json with images/ (COCO), {split}/_annotations.coco.json (Roboflow), \
@@ -126,6 +131,12 @@ def _find_shard_split(data_dir: str | Path, split: str) -> SplitFiles:
 
 
 def _folder(data_dir: str | Path) -> Path:
+    if is_url(str(data_dir)):
+        raise DataError(
+            "there is no sharded data set at this address",
+            where=str(data_dir),
+            fix="give the address that `detronome data shard` wrote to; other data has to be on this machine",
+        )
     folder = Path(data_dir)
     try:
         if not folder.is_dir():
@@ -180,22 +191,48 @@ def _nothing_found(data_dir: Path, split: str, labels: LabelFolder | None) -> Da
 
 
 def _nearest(data_dir: Path) -> str:
-    """Return what in or around the folder comes nearest to a data set; empty where nothing does."""
+    """Return what in the folder, or around this part of a data set, comes nearest to one; empty where nothing does."""
+    if data_dir.absolute() == data_dir.absolute().parent:  # the whole disk
+        return ""
     inside = islice((folder for pattern in ("*/", "*/*/") for folder in data_dir.glob(pattern)), _LOOKED_INTO)
-    for folder in (*sorted(inside), data_dir.absolute().parent):
-        layout = _layout_of(folder)
-        if layout is not None:
-            return f"there is one ({layout}) in {folder}: give that folder"
-    documents = [file for file in sorted([*data_dir.glob("*.json"), *data_dir.glob("*/*.json")]) if _is_coco(file)]
+    found = _sets_in(sorted(inside)) or _sets_in(_whole_of(data_dir))
+    if len(found) == 1:
+        ((folder, layout),) = found.items()
+        return f"there is one ({layout}) in {folder}: give that folder"
+    if found:
+        listed = ", ".join(f"{folder} ({layout})" for folder, layout in found.items())
+        return f"there are several inside, such as {listed}: give one of them"
+    files = islice((file for pattern in ("*.json", "*/*.json") for file in data_dir.glob(pattern)), _LOOKED_INTO)
+    documents = [file for file in sorted(files) if _is_coco(file)]
     if documents:
         shown = ", ".join(str(file.relative_to(data_dir)) for file in documents[:3])
         return f"{shown} looks like COCO: call it annotations/instances_<split>.json"
     for pattern, meaning in (("*.xml", "XML files"), ("*.txt", "text files"), ("*.json", "JSON files")):
-        found = next(data_dir.rglob(pattern), None)
-        if found is not None:
-            return f"it has {meaning} such as {found.relative_to(data_dir)}"
+        file = next(data_dir.rglob(pattern), None)
+        if file is not None:
+            return f"it has {meaning} such as {file.relative_to(data_dir)}"
     picture = next((path for path in data_dir.rglob("*") if is_image_name(path.name)), None)
     return "" if picture is None else f"it has images such as {picture.relative_to(data_dir)} and no annotations"
+
+
+def _sets_in(folders: Iterable[Path]) -> dict[Path, Layout]:
+    """Return the first few folders that are data sets, without those inside another of them."""
+    found: dict[Path, Layout] = {}
+    for folder in folders:
+        layout = None if found.keys() & set(folder.parents) else _layout_of(folder)
+        if layout is not None:
+            found[folder] = layout
+        if len(found) == _SHOWN:
+            break
+    return found
+
+
+def _whole_of(data_dir: Path) -> Iterator[Path]:
+    """Yield the folders around one that is called like a part of a data set: images/train is in images, in the set."""
+    folder = data_dir.absolute()
+    while folder.name in _KNOWN_FOLDERS or _SPLIT_FOLDER.fullmatch(folder.name):
+        folder = folder.parent
+        yield folder
 
 
 def _layout_of(folder: Path) -> Layout | None:
@@ -207,8 +244,7 @@ def _layout_of(folder: Path) -> Layout | None:
 
 def _is_coco(file: Path) -> bool:
     try:
-        with file.open("rb") as content:
-            head = content.read(2**16)
-    except OSError:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return all(key.search(content) is not None for key in _COCO_KEYS)
+    except (OSError, ValueError):  # unreadable, or empty
         return False
-    return re.search(rb'"(images|annotations|categories)"\s*:\s*\[', head) is not None

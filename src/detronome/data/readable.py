@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from detronome.errors import DataError, Problem
 
 __all__ = ["cannot_be_read", "require_readable"]
 
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _FIX = "change its permissions, or run as a user who may read it"
 
 
@@ -28,19 +30,22 @@ def require_readable(*folders: Path) -> None:
     Listing functions of the standard library pass over such folders, and what is in them seems not to be there.
 
     Raises:
-        DataError: all those that cannot be read.
+        DataError: all those that cannot be read, but not what is in one of them that was given before.
     """
-    problems = []
-    for folder in folders:
+    problems: list[Problem] = []
+    for folder in dict.fromkeys(folders):
+        if not {problem.where for problem in problems}.isdisjoint(map(str, folder.parents)):
+            continue
         try:
             with os.scandir(folder):
                 pass
             if not os.access(folder, os.X_OK):
-                raise PermissionError(None, "Permission denied", str(folder))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+                raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        except ValueError:  # no name that a folder could have
             continue
         except OSError as error:
-            problems.append(_problem(error, folder))
+            if error.errno not in _NOT_THERE:
+                problems.append(_problem(error, folder))
     if problems:
         raise DataError(problems)
 

@@ -62,11 +62,22 @@ def test_json_holds_everything(capsys: Capture, folder: Path, tmp_path: Path) ->
     assert (change["count"], change["cases"]) == (1, ["annotation 1 of image 100"])
 
 
+def test_all_names_every_case(capsys: Capture, folder: Path) -> None:
+    file = folder / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    for record in content["annotations"]:
+        del record["area"]
+    file.write_text(json.dumps(content))
+    assert "annotation 20 of" not in run(capsys, folder, "--no-images")[1]
+    assert "annotation 20 of" in run(capsys, folder, "--no-images", "--all")[1]
+
+
 def test_mistakes_are_explained(capsys: Capture, folder: Path, tmp_path: Path) -> None:
     for arguments, told in (
         ((tmp_path / "dta",), "does not exist"),
         ((folder, "--split", "tset"), "no split 'tset'"),
         ((folder, "--queries", 0), "0 queries"),
+        ((folder, "--workers", -1), "-1 workers"),
         ((folder, "--fix", tmp_path / "out.json"), "one file cannot hold"),
     ):
         code, out, err = run(capsys, *arguments)

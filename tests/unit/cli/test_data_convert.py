@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +26,20 @@ def test_what_was_written_and_what_is_left_out(capsys: Capture, blocks: Path, tm
     code, out, err = run(capsys, blocks, tmp_path / "out", "--to", "yolo", "--no-sidecar")
     assert code == 0
     assert out.splitlines()[0].startswith("train: 24 images, ")
-    assert "lost, as the label files cannot hold them: " in err and "2 category ids" in err
+    assert out.splitlines()[-1] == f"written to {tmp_path}/out; look at it with: detronome data check {tmp_path}/out"
+    assert "lost, as YOLO files have no place for them: " in err and "2 category ids" in err
     code, out, err = run(capsys, blocks, tmp_path / "kept", "--to", "yolo", "--split", "val")
-    assert out.splitlines()[0].startswith("val: 6 images, ") and len(out.splitlines()) == 1
-    assert "only detronome.json holds: " in err
+    assert out.splitlines()[0].startswith("val: 6 images, ") and len(out.splitlines()) == 2
+    assert "kept in detronome.json, as YOLO files have no place for them: " in err
+
+
+def test_panoptic_maps_are_said_to_be_left_behind(capsys: Capture, blocks: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(blocks, tmp_path / "data")
+    (data / "annotations/panoptic_val.json").write_text("{}")
+    code, out, err = run(capsys, data, tmp_path / "out", "--to", "roboflow")
+    assert (code, err) == (0, "not converted: panoptic maps (annotations/panoptic_val.json)\n")
+    code, out, err = run(capsys, data, tmp_path / "json", "--to", "voc", "--json")
+    assert json.loads(out)["panoptic_files"] == ["annotations/panoptic_val.json"]
 
 
 def test_json(capsys: Capture, blocks: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,18 @@ def test_index_says_what_was_compiled(own_cache: Path, blocks: Path, capsys: pyt
     assert str(own_cache / "index") in run(capsys, "index", blocks)
     splits = run_json(capsys, "index", blocks)["splits"]
     assert [(one["split"], one["images"]) for one in splits] == [("train", 24), ("val", 6)]
+
+
+def test_the_path_of_an_index_fits_into_a_terminal(
+    own_cache: Path, blocks: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[\d;]*m", "", run(capsys, "index", blocks)).splitlines()]
+    assert max(map(len, lines)) <= 80
+    folder = run_json(capsys, "index", blocks)["splits"][0]["folder"]
+    head, _, tail = lines[1].split()[-1].partition("…")
+    assert folder.startswith(head) and folder.endswith(tail) and min(len(head), len(tail)) > 8
 
 
 def test_cache_is_listed_and_cleared(own_cache: Path, blocks: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -246,6 +246,16 @@ def test_a_folder_without_permission_is_named(
         assert (problem.what, problem.where) == ("cannot be read: Permission denied", str(tmp_path / place))
 
 
+def test_label_files_without_permission_are_named_by_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_yolo(tmp_path)
+    refuse(monkeypatch, tmp_path / "labels/val")
+    with pytest.raises(DataError, match=r"^cannot be read: Permission denied") as caught:
+        find_split(tmp_path, "train")
+    assert [problem.where for problem in caught.value.problems] == [str(tmp_path / "labels/val")]
+
+
 def test_a_description_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_yolo(tmp_path)
     read_text = Path.read_text
@@ -292,12 +302,14 @@ def test_a_split_of_unreadable_images_alone_is_refused(tmp_path: Path, layout: s
         (["annotations/train.json"], "annotations/train.json looks like COCO"),
         (["x/y/notes.txt"], "it has text files such as x/y/notes.txt"),
         (["a.json"], "it has JSON files such as a.json"),
+        (["manifest.json"], "it has JSON files such as manifest.json"),
         (["photos/a.jpg"], "it has images such as photos/a.jpg and no annotations"),
     ],
 )
 def test_the_nearest_thing_is_named(tmp_path: Path, files: list[str], told: str) -> None:
     for name in files:
-        put(tmp_path / "data" / name, '{"images": []}' if name.endswith("train.json") else "")
+        text = {"train.json": '{"images": [], "annotations": []}', "manifest.json": '{"images": []}'}
+        put(tmp_path / "data" / name, text.get(Path(name).name, ""))
     with pytest.raises(DataError) as caught:
         find_split(tmp_path / "data", "train")
     assert told in caught.value.problems[0].what
@@ -306,13 +318,46 @@ def test_the_nearest_thing_is_named(tmp_path: Path, files: list[str], told: str)
 @pytest.mark.parametrize("layout", MAKERS)
 def test_a_data_set_just_inside_or_just_outside_is_named(tmp_path: Path, layout: str) -> None:
     MAKERS[layout](tmp_path / "outer/data")
-    for wrong in (tmp_path, tmp_path / "outer/data/other"):
-        wrong.mkdir(exist_ok=True)
+    part = {"coco": "images/val", "roboflow": "train", "yolo": "images/train", "voc": "JPEGImages"}[layout]
+    for wrong in (tmp_path, tmp_path / "outer/data" / part):
         with pytest.raises(DataError) as caught:
             find_split(wrong, "train")
         # Of a single VOC folder the one around it may be given too, as of VOCdevkit/VOC2007.
         named = tmp_path / ("outer" if layout == "voc" and wrong == tmp_path else "outer/data")
         assert f"there is one ({layout}) in {named}: give that folder" in caught.value.problems[0].what
+
+
+def test_of_other_data_sets_only_those_inside_are_named(tmp_path: Path) -> None:
+    make_coco(tmp_path)
+    for name in ("a", "b"):
+        make_yolo(tmp_path / "models/sets" / name)
+    (tmp_path / "models/empty").mkdir()
+    with pytest.raises(DataError) as caught:
+        find_split(tmp_path / "models/empty", "train")
+    assert "there" not in caught.value.problems[0].what
+    with pytest.raises(DataError) as caught:
+        find_split(tmp_path / "models", "train")
+    inside = tmp_path / "models/sets"
+    assert f"there are several inside, such as {inside}/a (yolo), {inside}/b (yolo)" in caught.value.problems[0].what
+    with pytest.raises(DataError) as caught:
+        find_split("/", "train")
+    assert caught.value.problems[0].what.endswith("no YOLO or Pascal VOC data set")
+
+
+def test_an_address_without_shards_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for look in (available_splits, recognise, lambda data: find_split(data, "train")):
+        with pytest.raises(DataError, match="no sharded data set at this address") as caught:
+            look("memory://nowhere/data")
+        assert caught.value.problems[0].where == "memory://nowhere/data"
+
+    def uninstalled(url: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("detronome.data.store.shards.cloud._resolve", uninstalled)
+    for address, package in (("s3://a/b", "s3fs"), ("simplecache::gs://a/b", "gcsfs")):
+        with pytest.raises(DataError, match="cannot be listed") as caught:
+            available_splits(address)
+        assert caught.value.problems[0].fix == f"pip install 'detronome[cloud]' {package}"
 
 
 FILES = {

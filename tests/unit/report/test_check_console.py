@@ -27,7 +27,9 @@ def finding(**changes: Any) -> Finding:
     return Finding(**fields | changes)
 
 
-def shown(*findings: Finding, width: int | None = None, fixed: tuple[FixedFile, ...] = ()) -> str:
+def shown(
+    *findings: Finding, width: int | None = None, fixed: tuple[FixedFile, ...] = (), all_cases: bool = False
+) -> str:
     report = CheckReport(
         data="data", checked={"images": 1, "annotations": 1234}, findings=findings, seconds=0.26, fixed=fixed
     )
@@ -35,7 +37,7 @@ def shown(*findings: Finding, width: int | None = None, fixed: tuple[FixedFile, 
     console = Console(
         file=file, width=width, force_terminal=width is not None, color_system=None, highlight=False, markup=False
     )
-    print_check(report, console)
+    print_check(report, console, all_cases=all_cases)
     return file.getvalue()
 
 
@@ -77,13 +79,51 @@ def test_notes_alone_are_no_loss() -> None:
 
 def test_a_repaired_copy_names_what_was_changed() -> None:
     cases = tuple(f"annotation {i}" for i in range(12))
-    copy = FixedFile(source="a.json", path="b.json", changes=(Change(what="removed", count=12, cases=cases),), left=1)
+    copy = FixedFile(
+        source="a.json",
+        path="b.json",
+        changes=(Change(what="removed", count=12, cases=cases),),
+        left=("1 image is CMYK",),
+    )
     text = shown(finding(), fixed=(copy,))
     assert "repaired copy  b.json\n" in text
     assert "     12  removed: annotation 0, annotation 1, " in text
-    assert "annotation 9 and 2 more (--json names all)\n" in text
-    assert "1 error left that only you can decide" in text
+    assert "annotation 9 and 2 more (--all names them)\n" in text
+    assert "left    1 image is CMYK" in text
+    assert "with the copy: errors are left that only you can decide, in 1 of 1 file (see above)" in text
     assert "--fix OUT" not in text
+
+
+def test_the_copies_are_judged_too() -> None:
+    change = Change(what="removed", count=1, cases=("annotation 1",))
+    copy = FixedFile(source="a.json", path="b.json", changes=(change,), left=(), then="put it in place of a.json")
+    text = shown(finding(split="train"), fixed=(copy,))
+    assert "it was checked again: no error is left\n" in text and "next    put it in place of a.json\n" in text
+    assert text.endswith("with the copy: no error is left\n")
+    text = shown(finding(severity="error", code="split_leakage"), fixed=(copy,))
+    assert text.endswith("errors are left that only you can decide; outside of them: split_leakage\n")
+    text = shown(fixed=(FixedFile(source="a.json", path="", changes=(), left=()),))
+    assert "nothing in it could be changed, so no copy was written" in text and "no copy was written: " in text
+
+
+def test_images_in_shards_are_not_called_sound() -> None:
+    text = shown(finding(severity="note", code="image_in_shards", is_fixable=False))
+    assert "this data is sound" not in text
+    assert text.endswith("its images were not looked at: detronome data shard --verify data\n")
+
+
+def test_long_cases_lose_their_middle_unless_all_are_asked_for() -> None:
+    case = "image 1 (" + "n" * 300 + ".jpg)"
+    text = shown(finding(cases=(case, "image 2"), count=2))
+    (line,) = [line for line in text.splitlines() if "which   " in line]
+    assert len(line) < 160 and line.endswith("n.jpg); image 2")
+    assert case in shown(finding(cases=(case, "image 2"), count=2), all_cases=True)
+
+
+def test_places_are_named_so_that_they_can_be_found() -> None:
+    assert "in      /elsewhere/x.json\n" in shown(finding(where="/elsewhere/x.json"))
+    assert "in      data2/x.json\n" in shown(finding(where="data2/x.json"))
+    assert "in      images (split val)\n" in shown(finding(where="data/images", split="val"))
 
 
 def test_names_cannot_steer_the_terminal() -> None:

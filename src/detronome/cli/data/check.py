@@ -19,7 +19,7 @@ __all__ = ["check"]
 
 
 def check(
-    data: Path,
+    data: str,
     /,
     *,
     split: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
@@ -30,6 +30,7 @@ def check(
     manifest: Path | None = None,
     strict: Annotated[bool, Parameter(negative=())] = False,
     workers: int | None = None,
+    all_cases: Annotated[bool, Parameter(name="--all", negative=())] = False,
     json: Json = False,
 ) -> int:
     """Find everything that is wrong with a data set: annotations, image files, panoptic maps, splits.
@@ -58,8 +59,11 @@ def check(
         Exit with 1 for warnings too.
     workers
         Processes that decode images; by default one per processor.
+    all_cases
+        Name every case of each finding, not only the first ones.
     """
     from detronome import api
+    from detronome.data.check.findings import SHOWN
     from detronome.report.check_console import print_check
 
     with _progress() as progress:
@@ -72,9 +76,10 @@ def check(
             assume_xyxy=assume_xyxy,
             manifest=manifest,
             workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+            max_cases=None if all_cases else SHOWN,
             on_progress=progress,
         )
-    print_json(report.to_json()) if json else print_check(report)
+    print_json(report.to_json()) if json else print_check(report, all_cases=all_cases)
     return int(report.worst == "error" or (strict and report.worst == "warning"))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shlex
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -14,8 +14,8 @@ __all__ = ["convert"]
 
 
 def convert(
-    data: Path,
-    out: Path,
+    data: str,
+    out: str,
     /,
     *,
     to: Literal["coco", "yolo", "voc", "roboflow"],
@@ -56,7 +56,14 @@ def convert(
     for part in result.splits:
         renamed = "" if part.name == part.written_as else f" (was {part.name})"
         print_line(f"{part.written_as}{renamed}: {part.num_images:,} images, {part.num_annotations:,} annotations")
+    layout = result.target.upper()
     if result.unsaid:
         listed = ", ".join(f"{count:,} {kind}" for kind, count in result.unsaid.items())
-        told = "only detronome.json holds" if result.has_sidecar else "lost, as the label files cannot hold them"
-        print_notice(f"{told}: {listed}")
+        if result.has_sidecar:
+            print_notice(f"kept in detronome.json, as {layout} files have no place for them: {listed}")
+            print_notice("other tools do not see them; detronome reads them back as long as that file stays there")
+        else:
+            print_notice(f"lost, as {layout} files have no place for them: {listed}")
+    if result.panoptic_files:
+        print_notice(f"not converted: panoptic maps ({', '.join(result.panoptic_files)})")
+    print_line(f"written to {result.out}; look at it with: detronome data check {shlex.quote(result.out)}")

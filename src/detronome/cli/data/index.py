@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +13,9 @@ from detronome.cli.options import Json
 from detronome.cli.render import print_json, print_table
 
 __all__ = ["index"]
+
+_OTHER_COLUMNS = 52
+_LEAST_PATH = 24
 
 
 def index(
@@ -42,7 +46,22 @@ def index(
     for heading in ("images", "annotations", "seconds", "on disk"):
         table.add_column(heading, justify="right")
     table.add_column("index")
+    most = _room_for_path()
     for one in compiled:
         counts = (f"{len(one.index):,}", f"{len(one.index.labels):,}", f"{one.seconds:.3f}")
-        table.add_row(Text(one.split), *counts, format_bytes(one.num_bytes), Text(str(one.index.folder)))
+        folder = Text(_shortened(str(one.index.folder), most))
+        table.add_row(Text(one.split), *counts, format_bytes(one.num_bytes), folder)
     print_table(table)
+
+
+def _room_for_path() -> int | None:
+    """Return how much of a terminal's line the other columns leave; None where there is no terminal."""
+    console = Console()
+    return max(_LEAST_PATH, console.width - _OTHER_COLUMNS) if console.is_terminal else None
+
+
+def _shortened(path: str, most: int | None) -> str:
+    if most is None or len(path) <= most:
+        return path
+    tail = (most - 1) // 2
+    return f"{path[: most - 1 - tail]}…{path[-tail:]}"

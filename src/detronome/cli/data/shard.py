@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from detronome.cli.options import Json
-from detronome.cli.render import print_json, print_line
-from detronome.errors import ConfigError
+from detronome.cli.render import print_json, print_line, print_notice
+from detronome.errors import ConfigError, first_few
 from detronome.report.formats import format_bytes
 
 __all__ = ["shard"]
@@ -23,7 +23,7 @@ _LINE_EVERY_S = 10.0
 
 
 def shard(
-    data: Path | None = None,
+    data: str | None = None,
     out: str | None = None,
     /,
     *,
@@ -74,6 +74,10 @@ def shard(
     for part in result.splits:
         counts = f"{_counted(part.num_images, 'image')} in {_counted(part.num_shards, 'shard')}"
         print_line(f"{part.split}: {counts}, {format_bytes(part.size_bytes)}")
+        if part.suspicious:
+            named = first_few(part.suspicious)
+            print_notice(f"{part.split}: {_counted(len(part.suspicious), 'file')} not like an image: {named}")
+            print_notice(f"packed as they are; find out with: detronome data check {shlex.quote(data)}")
     return 0
 
 

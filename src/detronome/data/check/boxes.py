@@ -97,7 +97,8 @@ def _tell_normalised(table: AnnotationTable, geometry: BoxGeometry, found: Colle
         "boxes look like shares of the image from 0 to 1; COCO has pixels",
         detail=_box(table),
         effect="every object is learned as a speck of a pixel in the top left corner",
-        fix="multiply left and width by the image's width, top and height by its height; --assume-xywh if they are pixels",
+        fix="multiply left and width by the image's width, top and height by its height; "
+        "--assume-xywh if they are pixels",
     )
 
 

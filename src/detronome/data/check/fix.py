@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from detronome.data.check.annotations import check_annotations
-from detronome.data.check.findings import FixedFile
+from detronome.data.check.findings import Finding, FixedFile
+from detronome.data.check.image_repairs import ImageRepairs
 from detronome.data.check.no_gc import without_collector
-from detronome.data.check.repair import repair
+from detronome.data.check.repair import MOST_REMOVED, repair
 from detronome.data.coco.problems import parse_json
 from detronome.errors import ConfigError, DataError
 from detronome.runtime.files import write_atomic
 
 __all__ = ["fix_annotations"]
+
+_NAMED = 2
 
 
 def fix_annotations(
@@ -22,20 +24,22 @@ def fix_annotations(
     out: Path,
     *,
     assume_xyxy: bool | None = None,
-    unusable_images: Mapping[int, str] | None = None,
+    image_repairs: ImageRepairs | None = None,
+    most_removed: float = MOST_REMOVED,
 ) -> FixedFile:
-    """Write a repaired copy of an annotation file.
+    """Write a repaired copy of an annotation file, unless nothing in it can be changed.
 
     Args:
         annotation_file: the file to repair; it is only read.
         out: the file to write; it must not exist.
         assume_xyxy: whether boxes are [left, top, right, bottom] and become [left, top, width, height]; None where
-            nobody said, and then a file whose boxes look so is not repaired.
-        unusable_images: images to remove with their annotations, and why, by id.
+            nobody said, and then a file whose boxes look so, or like another format, is not repaired.
+        image_repairs: what to change in image records, from looking at the files.
+        most_removed: the share of annotations, from 0 to 1, that may be removed.
 
     Raises:
         ConfigError: `out` exists, or cannot be written.
-        DataError: the file is not a JSON object, or its boxes look like [left, top, right, bottom].
+        DataError: the file is not a JSON object, its boxes look like another format, or too much would be removed.
     """
     if out.exists() or out.is_symlink():
         raise ConfigError("the file to write exists already", where=str(out), fix="name a new file")
@@ -48,7 +52,15 @@ def fix_annotations(
     with without_collector():
         root = parse_json(content, annotation_file)
         del content
-        changes = repair(root, annotation_file, assume_xyxy=assume_xyxy, unusable_images=unusable_images or {})
+        changes = repair(
+            root, annotation_file, assume_xyxy=assume_xyxy, image_repairs=image_repairs, most_removed=most_removed
+        )
+    left = image_repairs.left if image_repairs is not None else ()
+    said = None if assume_xyxy is None else False  # corners have become widths and heights
+    if not changes:
+        return FixedFile(
+            source=str(annotation_file), path="", changes=(), left=(*_errors(annotation_file, said), *left)
+        )
     try:
         write_atomic(out, json.dumps(root))
     except OSError as error:
@@ -56,5 +68,16 @@ def fix_annotations(
     except RecursionError as error:
         raise DataError("the annotation file is nested too deeply to be written", where=str(annotation_file)) from error
     del root
-    left = sum(finding.severity == "error" for finding in check_annotations(out).findings)
-    return FixedFile(source=str(annotation_file), path=str(out), changes=tuple(changes), left=left)
+    return FixedFile(
+        source=str(annotation_file), path=str(out), changes=tuple(changes), left=(*_errors(out, said), *left)
+    )
+
+
+def _errors(annotation_file: Path, assume_xyxy: bool | None) -> list[str]:
+    findings = check_annotations(annotation_file, assume_xyxy=assume_xyxy).findings
+    return [_in_words(finding) for finding in findings if finding.severity == "error"]
+
+
+def _in_words(finding: Finding) -> str:
+    hidden = finding.count - _NAMED
+    return f"{finding.what}: {', '.join(finding.cases[:_NAMED])}" + (f" and {hidden:,} more" if hidden > 0 else "")

@@ -12,11 +12,15 @@ _REFUSED = (
     "training cannot use these images: another takes the place of each, and the run stops when they are more than "
     "its budget allows"
 )
-_RESTORE = "copy or download the files again, or remove these images from the annotation file; --fix removes their records"
+_RESTORE = (
+    "copy or download the files again, or remove these images from the annotation file; --fix removes their records"
+)
 
 
 IMAGE_KINDS: Mapping[str, Kind] = {
-    "image_missing": Kind("error", "image file is missing | image files are missing", _REFUSED, _RESTORE, is_fixable=True),
+    "image_missing": Kind(
+        "error", "image file is missing | image files are missing", _REFUSED, _RESTORE, is_fixable=True
+    ),
     "image_other_case": Kind(
         "error",
         "image file is written with other capital letters on disk | "
@@ -47,9 +51,15 @@ IMAGE_KINDS: Mapping[str, Kind] = {
         "check permissions, links and the disk",
     ),
     "image_empty": Kind("error", "image file is empty | image files are empty", _REFUSED, _RESTORE, is_fixable=True),
-    "image_not_an_image": Kind("error", "file is not an image | files are not images", _REFUSED, _RESTORE, is_fixable=True),
-    "image_truncated": Kind("error", "image file ends too early | image files end too early", _REFUSED, _RESTORE, is_fixable=True),
-    "image_corrupt": Kind("error", "image file is damaged | image files are damaged", _REFUSED, _RESTORE, is_fixable=True),
+    "image_not_an_image": Kind(
+        "error", "file is not an image | files are not images", _REFUSED, _RESTORE, is_fixable=True
+    ),
+    "image_truncated": Kind(
+        "error", "image file ends too early | image files end too early", _REFUSED, _RESTORE, is_fixable=True
+    ),
+    "image_corrupt": Kind(
+        "error", "image file is damaged | image files are damaged", _REFUSED, _RESTORE, is_fixable=True
+    ),
     "image_zero_size": Kind(
         "error", "image is 0 pixels wide or high | images are 0 pixels wide or high", _REFUSED, _RESTORE
     ),
@@ -168,7 +178,7 @@ IMAGE_KINDS: Mapping[str, Kind] = {
         "note",
         "images lie in shards",
         "they were not decoded here",
-        "look at the shards' checksums with detronome data shard --verify DATA, or check the folder they were made from",
+        "detronome data shard --verify DATA compares their checksums; or check the folder they were made from",
     ),
 }
 """The worst first."""

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from detronome.data.check.findings import Change
-from detronome.data.check.geometry import ROUNDING_PX, BoxGeometry, is_plausible_area
+from detronome.data.check.geometry import ROUNDING_PX, BoxFormat, BoxGeometry, is_plausible_area
+from detronome.data.check.image_repairs import ImageRepairs
 from detronome.data.check.segments import measure_segments
 from detronome.data.check.table import encode_outline
 from detronome.data.coco.problems import (
+    FEWEST_SHIFTED,
     JsonObject,
+    id_shift,
     is_finite_number,
     is_same_record,
     quoted_number,
@@ -25,7 +28,7 @@ from detronome.data.coco.problems import (
 )
 from detronome.errors import DataError
 
-__all__ = ["repair"]
+__all__ = ["MOST_REMOVED", "repair"]
 
 _WHOLE_KEYS = {
     "images": ("id", "height", "width"),
@@ -33,6 +36,23 @@ _WHOLE_KEYS = {
     "categories": ("id",),
 }
 _LARGEST_ID = 2**53
+MOST_REMOVED = 0.25
+"""The share of annotations that a repair may remove."""
+_REFUSED_BOXES: Mapping[BoxFormat, tuple[str, str]] = {
+    "xyxy": (
+        "[left, top, right, bottom]",
+        "say which they are: --assume-xyxy, or --assume-xywh if they are as COCO has them",
+    ),
+    "cxcywh": (
+        "[centre x, centre y, width, height]",
+        "write left and top (centre minus half the size), or say --assume-xywh if they are as COCO has them",
+    ),
+    "normalised": (
+        "shares of the image from 0 to 1",
+        "multiply left and width by the image's width, top and height by its height, or say --assume-xywh if they "
+        "are pixels",
+    ),
+}
 
 
 def repair(
@@ -40,14 +60,18 @@ def repair(
     annotation_file: Path,
     *,
     assume_xyxy: bool | None = None,
-    unusable_images: Mapping[int, str] | None = None,
+    image_repairs: ImageRepairs | None = None,
+    most_removed: float = MOST_REMOVED,
 ) -> list[Change]:
     """Repair a COCO object in place and return what was changed. See `fix_annotations`."""
+    about_images = image_repairs or ImageRepairs()
     work = _Repair(root)
     work.keep_objects()
     work.take_quotes_away()
     work.drop_repeated_records()
-    work.drop_images(unusable_images or {})
+    work.correct_images(about_images)
+    work.drop_images(about_images.unusable, annotation_file)
+    work.refuse_shifted_ids(annotation_file)
     work.drop_dangling()
     work.convert_boxes(annotation_file, assume_xyxy)
     work.fill_boxes()
@@ -56,6 +80,7 @@ def repair(
     work.drop_repeated_annotations()
     work.compute_areas()
     work.number_annotations()
+    work.refuse_losses(annotation_file, most_removed)
     return work.changes()
 
 
@@ -65,6 +90,8 @@ class _Repair:
     def __init__(self, root: JsonObject) -> None:
         self._root = root
         self._cases: dict[str, list[str]] = {}
+        self._num_before = 0
+        self._lost: dict[str, int] = {}
 
     def changes(self) -> list[Change]:
         return [Change(what=what, count=len(cases), cases=tuple(cases)) for what, cases in self._cases.items()]
@@ -113,10 +140,32 @@ class _Repair:
                     first.setdefault(identity, record)
             self._replace(name, kept)
 
-    def drop_images(self, unusable: Mapping[int, str]) -> None:
+    def correct_images(self, about: ImageRepairs) -> None:
+        for image in self._list("images"):
+            identity = whole_number(image.get("id"))
+            if identity is None:
+                continue
+            if identity in about.names and image.get("file_name") != about.names[identity]:
+                case = f"{_name('images', image)}: {image.get('file_name')} is now {about.names[identity]}"
+                image["file_name"] = about.names[identity]
+                self._tell("wrote file_name as the file is called on disk", case)
+            if identity in about.sizes_wh and _size_wh(image) != about.sizes_wh[identity]:
+                width, height = about.sizes_wh[identity]
+                case = f"{_name('images', image)}: {image.get('width')}x{image.get('height')} is now {width}x{height}"
+                image["width"], image["height"] = width, height
+                self._tell("wrote width and height of images as their files have them", case)
+
+    def drop_images(self, unusable: Mapping[int, str], annotation_file: Path) -> None:
+        images = self._list("images")
+        if unusable and all(whole_number(image.get("id")) in unusable for image in images):
+            raise DataError(
+                f"a repair would remove all {len(images):,} images, because none of their files can be used",
+                where=str(annotation_file),
+                fix="put the files where they are looked for, or correct the names; see image_missing and the like",
+            )
+        self._num_before = len(self._list("annotations"))
         if not unusable:
             return
-        images = self._list("images")
         for image in images:
             identity = whole_number(image.get("id"))
             if identity is not None and identity in unusable:
@@ -127,6 +176,31 @@ class _Repair:
             "removed annotations of these images",
             [whole_number(annotation.get("image_id")) in unusable for annotation in self._list("annotations")],
         )
+        self._num_before = len(self._list("annotations"))
+        self._lost.clear()
+
+    def refuse_shifted_ids(self, annotation_file: Path) -> None:
+        for name, key in (("images", "image_id"), ("categories", "category_id")):
+            used = {whole_number(annotation.get(key)) for annotation in self._list("annotations")}
+            shift = id_shift(self._ids(name), used, fewest=FEWEST_SHIFTED[key])
+            if shift is not None:
+                raise DataError(
+                    f"the ids of {name} and the {key} of annotations count from different numbers, "
+                    "so a repair would leave wrong ones behind",
+                    where=str(annotation_file),
+                    fix=f"{'subtract 1 from' if shift < 0 else 'add 1 to'} every {key}, or correct the ids of {name}",
+                )
+
+    def refuse_losses(self, annotation_file: Path, most: float) -> None:
+        """Refuse a repair that is no repair: what images that cannot be used take along does not count."""
+        num_lost = sum(self._lost.values())
+        if num_lost > most * self._num_before:
+            reasons = "; ".join(f"{count:,} {what.removeprefix('removed ')}" for what, count in self._lost.items())
+            raise DataError(
+                f"a repair would remove {num_lost:,} of {self._num_before:,} annotations: {reasons}",
+                where=str(annotation_file),
+                fix="so many wrong ones have one cause, probably in the export: correct it there",
+            )
 
     def drop_dangling(self) -> None:
         for name, key in (("images", "image_id"), ("categories", "category_id")):
@@ -143,14 +217,17 @@ class _Repair:
 
     def convert_boxes(self, annotation_file: Path, assume_xyxy: bool | None) -> None:
         geometry = self._geometry()
-        if assume_xyxy is None and geometry.look_like_xyxy:
+        if assume_xyxy:
+            self._write_sizes_of_corners(geometry)
+            geometry = self._geometry()
+        suspected = geometry.suspected_format(assume_xyxy)
+        if suspected is not None:
+            looks, fix = _REFUSED_BOXES[suspected]
             raise DataError(
-                "boxes look like [left, top, right, bottom], so a repair would ruin them",
-                where=str(annotation_file),
-                fix="say which they are: --assume-xyxy, or --assume-xywh if they are as COCO has them",
+                f"boxes look like {looks}, so a repair would ruin them", where=str(annotation_file), fix=fix
             )
-        if not assume_xyxy:
-            return
+
+    def _write_sizes_of_corners(self, geometry: BoxGeometry) -> None:
         for row in np.flatnonzero(geometry.is_readable).tolist():
             left, top, right, bottom = (annotation := self._list("annotations")[row])["bbox"]
             annotation["bbox"] = [left, top, right - left, bottom - top]
@@ -190,6 +267,7 @@ class _Repair:
             ("removed annotations with boxes outside their image", geometry.is_outside),
         ):
             self._tell_all(what, annotations, mask.tolist())
+            self._count_loss(what, int(mask.sum()))
         keep = geometry.is_solid & ~geometry.is_outside
         self._replace("annotations", [one for one, stays in zip(annotations, keep.tolist(), strict=True) if stays])
 
@@ -202,7 +280,7 @@ class _Repair:
             key = (image_id, category_id, annotation["iscrowd"], *map(float, annotation["bbox"]))
             is_repeat.append(key in seen and image_id in images and category_id in categories)
             seen.add(key)
-        self._drop_annotations("removed repeated annotations", is_repeat)
+        self._drop_annotations("removed repeated annotations", is_repeat, is_loss=False)
 
     def compute_areas(self) -> None:
         annotations = self._list("annotations")
@@ -278,8 +356,14 @@ class _Repair:
             if applies:
                 self._tell(what, _name("annotations", annotation))
 
-    def _drop_annotations(self, what: str, is_case: list[bool]) -> None:
+    def _count_loss(self, what: str, count: int) -> None:
+        if count:
+            self._lost[what] = self._lost.get(what, 0) + count
+
+    def _drop_annotations(self, what: str, is_case: list[bool], *, is_loss: bool = True) -> None:
         annotations = self._list("annotations")
+        if is_loss:
+            self._count_loss(what, sum(is_case))
         self._tell_all(what, annotations, is_case)
         self._replace("annotations", [one for one, goes in zip(annotations, is_case, strict=True) if not goes])
 

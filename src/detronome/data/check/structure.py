@@ -36,7 +36,7 @@ def structural_finding(defect: Defect, annotation_file: Path, max_cases: int | N
     return Finding(
         code=defect.code,
         severity="error",
-        what=defect.singular if len(defect.cases) == 1 else defect.what,
+        what=defect.sentence,
         count=len(defect.cases),
         cases=tuple(defect.cases[:max_cases]),
         where=str(annotation_file),

@@ -20,10 +20,12 @@ import msgspec
 from detronome.errors import DataError, Problem
 
 __all__ = [
+    "FEWEST_SHIFTED",
     "Defect",
     "ExaminedFile",
     "JsonObject",
     "examine",
+    "id_shift",
     "is_finite_number",
     "is_same_record",
     "is_utf8",
@@ -41,6 +43,8 @@ _MOST_DIGITS = 4000
 """Of a whole number that Python reads as such; its own limit is 4,300."""
 _LISTS = ("images", "annotations", "categories")
 _SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
+FEWEST_SHIFTED = {"image_id": 2, "category_id": 1}
+"""How many ids must be known once 1 is added or subtracted; one image alone may well be any other."""
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
 
@@ -51,9 +55,17 @@ class Defect:
     code: str
     """Short name of the kind, e.g. `image_height_missing`."""
     what: str
+    """A sentence in the plural."""
     fix: str
     cases: list[str]
     """JSON path, and id or value, of each case."""
+    singular: str = ""
+    """The sentence for one case, where it is another."""
+
+    @property
+    def sentence(self) -> str:
+        """The sentence for as many cases as there are."""
+        return self.singular if self.singular and len(self.cases) == 1 else self.what
 
 
 @dataclass(frozen=True)
@@ -186,10 +198,15 @@ class _Defects:
         self._cases: dict[tuple[str, str, str], list[str]] = {}
 
     def add(self, code: str, what: str, where: str, fix: str) -> None:
+        """Note one case; `what` is `singular | plural`, or suits both."""
         self._cases.setdefault((code, what, fix), []).append(where)
 
     def all(self) -> list[Defect]:
-        return [Defect(code, what, fix, cases) for (code, what, fix), cases in self._cases.items()]
+        return [
+            Defect(code, plural, fix, cases, singular)
+            for (code, what, fix), cases in self._cases.items()
+            for singular, _, plural in [what.rpartition(" | ")]
+        ]
 
 
 def _load(content: bytes) -> Any:
@@ -225,7 +242,7 @@ def _records(root: JsonObject, name: str, found: _Defects) -> Iterator[tuple[str
             else:
                 found.add(
                     "entry_not_object",
-                    f"entries of {name!r} are not objects",
+                    f"entry of {name!r} is not an object | entries of {name!r} are not objects",
                     f"{path}[{position}]",
                     "remove or repair them",
                 )
@@ -235,10 +252,10 @@ def _image(path: str, record: JsonObject, found: _Defects) -> JsonObject:
     name = record.get("file_name")
     if not isinstance(name, str) or not name:
         fix = "name the image file, relative to its folder"
-        found.add("file_name_missing", "images have no file_name", _case(path, record), fix)
+        found.add("file_name_missing", "image has no file_name | images have no file_name", _case(path, record), fix)
         name = None
     elif "\0" in name or not _encodable(name):
-        what = "file names hold characters that no file can have"
+        what = "file name holds characters that no file can have | file names hold characters that no file can have"
         found.add("file_name_impossible", what, _case(path, record), "rename the files")
         name = None
     return {
@@ -263,8 +280,16 @@ def _annotation(path: str, record: JsonObject, found: _Defects) -> JsonObject:
 def _category(path: str, record: JsonObject, found: _Defects) -> JsonObject:
     name = record.get("name")
     if not isinstance(name, str) or not _encodable(name):
-        fix = "give each category a name"
-        found.add("category_name_missing", "categories have no name", _case(path, record), fix)
+        fix = "give each category a name, as text"
+        if name is None:
+            found.add(
+                "category_name_missing", "category has no name | categories have no name", _case(path, record), fix
+            )
+        else:
+            what = "category's name is not text | categories' names are not text"
+            if isinstance(name, str):
+                what = "category's name holds what is no text | categories' names hold what is no text"
+            found.add("category_name_wrong", what, f"{_case(path, record)} has {_shown(name)}", fix)
         name = None
     return {"id": _whole(record, "id", path, found), "name": name}
 
@@ -273,7 +298,7 @@ def _bbox(path: str, record: JsonObject, found: _Defects) -> list[float] | None:
     bbox = record.get("bbox")
     if bbox is None:
         fix = "write bbox as [left, top, width, height]"
-        found.add("bbox_missing", "annotations have no bbox", _case(path, record), fix)
+        found.add("bbox_missing", "annotation has no bbox | annotations have no bbox", _case(path, record), fix)
         return None
     if isinstance(bbox, list) and len(bbox) == 4 and all(is_finite_number(value) for value in bbox):
         return [float(value) for value in bbox]
@@ -325,16 +350,62 @@ def _check_references(
         f"{_SINGULAR[name]}_id": _known_ids(_SINGULAR[name], paths_and_records[name], strict[name], found)
         for name in ("images", "categories")
     }
+    shifts = {}
+    for key, ids in known.items():
+        used = {clean[key] for clean in strict["annotations"]}
+        shift = id_shift(ids, used, fewest=FEWEST_SHIFTED[key])
+        if shift is not None:
+            shifts[key] = shift
+            _tell_shift(key, shift, ids, paths_and_records["annotations"], strict["annotations"], found)
     for (path, record), clean in zip(paths_and_records["annotations"], strict["annotations"], strict=True):
         for key, ids in known.items():
             one = key.removesuffix("_id")
+            if key in shifts:
+                continue
             if ids and clean[key] is not None and clean[key] not in ids:
                 found.add(
                     f"{one}_unknown",
+                    f"annotation names a {one} id that the file does not have | "
                     f"annotations name {one} ids that the file does not have",
                     f"{_case(path, record)} has {key} {clean[key]}",
                     f"add the missing {one} or remove its annotations",
                 )
+
+
+def id_shift(known: set[int], used: set[int | None], *, fewest: int = 1) -> int | None:
+    """Return what to add to all ids in use (1 or -1) so that all are known, where some are not; else None.
+
+    Args:
+        known: the ids that records have.
+        used: the ids that annotations name; None for unreadable.
+        fewest: how many different ones have to be in use.
+    """
+    readable = {one for one in used if one is not None}
+    if not known or readable <= known or len(readable) < fewest:
+        return None
+    return next((by for by in (-1, 1) if {one + by for one in readable} <= known), None)
+
+
+def _tell_shift(
+    key: str,
+    shift: int,
+    ids: set[int],
+    paths_and_records: list[tuple[str, JsonObject]],
+    strict: list[JsonObject],
+    found: _Defects,
+) -> None:
+    one = key.removesuffix("_id")
+    plural = f"{one[:-1]}ies" if one.endswith("y") else f"{one}s"
+    for (path, record), clean in zip(paths_and_records, strict, strict=True):
+        if clean[key] is not None and clean[key] not in ids:
+            found.add(
+                f"{one}_ids_shifted",
+                f"annotations name {one} ids that the file does not have, and all are known once 1 is "
+                f"{'subtracted' if shift < 0 else 'added'}",
+                f"{_case(path, record)} has {key} {clean[key]}",
+                f"the ids of {plural} and the {key} of annotations count from different numbers, so that all objects "
+                f"get a wrong {one}: correct one of the two",
+            )
 
 
 def _known_ids(
@@ -349,11 +420,16 @@ def _known_ids(
             first[clean["id"]] = record
         elif is_same_record(first[clean["id"]], record):
             found.add(
-                f"{one}_record_repeated", f"{one} records are repeated", _case(path, record), "remove the repetitions"
+                f"{one}_record_repeated",
+                f"{one} record is repeated | {one} records are repeated",
+                _case(path, record),
+                "remove the repetitions",
             )
         else:
             fix = f"give each {one} its own id"
-            found.add(f"{one}_id_duplicate", f"{one} ids are used twice", _case(path, record), fix)
+            found.add(
+                f"{one}_id_duplicate", f"{one} id is used twice | {one} ids are used twice", _case(path, record), fix
+            )
     return set(first)
 
 
@@ -371,7 +447,9 @@ def _whole(
     code = f"{_SINGULAR[plural]}_{key}"
     if value is None:
         fix = f"write {key} as a whole number"
-        found.add(f"{code}_missing", f"{plural} have no {key}", _case(path, record), fix)
+        found.add(
+            f"{code}_missing", f"{_SINGULAR[plural]} has no {key} | {plural} have no {key}", _case(path, record), fix
+        )
         return None
     number = whole_number(value)
     if number is not None and minimum <= number <= maximum:
@@ -384,8 +462,14 @@ def _whole(
         found.add("number_in_quotes", what, case, "write numbers without quotes")
     else:
         what = f"{key} of {plural} is not a whole number{bound}"
-        found.add(f"{code}_wrong", what, case, f"write {key} as a number without quotes")
+        found.add(f"{code}_wrong", what, case, f"write {key} as a whole number{_range(minimum)}")
     return None
+
+
+def _range(minimum: int) -> str:
+    if minimum == 1:
+        return " from 1"
+    return " of at most 18 digits"
 
 
 def _encodable(text: str) -> bool:

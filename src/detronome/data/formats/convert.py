@@ -31,6 +31,7 @@ __all__ = ["Conversion", "ConvertedSplit", "TargetLayout", "convert"]
 
 TargetLayout = Literal["coco", "yolo", "voc", "roboflow"]
 _SHOWN = 10
+_PANOPTIC_FILES = "annotations/panoptic_*.json"
 _RECOGNISED_BY = {"coco": "annotations", "yolo": "data.yaml", "voc": "Annotations", "roboflow": ""}
 
 
@@ -59,6 +60,9 @@ class Conversion:
     """What the label files cannot say, counted by kind; see `has_sidecar`."""
     has_sidecar: bool
     """Whether `detronome.json` holds what the label files cannot say; without it, that is lost."""
+
+    panoptic_files: Sequence[str]
+    """Annotation files of panoptic maps in the data folder, which are not converted: other layouts have none."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -127,6 +131,7 @@ def convert(
         ],
         unsaid={} if target is None else unsaid(documents, target),
         has_sidecar=target is not None and sidecar,
+        panoptic_files=sorted(str(file.relative_to(data_dir)) for file in data_dir.glob(_PANOPTIC_FILES)),
     )
 
 

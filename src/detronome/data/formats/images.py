@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from detronome.data.formats.problems import LabelProblems
-from detronome.data.readable import cannot_be_read
+from detronome.data.readable import cannot_be_read, require_readable
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -91,6 +91,7 @@ def walk_files(folder: Path) -> Iterator[str]:
         return
     for directory, subfolders, names in os.walk(folder, followlinks=True, onerror=_raise_if_denied):
         here = Path(directory)
+        require_readable(here)  # a folder that may be listed, and not entered
         ancestors = above.pop(here)
         for name in list(subfolders):
             inner = here / name

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+from detronome.data.readable import cannot_be_read
 from detronome.errors import DataError
 
 __all__ = ["ImagePlacement", "place_image"]
@@ -18,7 +19,7 @@ def place_image(source: Path, target: Path, how: ImagePlacement) -> None:
     """Put an image file at a new place, or do nothing for `none`.
 
     Raises:
-        DataError: a hard link to another file system.
+        DataError: a file that cannot be read, or a hard link to another file system.
     """
     if how == "none":
         return
@@ -26,7 +27,12 @@ def place_image(source: Path, target: Path, how: ImagePlacement) -> None:
     if how == "symlink":
         target.symlink_to(os.path.realpath(source))
     elif how == "copy":
-        shutil.copy2(source, target)
+        try:
+            shutil.copy2(source, target)
+        except PermissionError as error:
+            if error.filename == str(source):
+                raise cannot_be_read(error, source) from error
+            raise
     else:
         try:
             os.link(os.path.realpath(source), target)

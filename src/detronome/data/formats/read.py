@@ -12,6 +12,7 @@ from detronome.data.formats.images import ImageHeader, is_file, read_headers
 from detronome.data.formats.labels import Frame, LabelCodec, LabelFile, LabelFolder, LabelledImage, LabelSplit
 from detronome.data.formats.problems import LabelProblems
 from detronome.data.formats.sidecar import ReadImage, read_sidecar, restore
+from detronome.data.readable import require_readable
 
 __all__ = ["read_documents"]
 
@@ -52,6 +53,7 @@ def read_documents(
     codec = folder.codec(voc_one_based=voc_one_based or (sidecar is not None and sidecar.voc_one_based))
     splits = [folder.read_split(name) for name in folder.split_names()]
     images = dict.fromkeys(image for split in splits for image in split.images)
+    require_readable(*sorted({image.label_file.parent for image in images}))
     files = dict.fromkeys(image.image_file for image in images)
     unreadable = LabelProblems(folder.root) if leave_out_unreadable else problems
     headers = read_headers([file for file in files if is_file(file)], unreadable)

@@ -307,13 +307,20 @@ def _from_yaml(data_dir: Path, file: Path, content: dict[str, Any]) -> YoloFolde
 
 
 def _no_images(file: Path, key: str, absent: Sequence[str], bases: Sequence[Path]) -> Problem:
-    is_empty = any(os.path.isdir(_joined(base, text)) for text in absent for base in bases)
+    is_empty = any(_is_folder(_joined(base, text)) for text in absent for base in bases)
     reason = "where there are no images" if is_empty else "which is not there"
     return Problem(
         what=f"{file.name} names {first_few(absent)} for {key}, {reason}",
         where=f"{file}:{_line_of(file, key)}: {key}",
         fix=f"correct the path of `{key}:` in {file.name}, or put the images there",
     )
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _line_of(file: Path, key: str) -> int:

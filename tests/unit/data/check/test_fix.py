@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from detronome.data.check.annotations import check_annotations
 from detronome.data.check.findings import FixedFile
 from detronome.data.check.fix import fix_annotations
+from detronome.data.check.image_repairs import ImageRepairs
 from detronome.data.check.repair import repair
 from detronome.data.coco.read import read_annotations
 from detronome.errors import ConfigError, DataError
@@ -50,13 +51,16 @@ def fixed(folder: Path, coco: Coco, **options: Any) -> tuple[Coco, dict[str, tup
     out.unlink(missing_ok=True)
     source.write_text(json.dumps(coco))
     before = source.read_bytes()
-    result = fix_annotations(source, out, **options)
-    assert isinstance(result, FixedFile) and result.path == str(out)
+    result = fix_annotations(source, out, **{"most_removed": 1.0} | options)
+    assert isinstance(result, FixedFile) and result.path == (str(out) if result.changes else "")
     assert source.read_bytes() == before
-    return json.loads(out.read_text()), {change.what: change.cases for change in result.changes}
+    assert out.exists() == bool(result.changes)
+    return json.loads((out if result.changes else source).read_text()), {
+        change.what: change.cases for change in result.changes
+    }
 
 
-def test_a_sound_file_is_copied_as_it_is(tmp_path: Path) -> None:
+def test_no_copy_is_written_of_a_sound_file(tmp_path: Path) -> None:
     content, changes = fixed(tmp_path, sound())
     assert changes == {}
     assert json.dumps(content) == json.dumps(SOUND)
@@ -80,6 +84,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
     source = tmp_path / "instances.json"
     source.write_text(json.dumps(SOUND))
+    source.write_text(json.dumps(sound({"image_id": 2, "id": 2})))
     with pytest.raises(ConfigError, match="cannot be written"):
         fix_annotations(source, source / "below" / "a file.json")
 
@@ -157,7 +162,7 @@ def test_annotations_that_name_unreadable_ids_are_left_to_the_user(tmp_path: Pat
 
 
 def test_images_that_cannot_be_used_go_with_their_annotations(tmp_path: Path) -> None:
-    content, changes = fixed(tmp_path, sound(), unusable_images={2: "2.jpg is missing"})
+    content, changes = fixed(tmp_path, sound(), image_repairs=ImageRepairs(unusable={2: "2.jpg is missing"}))
     assert content["images"] == SOUND["images"][:1] and content["annotations"] == SOUND["annotations"][:1]
     assert changes == {
         "removed images whose file cannot be used": ("image 2: 2.jpg is missing",),
@@ -184,7 +189,70 @@ def test_what_is_left_is_counted(tmp_path: Path) -> None:
     coco = sound()
     coco["images"][0]["height"] = None
     (tmp_path / "in.json").write_text(json.dumps(coco))
-    assert fix_annotations(tmp_path / "in.json", tmp_path / "out.json").left == 1
+    left = ("image has no height: $.images[0] (id 1)",)
+    assert fix_annotations(tmp_path / "in.json", tmp_path / "out.json").left == left
+    assert not (tmp_path / "out.json").exists()
+    coco["annotations"][0]["iscrowd"] = None
+    (tmp_path / "in.json").write_text(json.dumps(coco))
+    about_images = ImageRepairs(left=("2 images are CMYK",))
+    fixed_file = fix_annotations(tmp_path / "in.json", tmp_path / "out.json", image_repairs=about_images)
+    assert fixed_file.left == (*left, "2 images are CMYK") and (tmp_path / "out.json").exists()
+
+
+def test_a_repair_that_removes_much_is_refused(tmp_path: Path) -> None:
+    coco = sound(*({"category_id": 9, "bbox": [i, 6, 7, 8]} for i in range(2)), *[{"bbox": [1, 1, 0, 1]}])
+    with pytest.raises(DataError, match="would remove 3 of 5 annotations: 2 annotations whose category_id") as caught:
+        fixed(tmp_path, coco, most_removed=0.25)
+    assert "1 annotations with empty boxes" in str(caught.value)
+    assert not (tmp_path / "fixed.json").exists()
+    repeated = sound(*({"id": 3 + i} for i in range(5)))
+    content, _ = fixed(tmp_path, repeated, most_removed=0.25)
+    assert len(content["annotations"]) == 2  # what is said twice is not lost
+
+
+def test_ids_that_count_from_another_number_are_refused(tmp_path: Path) -> None:
+    categories = [{"id": i, "name": f"class {i}"} for i in range(3)]
+    coco = sound(*({"image_id": 2, "category_id": i, "bbox": [i, 2, 3, 4]} for i in (1, 2, 3)), categories=categories)
+    with pytest.raises(DataError, match="count from different numbers") as caught:
+        fixed(tmp_path, coco)
+    assert "subtract 1 from every category_id" in str(caught.value)
+
+
+def test_no_image_left_is_refused(tmp_path: Path) -> None:
+    unusable = {1: "1.jpg is missing", 2: "2.jpg is missing"}
+    with pytest.raises(DataError, match="would remove all 2 images"):
+        fixed(tmp_path, sound(), image_repairs=ImageRepairs(unusable=unusable))
+
+
+def test_names_and_sizes_are_corrected_before_boxes_are_judged(tmp_path: Path) -> None:
+    coco = sound({"bbox": [150, 6, 7, 8]})
+    content, changes = fixed(
+        tmp_path, coco, image_repairs=ImageRepairs(names={2: "Two.jpg"}, sizes_wh={1: (200, 80), 2: (50, 60)})
+    )
+    assert [(one["file_name"], one["width"], one["height"]) for one in content["images"]] == [
+        ("1.jpg", 200, 80),
+        ("Two.jpg", 50, 60),
+    ]
+    assert content["annotations"] == coco["annotations"]
+    assert changes == {
+        "wrote width and height of images as their files have them": ("image 1: 100x80 is now 200x80",),
+        "wrote file_name as the file is called on disk": ("image 2: 2.jpg is now Two.jpg",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("bbox", "told"),
+    [
+        ([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.5, 0.25], [0.2, 0.1, 0.1, 0.6]], "shares of the image"),
+        ([[95, 40, 10, 20], [60, 72, 12, 16], [90, 70, 20, 20]], "centre x, centre y"),
+    ],
+)
+def test_boxes_of_another_format_are_not_touched(tmp_path: Path, bbox: list[list[float]], told: str) -> None:
+    annotations = [SOUND["annotations"][0] | {"id": 1 + i, "bbox": box, "area": 3} for i, box in enumerate(bbox)]
+    with pytest.raises(DataError, match=told) as caught:
+        fixed(tmp_path, sound(annotations=annotations))
+    assert "--assume-xywh" in str(caught.value) and not (tmp_path / "fixed.json").exists()
+    fixed(tmp_path, sound(annotations=annotations), assume_xyxy=False)
 
 
 def test_a_file_without_lists_has_nothing_to_repair(tmp_path: Path) -> None:
@@ -232,8 +300,13 @@ def test_a_repaired_file_has_nothing_left_to_repair(
     tmp_path: Path, annotations: list[Any], images: list[Any], assume_xyxy: bool
 ) -> None:
     coco = sound(annotations=annotations, images=images)
-    content, _ = fixed(tmp_path, copy.deepcopy(coco), assume_xyxy=assume_xyxy)
-    found = check_annotations(tmp_path / "fixed.json").findings
+    try:
+        content, _ = fixed(tmp_path, copy.deepcopy(coco), assume_xyxy=assume_xyxy)
+    except DataError as error:
+        assert any(reason in str(error) for reason in ("count from different numbers", "shares of the image"))
+        reject()
+    (tmp_path / "fixed.json").write_text(json.dumps(content))
+    found = check_annotations(tmp_path / "fixed.json", assume_xyxy=False).findings
     assert [finding.code for finding in found if finding.is_fixable] == []
     assert {key: value for key, value in content.items() if key not in ("images", "annotations")} == {
         key: value for key, value in coco.items() if key not in ("images", "annotations")

@@ -154,7 +154,7 @@ Damage = Callable[[Path], object]
         ("corrupt", lambda path: path.write_bytes(path.read_bytes()[:-60] + bytes(30) + path.read_bytes()[-30:])),
         ("no_end_marker", lambda path: path.write_bytes(path.read_bytes()[:-2])),
         ("unreadable", lambda path: (path.unlink(), path.mkdir())),
-        ("unreadable", lambda path: (path.unlink(), path.symlink_to("nowhere"))),
+        ("missing", lambda path: (path.unlink(), path.symlink_to("nowhere"))),
         ("size_differs", lambda path: save(path.parents[1], path.name, 30, 20)),
         ("wrong_extension", lambda path: Image.open(path).save(path, "PNG")),
     ],

@@ -349,9 +349,10 @@ def judge(file: bytes, folder: Path) -> bool:
     for finding in report.findings:
         assert finding.what and finding.where and finding.effect and finding.fix and finding.count > 0
     for copy_of_file in report.fixed:
-        left = check_annotations(Path(copy_of_file.path)).findings
+        left = check_annotations(Path(copy_of_file.path or path)).findings
         assert [f.code for f in left if f.is_fixable] == []
-        Path(copy_of_file.path).unlink()
+        if copy_of_file.path:
+            Path(copy_of_file.path).unlink()
     return said is not None
 
 

@@ -18,6 +18,17 @@ __all__ = ["exists", "identity", "is_url", "list_names", "read", "remove", "stre
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]*://")
 _CHUNK_BYTES = 8 << 20
+_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "http": "aiohttp",
+    "https": "aiohttp",
+}
+"""What fsspec needs for a protocol."""
 _VERSION = re.compile(
     r"size|e-?tag|(content-?)?md5(hash)?|digest|generation|(last[-_]?)?modified|[cm]time|updated|created", re.I
 )
@@ -122,7 +133,9 @@ def _told(verb: str, url: str) -> Iterator[None]:
     except DetronomeError:
         raise
     except ImportError as error:  # fsspec names the package that the protocol needs
-        raise DataError(f"the address cannot be {verb}: {error}", where=url, fix="install that package") from error
+        package = _PACKAGES.get(url.partition("://")[0].rpartition("::")[2].lower())
+        fix = f"pip install 'detronome[cloud]' {package}" if package else "install that package"
+        raise DataError(f"the address cannot be {verb}: {error}", where=url, fix=fix) from error
     except Exception as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
         raise DataError(

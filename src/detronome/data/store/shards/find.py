@@ -10,6 +10,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from detronome.data.readable import require_readable
 from detronome.data.split_files import SplitFiles, resolve_name
 from detronome.data.store.cache_folder import cache_folders
 from detronome.data.store.shards import cloud
@@ -33,13 +34,16 @@ def shard_splits(data_dir: str) -> list[str]:
     """Return the names of the splits that a folder or an address has as shards, sorted; none where there are none.
 
     Raises:
-        DataError: the address cannot be read.
+        DataError: the folder or the address cannot be read.
     """
     if cloud.is_url(data_dir):
         root = f"{data_dir.rstrip('/')}/{SHARDS_FOLDER}"
         return [name for name in cloud.list_names(root) if cloud.exists(f"{root}/{name}/{HEADER_FILE}")]
+    folder = Path(data_dir) / SHARDS_FOLDER
+    require_readable(Path(data_dir), folder)
     try:
-        return sorted(path.parent.name for path in Path(data_dir).glob(f"{SHARDS_FOLDER}/*/{HEADER_FILE}"))
+        require_readable(*folder.glob("*/"))
+        return sorted(path.parent.name for path in folder.glob(f"*/{HEADER_FILE}"))
     except (OSError, ValueError):  # no name that a folder could have
         return []
 

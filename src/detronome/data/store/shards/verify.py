@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from detronome.data.coco.layout import coco_annotation_files
 from detronome.data.store.index import AnnotationIndex
 from detronome.data.store.shards import cloud
 from detronome.data.store.shards.find import find_shard_split, shard_splits
-from detronome.data.store.shards.format import ShardIndex, image_member, shard_name
+from detronome.data.store.shards.format import ShardIndex, annotation_path, image_member, shard_name
 from detronome.data.store.shards.write import Progress
 from detronome.errors import DataError, Problem, first_few
 
@@ -84,8 +85,16 @@ def verify_shard_files(
     Raises:
         DataError: there are no shards, an annotation file or an index cannot be used, or the address cannot be read.
     """
-    names = list(dict.fromkeys(splits)) if splits else shard_splits(data_dir)
-    opened = [_open(data_dir, name) for name in names or ["train"]]
+    names = list(dict.fromkeys(splits)) if splits else sorted({*shard_splits(data_dir), *_annotated(data_dir)})
+    opened: list[tuple[str, ShardIndex, AnnotationIndex]] = []
+    problems: list[Problem] = []
+    for name in names or ["train"]:
+        try:
+            opened.append(_open(data_dir, name))
+        except DataError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise DataError(problems)
     total = sum(shard.size_bytes for _, places, _ in opened for shard in places.header.shards)
     done, damaged = 0, []
     for folder, places, index in opened:
@@ -105,6 +114,16 @@ def verify_shard_files(
         num_images=sum(len(places) for _, places, _ in opened),
         damaged=tuple(damaged),
     )
+
+
+def _annotated(data_dir: str) -> list[str]:
+    """Return the splits that have annotations: each had shards when they were written."""
+    if not cloud.is_url(data_dir):
+        return list(coco_annotation_files(Path(data_dir)))
+    before, after = annotation_path("*").split("*")
+    folder, _, prefix = before.rpartition("/")
+    names = cloud.list_names(f"{data_dir.rstrip('/')}/{folder}")
+    return [name[len(prefix) : -len(after)] for name in names if name.startswith(prefix) and name.endswith(after)]
 
 
 def _open(data_dir: str, name: str) -> tuple[str, ShardIndex, AnnotationIndex]:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from detronome.data.layout import available_splits, find_split
+from detronome.data.readable import cannot_be_read
 from detronome.data.split_files import SplitFiles
 from detronome.data.store.decode import read_image_file
 from detronome.data.store.index import AnnotationIndex
+from detronome.data.store.shards import cloud
 from detronome.data.store.shards.find import shard_splits
 from detronome.data.store.shards.format import (
     HEADER_FILE,
@@ -43,6 +45,7 @@ Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 _SHOWN = 10
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
 _TAR_BYTES_PER_IMAGE = 2048
 """Headers and padding of two members, on average."""
 
@@ -56,6 +59,8 @@ class ShardedSplit:
     num_shards: int
     size_bytes: int
     """Of the tar files."""
+    suspicious: tuple[str, ...] = ()
+    """Image files that are empty or do not begin as images do; they were packed as they are."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,12 @@ def write_shards(
         raise DataError(
             "the data is already in shards", where=str(data_dir), fix="copy the folder, or give the original data"
         )
+    if not cloud.is_url(out) and Path(out).resolve().is_relative_to(data_dir.resolve()):
+        raise DataError(
+            "the output lies inside the data folder, which is not to be changed",
+            where=out,
+            fix="name a folder elsewhere",
+        )
     with open_output(out) as output:
         names = list(dict.fromkeys(splits)) if splits else available_splits(data_dir)
         plans = _plan(data_dir, names or ["train"])
@@ -139,6 +150,8 @@ def _plan(data_dir: Path, names: Sequence[str]) -> list[_Plan]:
             file_name = index.image(i).file_name
             try:
                 size = (files.images_dir / file_name).stat().st_size
+            except PermissionError as error:
+                raise cannot_be_read(error, files.images_dir / file_name) from error
             except (OSError, ValueError):
                 missing.append(file_name)
                 continue
@@ -174,7 +187,7 @@ def _check_space(plans: Sequence[_Plan], output: Output, shard_bytes: int) -> No
 def _write_split(plan: _Plan, output: Output, shard_bytes: int, progress: _Progress) -> ShardedSplit:
     folder = f"{SHARDS_FOLDER}/{plan.files.name}"
     (output.scratch / folder).mkdir(parents=True)
-    rows, shards = _write_images(plan, output, folder, shard_bytes, progress)
+    rows, shards, suspicious = _write_images(plan, output, folder, shard_bytes, progress)
 
     records_file = output.scratch / folder / RECORDS_FILE
     np.save(records_file, rows, allow_pickle=False)
@@ -192,17 +205,19 @@ def _write_split(plan: _Plan, output: Output, shard_bytes: int, progress: _Progr
     (output.scratch / annotation_file).parent.mkdir(exist_ok=True)
     shutil.copyfile(plan.files.annotation_file, output.scratch / annotation_file)
     output.put(annotation_file)
-    return ShardedSplit(plan.files.name, len(rows), len(shards), sum(shard.size_bytes for shard in shards))
+    size_bytes = sum(shard.size_bytes for shard in shards)
+    return ShardedSplit(plan.files.name, len(rows), len(shards), size_bytes, tuple(suspicious))
 
 
 def _write_images(
     plan: _Plan, output: Output, folder: str, shard_bytes: int, progress: _Progress
-) -> tuple[np.ndarray[Any, Any], list[ShardFile]]:
-    """Return (the index's rows, the shards)."""
+) -> tuple[np.ndarray[Any, Any], list[ShardFile], list[str]]:
+    """Return (the index's rows, the shards, the files that are not like images)."""
     index = plan.index
     coco = CocoRecords(plan.files.annotation_file, index)
     rows = np.zeros(len(index), RECORD)
     shards: list[ShardFile] = []
+    suspicious: list[str] = []
     i = 0
     while i < len(index):
         relative = f"{folder}/{shard_name(len(shards))}"
@@ -217,7 +232,13 @@ def _write_images(
                 tar.add(records_member(i), records)
                 rows[i] = (offset, len(content), zlib.crc32(content), len(shards))
                 progress.add(len(content))
+                if not _begins_as_image(content):
+                    suspicious.append(file_name)
                 is_empty, i = False, i + 1
             shards.append(tar.finish())
         output.put(relative)
-    return rows, shards
+    return rows, shards, suspicious
+
+
+def _begins_as_image(content: bytes) -> bool:
+    return content.startswith(_BEGINNINGS) or content[4:8] in (b"ftyp", b"jP  ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -107,12 +108,44 @@ def test_an_index_with_another_crc_is_found(writable: Path) -> None:
     assert "CRC-32" in damaged.defect
 
 
+def test_shards_that_are_gone_are_missed(place: str, writable: Path) -> None:
+    annotations = writable / "annotations/instances_train.json"
+    shutil.copy(annotations, annotations.with_name("instances_val.json"))
+    with pytest.raises(DataError, match="there are no shards of split 'val'; there are those of train"):
+        verify_shard_files(place)
+    assert verify_shard_files(place, splits=["train"]).damaged == ()
+    shutil.rmtree(writable / "shards/train")
+    with pytest.raises(DataError) as told:
+        verify_shard_files(place)
+    assert [problem.what for problem in told.value.problems] == [
+        "there are no shards of split 'train'",
+        "there are no shards of split 'val'",
+    ]
+
+
+@pytest.mark.parametrize("folder", ["shards", "shards/train"])
+def test_shards_without_permission_are_told(writable: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    scandir = os.scandir
+
+    def denied(path: str | Path = ".") -> object:
+        if str(path) == str(writable / folder):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(DataError, match=r"^cannot be read: Permission denied") as told:
+        verify_shard_files(str(writable))
+    assert told.value.problems[0].where == str(writable / folder)
+
+
 def test_the_command_writes_and_verifies(capsys: Capture, plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert run(capsys, plain, out, "--shard-mib", 1) == (0, "train: 40 images in 1 shard, 196 KiB\n", "")
+    code, text, told = run(capsys, plain, out, "--shard-mib", 1)
+    assert (code, text) == (0, "train: 40 images in 1 shard, 196 KiB\n")
+    assert "train: 40 files not like an image: a.jpg, " in told and f"detronome data check {plain}" in told
     assert run(capsys, "--verify", out) == (0, "whole: 40 images in 1 shard\n", "")
-    code, text, _ = run(capsys, plain, tmp_path / "json", "--split", "train", "--json")
-    assert code == 0
+    code, text, told = run(capsys, plain, tmp_path / "json", "--split", "train", "--json")
+    assert (code, told) == (0, "")
     assert json.loads(text)["splits"][0]["num_shards"] == 1
     flip(out, 0, ShardIndex.open(out / "shards" / "train").place(3).offset)
     code, text, told = run(capsys, "--verify", out)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import errno
 import fcntl
+import io
 import itertools
 import json
+import os
 import shutil
 import tarfile
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, features
 
 from detronome.data.store.shards import write
 from detronome.data.store.shards.format import image_member
@@ -38,17 +42,19 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_an_image_without_annotations_or_content(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "images" / "a.jpg").write_bytes(b"")
+    data = tmp_path / "data"
+    for name in ("images", "annotations"):
+        (data / name).mkdir(parents=True)
+    (data / "images" / "a.jpg").write_bytes(b"")
     record = {
         "images": [{"id": 1, "file_name": "a.jpg", "height": 1, "width": 1}],
         "annotations": [],
         "categories": [{"id": 1, "name": "x"}],
     }
-    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(record))
-    result = write_shards(tmp_path, str(tmp_path / "out"), shard_bytes=1)
+    (data / "annotations" / "instances_train.json").write_text(json.dumps(record))
+    result = write_shards(data, str(tmp_path / "out"), shard_bytes=1)
     assert [(s.split, s.num_images, s.num_shards) for s in result.splits] == [("train", 1, 1)]
+    assert result.splits[0].suspicious == ("a.jpg",)
     (sample,) = webdataset([tmp_path / "out" / "shards" / "train" / "00000.tar"])
     assert sample["jpg"] == b""
     assert json.loads(sample["json"]) == {"image": record["images"][0], "annotations": []}
@@ -209,17 +215,56 @@ def test_two_writers_do_not_meet(plain: Path, tmp_path: Path) -> None:
     assert verify_shard_files(str(out)).damaged == ()
 
 
+def test_the_output_lies_outside_the_data_folder(blocks: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(blocks, tmp_path / "copy")
+    for out in (copy, copy / "sub", tmp_path / "other/../copy/sub"):
+        with pytest.raises(DataError, match="lies inside the data folder"):
+            write_shards(copy, str(out), shard_bytes=10**6)
+    assert tree(copy) == tree(blocks) and not (copy / "sub").exists()
+
+
+@pytest.mark.parametrize("place", ["images", "annotations", "images/train_03.png"])
+def test_an_input_that_cannot_be_read_is_not_taken_for_the_output(
+    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def refusing(function: Callable[..., object]) -> Callable[..., object]:
+        def refuse(path: str | Path = ".", *args: object, **kwargs: object) -> object:
+            if str(path) == str(blocks / place):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return function(path, *args, **kwargs)
+
+        return refuse
+
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(Path, "stat", refusing(Path.stat))
+    with pytest.raises(DataError, match=r"^cannot be read: Permission denied") as told:
+        write_shards(blocks, str(tmp_path / "out"), shard_bytes=10**6)
+    assert told.value.problems[0].where == str(blocks / place)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("suffix", ["jpeg", "png", "gif", "tiff", "webp", "bmp", "avif"])
+def test_what_begins_as_an_image_is_not_suspicious(suffix: str) -> None:
+    if suffix in ("webp", "avif") and not features.check(suffix):
+        pytest.skip("not in this build of Pillow")
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, suffix)
+    assert write._begins_as_image(content.getvalue())
+    assert not write._begins_as_image(b"<html>not found</html>") and not write._begins_as_image(b"")
+
+
 def test_memory_holds_one_image_at_a_time(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "annotations").mkdir()
+    data = tmp_path / "data"
+    for name in ("images", "annotations"):
+        (data / name).mkdir(parents=True)
     images = [{"id": i, "file_name": f"{i}.jpg", "height": 1, "width": 1} for i in range(40)]
     for image in images:
-        (tmp_path / "images" / str(image["file_name"])).write_bytes(bytes(1 << 20))
+        (data / "images" / str(image["file_name"])).write_bytes(bytes(1 << 20))
     record = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "x"}]}
-    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(record))
+    (data / "annotations" / "instances_train.json").write_text(json.dumps(record))
     tracemalloc.start()
     try:
-        write_shards(tmp_path, str(tmp_path / "out"), shard_bytes=20 << 20)
+        write_shards(data, str(tmp_path / "out"), shard_bytes=20 << 20)
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
