@@ -21,6 +21,13 @@ IMAGE_KINDS: Mapping[str, Kind] = {
     "image_missing": Kind(
         "error", "image file is missing | image files are missing", _REFUSED, _RESTORE, is_fixable=True
     ),
+    "image_left_out": Kind(
+        "error",
+        "image file cannot be read, and its label file does not say its size | "
+        "image files cannot be read, and their label files do not say their sizes",
+        "they and their labels are left out: nothing is learned from them, and evaluation does not count them",
+        "copy or download the files again, or remove them with their label files",
+    ),
     "image_other_case": Kind(
         "error",
         "image file is written with other capital letters on disk | "

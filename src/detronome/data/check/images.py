@@ -112,8 +112,10 @@ def name_images(files: SplitFiles, index: AnnotationIndex, found: Tally | None =
     if found is not None:
         _tell_names(index, names, named, found)
         taken = {one for candidates in spellings.values() for one in candidates}
-        for name in _unnamed(files, folder, [*names, *taken]):
+        for name in _unnamed(files, folder, [*names, *taken, *files.left_out]):
             found.add("image_unnamed", name)
+        for name in files.left_out:
+            found.add("image_left_out", name)
     return named
 
 

@@ -298,3 +298,18 @@ def test_the_check_does_not_import_torch() -> None:
     modules = ("images", "panoptic", "leakage", "manifest")
     imports = "; ".join(f"import detronome.data.check.{name}" for name in modules)
     subprocess.run([sys.executable, "-c", f"import sys; {imports}; sys.exit('torch' in sys.modules)"], check=True)
+
+
+def test_images_that_a_yolo_folder_had_to_leave_out_are_told(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        (tmp_path / "labels" / split).mkdir(parents=True)
+        for name in ("a", "b"):
+            Image.new("RGB", (32, 24), "red").save(tmp_path / "images" / split / f"{name}.png")
+            (tmp_path / "labels" / split / f"{name}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "images" / "train" / "b.png").write_bytes(b"")
+    files = find_split(tmp_path, "train")
+    found, _ = check_images(files, AnnotationIndex.open(files.annotation_file))
+    (finding,) = [finding for finding in found if finding.severity != "note"]
+    assert (finding.code, finding.count) == ("image_left_out", 1) and finding.cases[0].endswith("b.png")
+    assert "image_unnamed" not in {finding.code for finding in found}

@@ -22,12 +22,13 @@ from detronome.data.store.shards.format import (
     decode_header,
 )
 from detronome.errors import DataError
-from detronome.runtime.files import sha256_of, write_atomic
+from detronome.runtime.files import locked, sha256_of, write_atomic
 
 __all__ = ["find_shard_split", "shard_splits"]
 
 _META_FILE = "meta.json"
 """Tells `cache_folder` what the folder was made from."""
+_LOCK = ".annotations.lock"
 
 
 def shard_splits(data_dir: str) -> list[str]:
@@ -79,8 +80,10 @@ def _copy_to_cache(root: str, name: str) -> SplitFiles:
         if not (folder / HEADER_FILE).exists():
             write_atomic(folder / _META_FILE, json.dumps({"annotation_file": annotations}))
             write_atomic(folder / HEADER_FILE, content)
-        if not annotation_file.exists():
-            write_atomic(annotation_file, cloud.read(annotations))
+        # Written once: a process that compiles the file must not find it replaced by another's equal copy.
+        with locked(folder / _LOCK, wait=True):
+            if not annotation_file.exists():
+                write_atomic(annotation_file, cloud.read(annotations))
     except OSError as error:
         raise DataError(
             f"the annotations cannot be kept on this machine: {error.strerror or error}",
