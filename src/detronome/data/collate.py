@@ -129,7 +129,7 @@ def _pack_group(samples: Sequence[Sample], shape_hw: Bucket) -> PackedBatch:
 def shared_zeros(shape: tuple[int, ...]) -> UInt8[Tensor, ...]:
     """Return zeroed bytes: in a worker, in the shared memory through which they leave it, saving a copy of them all."""
     if get_worker_info() is None:
-        return torch.zeros(shape, dtype=torch.uint8)
+        return torch.from_numpy(np.zeros(shape, np.uint8))  # the system zeroes what is touched, torch would all of it
     # As in torch's own collate functions; the system hands out such memory zeroed.
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
