@@ -74,7 +74,7 @@ def report(
     """Print a table for people, then the JSON document; write the latter to `out` too."""
     document: dict[str, Any] = {
         "bench": bench,
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *(_without_folder(argument) for argument in sys.argv)]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
         "settings": dict(settings),
@@ -150,6 +150,11 @@ def _cpu_name() -> str:
     fields = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", info, flags=re.MULTILINE))
     name = fields.get("model name", platform.machine())
     return f"{name} (family {fields['cpu family']} model {fields['model']})" if "cpu family" in fields else name
+
+
+def _without_folder(argument: str) -> str:
+    """Where data lie on one machine is nobody's business."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _file_name(document: Mapping[str, Any]) -> str:
