@@ -168,10 +168,12 @@ def _folder_error(data_dir: Path) -> DataError:
 
 
 def _split_error(data_dir: str | Path, split: str, names: Sequence[str], detail: str) -> DataError:
+    hint = nearest_name_hint(split, names)
+    advice = hint if hint.startswith("did you mean") else "use one of these"
     return DataError(
         f"the data set has no split {split!r}; it has {', '.join(sorted(names))}",
         where=str(data_dir),
-        fix=f"use one of these; {detail}" if detail else "use one of these",
+        fix=f"{advice}; {detail}" if detail else advice,
     )
 
 

@@ -36,6 +36,7 @@ from detronome.report.formats import (
     format_fixed,
     format_significant,
 )
+from detronome.report.terminal import is_live, speaks_unicode
 
 __all__ = ["ConsoleProgress"]
 
@@ -74,12 +75,9 @@ class ConsoleProgress:
         self._interval_s = plain_interval_s
         self._clock = clock
         console = Console(file=self._file, highlight=False, markup=False, emoji=False)
-        # FORCE_COLOR makes rich call a pipe a terminal; a live line there would fill a CI log with control codes.
-        is_live = console.is_terminal and not console.is_dumb_terminal and _is_tty(self._file)
-        self._console = console if is_live else None
+        self._console = console if is_live(console, self._file) else None
         self._live: Live | None = None
-        encoding = (getattr(self._file, "encoding", None) or "utf-8").lower().replace("-", "")
-        self._is_unicode = encoding.startswith("utf")
+        self._is_unicode = speaks_unicode(self._file)
         self._start: RunStarted | None = None
         self._step: StepLogged | None = None
         self._eval_s = 0.0
@@ -298,13 +296,6 @@ def _close_if_alive(reference: weakref.ref[ConsoleProgress]) -> None:
     progress = reference()
     if progress is not None:
         progress.close()
-
-
-def _is_tty(file: TextIO) -> bool:
-    try:
-        return file.isatty()
-    except (AttributeError, ValueError):
-        return False
 
 
 def _decimal(epoch: float) -> str:

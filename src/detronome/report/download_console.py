@@ -19,6 +19,7 @@ from rich.text import Text
 
 from detronome.data.download.events import DownloadEvent, Noticed, Planned, Progressed
 from detronome.report.formats import clean_text, format_bytes, format_duration
+from detronome.report.terminal import is_live, speaks_unicode
 
 __all__ = ["DownloadConsole"]
 
@@ -52,10 +53,9 @@ class DownloadConsole:
         self._file = file if file is not None else sys.stderr
         self._clock = clock
         self._console = Console(file=self._file, highlight=False, markup=False, emoji=False)
-        # FORCE_COLOR makes rich call a pipe a terminal; a live line there would fill a log with control codes.
-        self._is_live = self._console.is_terminal and not self._console.is_dumb_terminal and self._file.isatty()
+        self._is_live = is_live(self._console, self._file)
         self._interval_s = _LIVE_INTERVAL_S if self._is_live else plain_interval_s
-        self._is_unicode = (getattr(self._file, "encoding", None) or "utf-8").lower().startswith("utf")
+        self._is_unicode = speaks_unicode(self._file)
         self._live: Live | None = None
         self._sizes: dict[str, int] = {}
         self._downloaded: dict[str, int] = {}

@@ -393,3 +393,9 @@ def test_real_data(shared_data: Path) -> None:
     for name, splits in (("bccd", ["test", "train", "val"]), ("coco2017_sample", ["train", "val"])):
         assert available_splits(shared_data / name) == splits
         assert find_split(shared_data / name, "train").images_dir == shared_data / name / "images"
+
+
+def test_a_split_that_is_nearly_there_is_named(blocks: Path) -> None:
+    with pytest.raises(DataError, match="has no split 'trian'") as caught:
+        find_split(blocks, "trian")
+    assert caught.value.problems[0].fix.startswith("did you mean 'train'?")

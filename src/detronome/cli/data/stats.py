@@ -16,6 +16,7 @@ from rich.text import Text
 
 from detronome.cli.options import Json
 from detronome.cli.render import print_json, print_table
+from detronome.report.terminal import speaks_unicode
 
 if TYPE_CHECKING:
     from detronome.data.stats import SplitStats, Spread
@@ -174,4 +175,4 @@ def _number(value: float) -> str:
 
 
 def _bar_character() -> str:
-    return "━" if "utf" in (sys.stdout.encoding or "").lower() else "#"
+    return "━" if speaks_unicode(sys.stdout) else "#"

@@ -22,43 +22,30 @@ from jaxtyping import Bool, Float64, Int64
 from detronome.data.check.no_gc import without_collector
 from detronome.data.check.segments import Segments, measure_segments
 from detronome.data.coco.problems import Defect, JsonObject, examine, is_utf8, parse_json
+from detronome.data.coco.records import CocoCategory, CocoImage, WholeNumber
 from detronome.errors import DataError
 
 __all__ = ["AnnotationTable", "encode_outline", "read_table", "table_of"]
 
-_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 _Flag = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 _MISSING = msgspec.Raw(b"null")
 _NO_BOX = (math.nan,) * 4
 
 
-class _Image(msgspec.Struct, gc=False):
-    id: _Int64
-    file_name: Annotated[str, msgspec.Meta(min_length=1)]
-    height: _Pixels
-    width: _Pixels
-
-
 class _Annotation(msgspec.Struct, gc=False):
-    image_id: _Int64
-    category_id: _Int64
+    image_id: WholeNumber
+    category_id: WholeNumber
     bbox: tuple[float, float, float, float]
-    id: _Int64 | None = None
+    id: WholeNumber | None = None
     area: float | None = None
     iscrowd: _Flag | bool | None = None
     segmentation: msgspec.Raw = _MISSING
 
 
-class _Category(msgspec.Struct, gc=False):
-    id: _Int64
-    name: str
-
-
 class _File(msgspec.Struct, gc=False):
-    images: Annotated[list[_Image], msgspec.Meta(min_length=1)]
+    images: Annotated[list[CocoImage], msgspec.Meta(min_length=1)]
     annotations: list[_Annotation]
-    categories: Annotated[list[_Category], msgspec.Meta(min_length=1)]
+    categories: Annotated[list[CocoCategory], msgspec.Meta(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +146,8 @@ def table_of(root: JsonObject, annotation_file: Path) -> tuple[AnnotationTable, 
     strict, records = examined.strict, examined.records["annotations"]
     table = _table(
         annotation_file,
-        images=[_Image(**image) for image in _first_of_each_id(strict["images"])],
-        categories=[_Category(**category) for category in _first_of_each_id(strict["categories"])],
+        images=[CocoImage(**image) for image in _first_of_each_id(strict["images"])],
+        categories=[CocoCategory(**category) for category in _first_of_each_id(strict["categories"])],
         annotations=[
             _Annotation(**annotation | {"bbox": annotation["bbox"] or _NO_BOX, "iscrowd": _crowd_flag(record)})
             for annotation, record in zip(strict["annotations"], records, strict=True)
@@ -203,8 +190,8 @@ def _has_sound_references(table: AnnotationTable) -> bool:
 def _table(
     annotation_file: Path,
     *,
-    images: Sequence[_Image],
-    categories: Sequence[_Category],
+    images: Sequence[CocoImage],
+    categories: Sequence[CocoCategory],
     annotations: Sequence[_Annotation],
     segmentations: Sequence[bytes | msgspec.Raw],
 ) -> AnnotationTable:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
 from detronome.data.coco.problems import is_utf8, normalise_json
+from detronome.data.coco.records import CocoCategory, CocoImage, WholeNumber
 from detronome.errors import DataError
 from detronome.types import Categories
 
@@ -28,35 +29,20 @@ __all__ = ["CocoAnnotations", "read_annotations"]
 _CHUNK_BYTES = 2**22
 _BETWEEN_OBJECTS = re.compile(rb"\}\s*,\s*\{")
 
-_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
-
-
-class _Image(msgspec.Struct, gc=False):
-    id: _Int64
-    file_name: Annotated[str, msgspec.Meta(min_length=1)]
-    height: _Pixels
-    width: _Pixels
-
 
 class _Annotation(msgspec.Struct, gc=False):
-    image_id: _Int64
-    category_id: _Int64
+    image_id: WholeNumber
+    category_id: WholeNumber
     bbox: tuple[float, float, float, float]
-    id: _Int64 | None = None
+    id: WholeNumber | None = None
     area: float | None = None
     iscrowd: int | bool | None = 0
 
 
-class _Category(msgspec.Struct, gc=False):
-    id: _Int64
-    name: str
-
-
 class _File(msgspec.Struct, gc=False):
-    images: Annotated[list[_Image], msgspec.Meta(min_length=1)]
+    images: Annotated[list[CocoImage], msgspec.Meta(min_length=1)]
     annotations: msgspec.Raw
-    categories: Annotated[list[_Category], msgspec.Meta(min_length=1)]
+    categories: Annotated[list[CocoCategory], msgspec.Meta(min_length=1)]
 
 
 _ANNOTATIONS = msgspec.json.Decoder(list[_Annotation])

@@ -280,18 +280,14 @@ class PixelCache:
         )
 
 
-def stored_size_hw(
-    size_hw: tuple[int, int], largest_short_side: int, largest_long_side: int | None = None
-) -> tuple[int, int]:
+def stored_size_hw(size_hw: tuple[int, int], largest_short_side: int) -> tuple[int, int]:
     """Return the size at which to keep an image: large enough for any resize, and never larger than it is.
 
     Args:
         size_hw: height and width in pixels.
         largest_short_side: longest short side in pixels that is ever asked for.
-        largest_long_side: what the long side may not exceed then; no bound when None.
     """
-    reduced_hw = resized_hw(size_hw, largest_short_side, largest_long_side)
-    return reduced_hw if min(reduced_hw) < min(size_hw) else size_hw
+    return resized_hw(size_hw, largest_short_side) if largest_short_side < min(size_hw) else size_hw
 
 
 def _layout(key: str, sizes_hw: Int32[np.ndarray, "I 2"]) -> tuple[Int64[np.ndarray, " I"], Int64[np.ndarray, " I"]]:
