@@ -216,8 +216,10 @@ def test_classic_detr_resumes_exactly_too(blocks: Path, tmp_path: Path) -> None:
 
 
 def test_a_second_ctrl_c_ends_at_once_and_leaves_a_run_to_resume(
-    blocks: Path, tiny_settings: Settings, tmp_path: Path
+    blocks: Path, tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("detronome.runtime.signals._SAME_REQUEST_S", 0.0)
+
     def twice() -> None:
         send(signal.SIGINT)()
         send(signal.SIGINT)()
@@ -304,7 +306,7 @@ def test_skipped_steps_are_logged_and_too_many_stop_the_run(
             model="nano",
             epochs=EPOCHS,
             out=tmp_path,
-            settings={**tiny_settings, "train.max_skipped_steps": 1, "data.workers": 2},
+            settings={**tiny_settings, "guard.max_skipped_steps": 2, "guard.max_rollbacks": 0, "data.workers": 2},
         )
     skips = [r for r in read_run_log(tmp_path / "log.jsonl") if r["kind"] == "skip"]
     assert [r["step"] for r in skips] == [0, 1]

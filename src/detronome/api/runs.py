@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from detronome.config.convert import apply_overrides, from_dict, read_toml, to_toml
+from detronome.api.arguments import one_of
+from detronome.config.convert import apply_overrides, from_dict, read_toml, to_dict, to_toml
 from detronome.config.presets import PRESETS, preset
 from detronome.config.schema import RunConfig
 from detronome.data.build import build_eval_batches, build_quarantine, resolve_workers
@@ -21,14 +24,15 @@ from detronome.data.split_files import resolve_name
 from detronome.engine.build import build_trainer
 from detronome.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from detronome.engine.evaluator import evaluate as evaluate_model
-from detronome.engine.events import Observer
+from detronome.engine.events import Observer, RunEnded
 from detronome.engine.resolve import Resolved, resolve
+from detronome.engine.resume import reconcile, resume_command
 from detronome.errors import CheckpointError, ConfigError, DataError, Problem, nearest_name_hint
 from detronome.evaluation.detection import DetectionEvaluator, DetectionMetrics, evaluate_results_file
 from detronome.model import Model, Prediction, load
 from detronome.report import html
 from detronome.report.gallery import write_gallery
-from detronome.report.run_log import RunLog
+from detronome.report.run_log import RunLog, read_run_log
 from detronome.runtime.files import write_atomic
 from detronome.runtime.precision import resolve_precision
 
@@ -43,6 +47,8 @@ __all__ = [
     "write_report",
 ]
 
+IfExists = Literal["error", "resume"]
+
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -56,6 +62,10 @@ class Run:
     """Of the best evaluation."""
     report: Path | None
     """The page, when the run has ended."""
+    signal: str = ""
+    """Name of the signal that interrupted it, e.g. `SIGTERM`."""
+    was_finished: bool = False
+    """Whether it had ended before this call, which then trained nothing."""
 
     @cached_property
     def model(self) -> Model:
@@ -71,6 +81,7 @@ def train(
     out: str | Path | None = None,
     config: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    if_exists: IfExists = "error",
     observers: Sequence[Observer] = (),
     tensorboard: bool = False,
 ) -> Run:
@@ -80,24 +91,36 @@ def train(
         data: a folder in COCO, Roboflow, YOLO or Pascal VOC layout, or a sharded data set, also at an address.
         model: a preset's name, or a run, checkpoint or `Model` to fine-tune.
         epochs: shortcut for the setting `train.epochs`.
-        out: the run folder, which must not hold a run yet; by default `runs/<preset>`, numbered.
+        out: the run folder; by default `runs/<preset>`, numbered.
         config: a TOML file on top of the preset.
         settings: dotted settings on top of both, e.g. `{"optim.lr": 2e-4}`.
+        if_exists: what to do when `out` holds a run already. `resume` goes on with it, under the rules of `resume`, so
+            that the same call serves for the first start and for every later one; the run that has ended is returned.
+            A process that torchrun has started anew always does so.
         observers: are told how the run goes, beside the run log.
         tensorboard: also write TensorBoard files into the run folder.
 
     Raises:
         ConfigError, DataError, CheckpointError: what is wrong with settings, data or the model to start from.
     """
+    one_of(if_exists, IfExists, "if_exists")
+    may_go_on = if_exists == "resume" or _is_restart(os.environ)
+    if out is None and (may_go_on or _may_be_restarted(os.environ)):
+        raise ConfigError(
+            "only the run folder tells which run a later start is to go on with, and none is given",
+            where="--out",
+            fix="name it: --out RUN",
+        )
     start_from = _as_model(model)
     run_config = _for_another_run(start_from.config) if start_from else preset(str(model))
     if config is not None:
         run_config = from_dict(read_toml(Path(config)), base=run_config, where=str(config))
-    # An address (s3://...) is no path; a path is kept whole, so that a resume from another folder finds the data.
-    shortcuts: dict[str, Any] = {"data.root": str(data) if "://" in str(data) else str(Path(data).resolve())}
+    shortcuts: dict[str, Any] = {"data.root": _data_root(data)}
     if epochs is not None:
         shortcuts["train.epochs"] = epochs
     run_config = apply_overrides(run_config, {**(settings or {}), **shortcuts})
+    if out is not None and may_go_on and _holds_run(Path(out)):
+        return _go_on(Path(out), _last_checkpoint(Path(out)), run_config, observers, tensorboard)
     train_split, val_split = _open_splits(run_config)
     if start_from is not None:
         _check_classes(start_from, train_split)
@@ -109,16 +132,29 @@ def train(
     return _fit(resolved, train_split, val_split, run_dir, observers, start_from=start_from)
 
 
-def resume(run: str | Path, *, observers: Sequence[Observer] = (), tensorboard: bool = False) -> Run:
+def resume(
+    run: str | Path,
+    *,
+    config: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    observers: Sequence[Observer] = (),
+    tensorboard: bool = False,
+) -> Run:
     """Go on with an interrupted run from its last checkpoint; on a CPU, bit for bit as if it had never stopped.
+
+    A run that has ended is left as it is and returned.
 
     Args:
         run: the run folder, or one checkpoint in it: later steps are then done again.
+        config: a TOML file with settings to change.
+        settings: dotted settings to change, on top of it, e.g. `{"data.workers": 4}`. Those that would make it another
+            run are refused; those that cost the bit-exactness are told.
         observers: are told how the run goes, beside the run log.
         tensorboard: also write TensorBoard files into the run folder.
 
     Raises:
         CheckpointError: the folder holds no checkpoint of a run, or the data has changed.
+        ConfigError: settings that cannot change, all of them at once.
     """
     run_dir = Path(run)
     folder = find_checkpoint(run_dir, prefer="last")
@@ -129,11 +165,13 @@ def resume(run: str | Path, *, observers: Sequence[Observer] = (), tensorboard: 
         raise CheckpointError(
             "not a run folder: config.toml is missing", where=str(run_dir), fix="name the folder of the run"
         )
-    config = from_dict(checkpoint.config, where=str(run_dir))
-    train_split, val_split = _open_splits(config)
-    resolved = resolve(config, train_split)
-    observers = _with_tensorboard(observers, run_dir, tensorboard)
-    return _fit(resolved, train_split, val_split, run_dir, observers, resume_from=checkpoint)
+    asked = from_dict(checkpoint.config, where=str(run_dir))
+    if config is not None:
+        asked = from_dict(read_toml(Path(config)), base=asked, where=str(config))
+    changed = dict(settings or {})
+    if isinstance(changed.get("data.root"), str):
+        changed["data.root"] = _data_root(changed["data.root"])
+    return _go_on(run_dir, checkpoint, apply_overrides(asked, changed), observers, tensorboard)
 
 
 def evaluate(
@@ -280,6 +318,52 @@ def demo(
     )
 
 
+def _go_on(
+    run_dir: Path, checkpoint: Checkpoint, asked: RunConfig, observers: Sequence[Observer], tensorboard: bool
+) -> Run:
+    """Continue a run from a checkpoint under the settings asked for, in which `auto` stands for the checkpoint's."""
+    held = from_dict(checkpoint.config, where=str(run_dir))
+    config, changes = reconcile(held, asked, run=run_dir)
+    if not changes and (ended := _ended_run(run_dir, checkpoint, observers)):
+        return ended
+    train_split, val_split = _open_splits(config)
+    resolved = resolve(config, train_split)
+    resolved.reasons.update({change.key: change.told for change in changes})
+    observers = _with_tensorboard(observers, run_dir, tensorboard)
+    return _fit(resolved, train_split, val_split, run_dir, observers, resume_from=checkpoint)
+
+
+def _ended_run(run_dir: Path, checkpoint: Checkpoint, observers: Sequence[Observer]) -> Run | None:
+    """Return the run if it has ended at this checkpoint, report and all, and tell the observers of the end again."""
+    log, page = run_dir / "log.jsonl", run_dir / "report.html"
+    try:
+        *_, last = read_run_log(log)
+    except (DataError, ValueError):
+        return None
+    reason = last.get("reason")
+    if last["kind"] != "end" or last["step"] != checkpoint.state.step:
+        return None
+    if reason not in ("finished", "early_stop") or not page.is_file() or page.stat().st_mtime < log.stat().st_mtime:
+        return None
+    names = {field.name for field in fields(RunEnded)}
+    metrics = {name: math.nan if value is None else value for name, value in last["best_metrics"].items()}
+    event = RunEnded(**{name: value for name, value in last.items() if name in names} | {"best_metrics": metrics})
+    for observer in observers:
+        observer(event)
+    return Run(folder=run_dir, reason=reason, metrics=metrics, report=page, was_finished=True)
+
+
+def _put_in_force(config: RunConfig, run_dir: Path, checkpoint: Checkpoint) -> None:
+    """Let `config.toml` say what the run goes on with; what it said until now is kept beside it."""
+    if to_dict(config) == checkpoint.config:
+        return
+    current, old = run_dir / "config.toml", run_dir / f"config-until-step-{checkpoint.state.step:08d}.toml"
+    with _writing(run_dir):
+        if not old.exists():  # changed twice at this step, the one between was never in force
+            write_atomic(old, current.read_bytes())
+        write_atomic(current, to_toml(config))
+
+
 def _fit(
     resolved: Resolved,
     train_split: DataSplit,
@@ -299,6 +383,8 @@ def _fit(
         start_from=start_from.checkpoint if start_from else None,
         resume_from=resume_from,
     )
+    if resume_from is not None:
+        _put_in_force(resolved.config, run_dir, resume_from)
     result = trainer.fit()
     page = None
     if result.reason != "interrupted":
@@ -307,7 +393,7 @@ def _fit(
         with _writing(run_dir / "pictures"):
             write_gallery(run_dir / "pictures", model._predictor, shown, model.categories)
         page = write_report([run_dir])
-    return Run(folder=run_dir, reason=result.reason, metrics=trainer.best_metrics, report=page)
+    return Run(folder=run_dir, reason=result.reason, metrics=trainer.best_metrics, report=page, signal=result.signal)
 
 
 def _with_tensorboard(observers: Sequence[Observer], run_dir: Path, wanted: bool) -> Sequence[Observer]:
@@ -379,14 +465,41 @@ def _for_another_run(config: RunConfig) -> RunConfig:
     return apply_overrides(config, dict.fromkeys(("train.device", "data.workers", "data.buckets"), "auto"))
 
 
+def _data_root(data: str | Path) -> str:
+    """Return data as a run keeps it: an address as it is, a path whole, so that a resume from elsewhere finds it."""
+    return str(data) if "://" in str(data) else str(Path(data).resolve())
+
+
+def _holds_run(run_dir: Path) -> bool:
+    # A start that failed before its first checkpoint has left a config.toml, and nothing that could be resumed.
+    return any((run_dir / "checkpoints").glob("step-*"))
+
+
+def _last_checkpoint(run_dir: Path) -> Checkpoint:
+    return load_checkpoint(find_checkpoint(run_dir, prefer="last"), with_training=True)
+
+
+def _is_restart(environment: Mapping[str, str]) -> bool:
+    """Whether torchrun has started this process anew after a failure."""
+    return _count(environment, "TORCHELASTIC_RESTART_COUNT") > 0
+
+
+def _may_be_restarted(environment: Mapping[str, str]) -> bool:
+    return _count(environment, "TORCHELASTIC_MAX_RESTARTS") > 0
+
+
+def _count(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "")
+    return int(text) if text.isdecimal() else 0
+
+
 def _new_run_dir(out: str | Path | None, name: str) -> Path:
     run_dir = _numbered(Path("runs") / name) if out is None else Path(out)
-    # A start that failed before its first checkpoint has left a config.toml, and nothing that could be resumed.
-    if any((run_dir / "checkpoints").glob("step-*")):
+    if _holds_run(run_dir):
         raise ConfigError(
             "the folder already holds a run",
             where=str(run_dir),
-            fix=f"choose another --out, or go on with it: detronome train --resume {run_dir}",
+            fix=f"choose another --out, or go on with it: {resume_command(run_dir)}",
         )
     with _writing(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from detronome.cli.options import Json, Settings, parse_settings
-from detronome.cli.render import print_json, print_run, run_record
+from detronome.cli.render import print_outcome
 
 __all__ = ["demo"]
 
@@ -42,5 +42,4 @@ def demo(
         run = api.demo(out, quick=quick, seed=seed, settings=parse_settings(settings), observers=[progress])
     finally:
         progress.close()
-    print_json(run_record(run)) if json else print_run(run)
-    return 130 if run.reason == "interrupted" else 0
+    return print_outcome(run, as_json=json)

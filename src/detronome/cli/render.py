@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from detronome.engine.resume import resume_command
 from detronome.errors import DetronomeError
+from detronome.runtime.signals import exit_code
 
 if TYPE_CHECKING:
     from detronome.api import Run
@@ -24,9 +26,8 @@ __all__ = [
     "print_line",
     "print_metrics",
     "print_notice",
-    "print_run",
+    "print_outcome",
     "print_table",
-    "run_record",
 ]
 
 _WIDE = 1000
@@ -56,7 +57,7 @@ def print_line(text: str) -> None:
 
 def print_notice(text: str) -> None:
     """Print to stderr what a person should know about a result."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, style="yellow", markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(text, style="yellow"))
 
 
 def print_metrics(metrics: DetectionMetrics, *, title: str) -> None:
@@ -83,12 +84,27 @@ def print_metrics(metrics: DetectionMetrics, *, title: str) -> None:
         console.print(Text(f"note: {note}", style="yellow"))
 
 
-def print_run(run: Run) -> None:
-    """Print where a run's results are, and how to go on."""
-    console = Console(highlight=False, soft_wrap=True)
+def print_outcome(run: Run, *, as_json: bool) -> int:
+    """Print where a run's results are, and on stderr how to go on with it; return what the command is to end with:
+    0, or 128 and the number of the signal that interrupted the run."""
     if run.reason == "interrupted":
-        console.print(Text(f"interrupted; go on with: detronome train --resume {run.folder}", style="yellow"))
-        return
+        print_notice(f"resume with: {resume_command(run.folder)}")
+    elif run.was_finished:
+        print_notice(f"{run.folder} had ended already: nothing was trained")
+    if as_json:
+        print_json(_run_record(run))
+    elif run.reason != "interrupted":
+        _print_run(run)
+    return exit_code(run.signal) if run.reason == "interrupted" else 0
+
+
+def print_table(table: Table) -> None:
+    """Print a table without folding a cell: a narrow terminal wraps its lines, a pipe gets them whole."""
+    Console(highlight=False, width=_WIDE).print(table)
+
+
+def _print_run(run: Run) -> None:
+    console = Console(highlight=False, soft_wrap=True)
     if run.metrics:
         shown = "  ".join(f"{name} {_number(run.metrics[name])}" for name in ("AP", "AP50", "AP75"))
         console.print(Text(shown, style="bold"))
@@ -98,18 +114,15 @@ def print_run(run: Run) -> None:
     console.print(Text(f"report           {run.report}"))
 
 
-def print_table(table: Table) -> None:
-    """Print a table without folding a cell: a narrow terminal wraps its lines, a pipe gets them whole."""
-    Console(highlight=False, width=_WIDE).print(table)
-
-
-def run_record(run: Run) -> dict[str, Any]:
-    """Return a run as plain data."""
+def _run_record(run: Run) -> dict[str, Any]:
     return {
         "run": str(run.folder),
         "reason": run.reason,
         "metrics": run.metrics,
         "report": str(run.report) if run.report else None,
+        "signal": run.signal or None,
+        "resume_with": resume_command(run.folder) if run.reason == "interrupted" else None,
+        "was_finished": run.was_finished,
     }
 
 

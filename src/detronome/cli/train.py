@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from detronome.cli.options import Json, Settings, parse_settings
-from detronome.cli.render import print_json, print_run, run_record
+from detronome.cli.render import print_outcome
 from detronome.errors import ConfigError
 
 __all__ = ["train"]
@@ -25,6 +25,7 @@ def train(
     out: Path | None = None,
     config: Path | None = None,
     settings: Settings = None,
+    if_exists: Literal["error", "resume"] = "error",
     resume: Path | None = None,
     tensorboard: Annotated[bool, Parameter(negative=())] = False,
     json: Json = False,
@@ -43,8 +44,12 @@ def train(
         Run folder; by default runs/PRESET, numbered.
     config
         TOML file with settings, on top of the preset.
+    if_exists
+        When --out holds a run: an error, or go on with it, so that one command line serves the first start and every
+        later one (SLURM's requeue, Kubernetes, torchrun's restarts).
     resume
-        An interrupted run to go on with; takes data and settings from it.
+        An interrupted run to go on with; takes data and settings from it. --set and --config may change what does not
+        make it another run.
     tensorboard
         Also write TensorBoard files into the run folder.
     """
@@ -54,17 +59,25 @@ def train(
     progress = ConsoleProgress()
     try:
         if resume is not None:
-            given = {"DATA": data, "--epochs": epochs, "--out": out, "--config": config, "--set": settings}
+            given = {"DATA": data, "--epochs": epochs, "--out": out}
             extra = [name for name, value in given.items() if value is not None]
             if model != _DEFAULT_MODEL:
                 extra.append("--model")
+            if if_exists != "error":
+                extra.append("--if-exists")
             if extra:
                 raise ConfigError(
-                    f"a resumed run keeps its data and settings: {', '.join(extra)} cannot be given with --resume",
+                    f"a resumed run keeps its data and model: {', '.join(extra)} cannot be given with --resume",
                     where=str(resume),
                     fix="leave them out, or start a new run from this one: detronome train DATA --model RUN",
                 )
-            run = api.resume(resume, observers=[progress], tensorboard=tensorboard)
+            run = api.resume(
+                resume,
+                config=config,
+                settings=parse_settings(settings),
+                observers=[progress],
+                tensorboard=tensorboard,
+            )
         elif data is None:
             raise ConfigError("no data folder", where="detronome train", fix="detronome train DATA --model nano")
         else:
@@ -75,10 +88,10 @@ def train(
                 out=out,
                 config=config,
                 settings=parse_settings(settings),
+                if_exists=if_exists,
                 observers=[progress],
                 tensorboard=tensorboard,
             )
     finally:
         progress.close()
-    print_json(run_record(run)) if json else print_run(run)
-    return 130 if run.reason == "interrupted" else 0
+    return print_outcome(run, as_json=json)

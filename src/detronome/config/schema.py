@@ -16,6 +16,7 @@ __all__ = [
     "DataConfig",
     "DetrConfig",
     "EvalConfig",
+    "GuardConfig",
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
@@ -224,13 +225,42 @@ class TrainConfig:
     """Epochs between evaluations; the last epoch is always evaluated. `auto`: about 20 evaluations in a run."""
     checkpoint_minutes: float = 5.0
     """A checkpoint is written with every evaluation, and after this time without one."""
+    keep_checkpoints: int = 1
+    """Newest checkpoints kept, beside the best one."""
     early_stop_patience: int = 0
     """Evaluations without a better metric before the run stops; 0 turns it off."""
     early_stop_min_delta: float = 0.0
     metric: Literal["AP", "AP50", "AP75"] = "AP"
     """What `best` and early stopping follow."""
-    max_skipped_steps: int = 20
-    """Consecutive steps with a non-finite loss or gradient before the run stops."""
+    worst_case_first: bool | Literal["auto"] = "auto"
+    """Run the largest shape with the most objects of this data set through training and evaluation before the first
+    step, so that memory runs out then or never. `auto`: on GPUs."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Over several ranks: `ddp` keeps the whole model on each, `fsdp` a part of it."""
+    hang_minutes: float = 10.0
+    """A rank that makes no progress for this long is reported and the run ends, so that a launcher can start it again;
+    0 turns the watchdog off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What becomes of a step whose loss or gradient is not finite, or far above what is usual in the run."""
+
+    loss_spike_factor: float = 10.0
+    """A loss of this many times its running mean is a spike, and its step is skipped; 0 turns the check off."""
+    gradient_spike_factor: float = 100.0
+    """The same for the gradient's norm."""
+    on_spike: Literal["skip", "rewind"] = "skip"
+    """`rewind`: go back to the last checkpoint, and leave out the batches before the spike too."""
+    rewind_steps: int = 10
+    """Batches before a spike that a rewind leaves out with it."""
+    max_skipped_steps: int = 5
+    """Steps skipped in a row before something is done: a module that overflows in bf16 or fp16 computes in fp32, or the
+    run goes back to its last checkpoint at a lower rate, or it stops."""
+    max_rollbacks: int = 2
+    """Times that a run goes back before it stops."""
+    rollback_lr_factor: float = 0.5
+    """The rates are multiplied by this each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,4 +284,5 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

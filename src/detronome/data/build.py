@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Collection
 from dataclasses import asdict
 
 import numpy as np
@@ -16,13 +17,14 @@ from detronome.data.buckets import Bucket, choose_buckets, padding_waste, parse_
 from detronome.data.dataset import DetectionDataset
 from detronome.data.loader import BatchLoader, BatchStream, eval_batches, train_batches
 from detronome.data.quarantine import Quarantine
-from detronome.data.sampler import epoch_order
+from detronome.data.sampler import ALONE, Share, epoch_order
 from detronome.data.split import DataSplit, label_map
 from detronome.data.store.cache import PixelCache, stored_size_hw
 from detronome.data.store.cache_folder import cache_folders
 from detronome.data.store.pixels import PixelReader
 from detronome.data.store.shards.source import ShardSource
 from detronome.errors import ConfigError, Problem
+from detronome.runtime.processors import usable_cpus
 from detronome.runtime.seeding import generator
 from detronome.types import Categories
 
@@ -54,8 +56,14 @@ def build_train_batches(
     workers: int,
     device: torch.device,
     quarantine: Quarantine | None = None,
+    *,
+    share: Share = ALONE,
+    excluded: Collection[int] = (),
+    local_size: int = 1,
 ) -> BatchStream:
-    """Return the effective batches of the steps from `start_step` to `total_steps`; see `loader.train_batches`.
+    """Return a rank's effective batches of the steps from `start_step` to `total_steps`; see `loader.train_batches`.
+
+    The ranks of this machine, `local_size`, divide the memory that the pixel cache may take.
 
     Raises:
         ConfigError: the augmentation's settings or the buckets make no sense.
@@ -64,7 +72,7 @@ def build_train_batches(
     shard_of = split.source.shard_of if isinstance(split.source, ShardSource) else None
     order = epoch_order(config.train.seed, len(split.index), shard_of=shard_of, window=config.data.shard_window)
     return train_batches(
-        _dataset(config, split, categories, training=True),
+        _dataset(config, split, categories, training=True, local_size=local_size),
         order,
         seed=config.train.seed,
         start_step=start_step,
@@ -77,6 +85,8 @@ def build_train_batches(
         on_bad_image=config.data.on_bad_image,
         quarantine=quarantine,
         augment_on=device if config.data.augment_on == "device" else None,
+        share=share,
+        excluded=excluded,
     )
 
 
@@ -88,8 +98,10 @@ def build_eval_batches(
     workers: int,
     device: torch.device,
     quarantine: Quarantine | None = None,
+    *,
+    share: Share = ALONE,
 ) -> BatchLoader:
-    """Return all images of the split once, resized for evaluation; see `loader.eval_batches`.
+    """Return a rank's batches of the split, resized for evaluation; see `loader.eval_batches`.
 
     Raises:
         ConfigError: the augmentation's settings or the buckets make no sense.
@@ -104,6 +116,7 @@ def build_eval_batches(
         buckets=padded_shapes(config),
         on_bad_image=config.data.on_bad_image,
         quarantine=quarantine,
+        share=share,
     )
 
 
@@ -135,16 +148,19 @@ def resolve_buckets(config: RunConfig, split: DataSplit) -> tuple[tuple[str, ...
     return tuple(f"{h}x{w}" for h, w in buckets), f"shapes that fit the data: {waste:.0%} of the pixels are padding"
 
 
-def resolve_workers(config: RunConfig, device_type: str, sizes_hw: Int32[np.ndarray, "I 2"]) -> tuple[int, str]:
-    """Return (number of worker processes, the reason for it).
+def resolve_workers(
+    config: RunConfig, device_type: str, sizes_hw: Int32[np.ndarray, "I 2"], local_size: int = 1
+) -> tuple[int, str]:
+    """Return (number of worker processes of each rank, the reason for it).
 
     `auto` leaves the processors to the model where it computes on them, and never asks for more shared memory than
-    there is: a container with 64 MiB of it kills its workers otherwise.
+    there is: a container with 64 MiB of it kills its workers otherwise. The ranks of a machine divide both.
 
     Args:
         config: with or without its padded shapes resolved.
         device_type: where the model computes.
         sizes_hw: heights and widths of the split's images.
+        local_size: ranks on this machine.
 
     Raises:
         ConfigError: the number is negative.
@@ -155,17 +171,19 @@ def resolve_workers(config: RunConfig, device_type: str, sizes_hw: Int32[np.ndar
                 f"{config.data.workers} workers", where="data.workers", fix='give a number from 0, or "auto"'
             )
         return config.data.workers, "set by data.workers"
-    cpus = len(os.sched_getaffinity(0))
+    cpus = max(1, usable_cpus() // local_size)
+    among = f" for each of {local_size} ranks" if local_size > 1 else ""
     if device_type == "cpu":
         workers = 0 if cpus <= 2 else min(_MAX_AUTO_WORKERS, max(1, cpus // 4))
-        reason = f"the model computes on the same {cpus} processors"
+        reason = f"the model computes on the same {cpus} processors{among}"
     else:
         workers = min(_MAX_AUTO_WORKERS, max(1, cpus - 1))
-        reason = f"one per processor but one, at most {_MAX_AUTO_WORKERS}; there are {cpus}"
-    held = max(1, _batch_bytes(config, sizes_hw) * config.data.prefetch)
-    fitting = _free_shared_memory_bytes() // held
+        reason = f"one per processor but one, at most {_MAX_AUTO_WORKERS}; there are {cpus}{among}"
+    num_images = -(-config.batch.global_batch_size // local_size)
+    held = max(1, _batch_bytes(config, num_images, sizes_hw) * config.data.prefetch)
+    fitting = _free_shared_memory_bytes() // local_size // held
     if fitting < workers:
-        return fitting, f"{_SHARED_MEMORY} has room for the prefetched batches of {fitting} workers"
+        return fitting, f"{_SHARED_MEMORY} has room for the prefetched batches of {fitting} workers{among}"
     return workers, reason
 
 
@@ -207,10 +225,12 @@ def augment_policy(config: AugmentConfig) -> AugmentPolicy:
     return AugmentPolicy(**asdict(config))
 
 
-def _dataset(config: RunConfig, split: DataSplit, categories: Categories, *, training: bool) -> DetectionDataset:
+def _dataset(
+    config: RunConfig, split: DataSplit, categories: Categories, *, training: bool, local_size: int = 1
+) -> DetectionDataset:
     return DetectionDataset(
         split.index,
-        _pixels(config, split, training=training),
+        _pixels(config, split, training=training, local_size=local_size),
         augment_policy(config.augment),
         training=training,
         seed=config.train.seed,
@@ -227,7 +247,7 @@ def _stored_hw(config: RunConfig, split: DataSplit) -> Int32[np.ndarray, "I 2"] 
     return np.array(sizes, np.int32).reshape(-1, 2)
 
 
-def _pixels(config: RunConfig, split: DataSplit, *, training: bool) -> PixelReader:
+def _pixels(config: RunConfig, split: DataSplit, *, training: bool, local_size: int) -> PixelReader:
     stored_hw = _stored_hw(config, split)
     cache = None
     if config.data.cache != "none" and training:
@@ -237,7 +257,8 @@ def _pixels(config: RunConfig, split: DataSplit, *, training: bool) -> PixelRead
             folder=cache_folders("pixels")[0],
             key=hashlib.blake2b(repr(decoding).encode(), digest_size=16).hexdigest(),
             sizes_hw=split.index.sizes_hw if stored_hw is None else stored_hw,
-            budget_bytes=int(config.data.cache_gib * 2**30),
+            # A file on disk is one for all ranks; in memory each has its own.
+            budget_bytes=int(config.data.cache_gib * 2**30) // (local_size if config.data.cache == "ram" else 1),
         )
     is_fast = config.data.decode == "fast"
     return PixelReader(split.index, split.source, fast=is_fast, cache=cache, stored_hw=stored_hw)
@@ -251,9 +272,8 @@ def _ascending(bounds: tuple[float, float], low: float, high: float) -> bool:
     return low <= bounds[0] <= bounds[1] <= high
 
 
-def _batch_bytes(config: RunConfig, sizes_hw: Int32[np.ndarray, "I 2"]) -> int:
-    """Return the size of the largest effective batch, as a worker sends it."""
-    num_images = config.batch.global_batch_size
+def _batch_bytes(config: RunConfig, num_images: int, sizes_hw: Int32[np.ndarray, "I 2"]) -> int:
+    """Return the size of the largest batch of so many images, as a worker sends it."""
     if config.data.augment_on == "device":
         return 3 * int(np.sort(sizes_hw.astype(np.int64).prod(axis=1))[-num_images:].sum())
     unpadded = config.augment.max_size, max(config.augment.sizes, default=1)

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from detronome.data.buckets import Bucket, bucket_of
 from detronome.data.collate import PackedBatch
 from detronome.data.dataset import DetectionDataset
 from detronome.data.quarantine import BadImagePolicy, Quarantine
 from detronome.data.raw_batch import RawBatch
-from detronome.data.sampler import EpochOrder, StepSampler
-from detronome.data.step_dataset import Failure, Keys, PackedStep, StepDataset
+from detronome.data.sampler import ALONE, EpochOrder, Share, StepKeys, StepSampler
+from detronome.data.step_dataset import Failure, PackedStep, StepDataset
 from detronome.errors import DataError, TrainingError
 from detronome.types import Batch, EffectiveBatch
 
@@ -44,10 +44,14 @@ def train_batches(
     on_bad_image: BadImagePolicy = "stop",
     quarantine: Quarantine | None = None,
     augment_on: torch.device | None = None,
+    share: Share = ALONE,
+    excluded: Collection[int] = (),
 ) -> BatchStream:
-    """Return the effective batches of the steps from `start_step` to `total_steps`, one a step, epoch after epoch.
+    """Return a rank's effective batches of the steps from `start_step` to `total_steps`, epoch after epoch.
 
-    What a step gets depends on (seed, step) alone, not on where the run was resumed nor on the workers.
+    There is one for each step that is not excluded, without parts where the rank has no image of the step. What a step
+    gets over all ranks depends on (seed, step) alone: not on where the run was resumed, the workers, the number of
+    ranks nor the excluded steps. (Without buckets, what an image is padded to does depend on the rank's others.)
 
     Args:
         dataset: images and targets, augmented for training.
@@ -55,7 +59,7 @@ def train_batches(
         seed: of the choice of replacements for images that cannot be used.
         start_step: first step, counted from 0.
         total_steps: end of the run.
-        global_batch_size: images of one effective batch.
+        global_batch_size: images of one effective batch, over all ranks.
         workers: processes that prepare batches; 0 prepares them in this one.
         prefetch: batches that each worker prepares ahead.
         pin_memory: put batches in page-locked memory, for copies to a GPU that overlap with work.
@@ -63,6 +67,8 @@ def train_batches(
         on_bad_image: what to do when an image cannot be used.
         quarantine: counts the bad images of the batches that are handed out.
         augment_on: augment and pad there, in this process; the workers only decode. In the workers when None.
+        share: what this rank takes of each step.
+        excluded: steps that are passed over: neither loaded nor handed out.
     """
     sampler = StepSampler(
         order,
@@ -70,8 +76,10 @@ def train_batches(
         total_steps=total_steps,
         num_images=len(dataset),
         global_batch_size=global_batch_size,
+        share=share,
+        excluded=excluded,
     )
-    steps = StepDataset(dataset, buckets, on_bad_image, seed=seed, is_training=True, is_raw=augment_on is not None)
+    steps = StepDataset(dataset, buckets, on_bad_image, seed=seed, is_raw=augment_on is not None)
     loader = BatchLoader(steps, sampler, workers, prefetch, pin_memory, quarantine, augment_on, keep_workers=False)
     return iter(loader)
 
@@ -86,12 +94,14 @@ def eval_batches(
     buckets: tuple[Bucket, ...] = (),
     on_bad_image: BadImagePolicy = "stop",
     quarantine: Quarantine | None = None,
+    share: Share = ALONE,
 ) -> BatchLoader:
     """Return all images of the split, to be iterated as often as wanted: by padded shape, then in the file's order.
 
     Every batch has one shape: a bucket's, or without buckets the images' own size. So an image is seen as it is when
-    predicted alone. One that cannot be used is left out (never replaced: it would be counted twice). The workers are
-    kept between passes; `close` ends them. Arguments as in `train_batches`.
+    predicted alone. One that cannot be used is left out (never replaced: it would be counted twice); a batch of such
+    images alone has no parts. Ranks divide the batches, which are the same for any number of them. The workers are kept
+    between passes; `close` ends them. Arguments as in `train_batches`.
     """
     groups: dict[Bucket, list[int]] = {}
     for i in range(len(dataset)):
@@ -103,7 +113,7 @@ def eval_batches(
         for start in range(0, len(indices), batch_size)
     ]
     steps = StepDataset(dataset, buckets, "stop" if on_bad_image == "stop" else "skip")
-    return BatchLoader(steps, batches, workers, prefetch, pin_memory, quarantine, None, keep_workers=True)
+    return BatchLoader(steps, share.of(batches), workers, prefetch, pin_memory, quarantine, None, keep_workers=True)
 
 
 class BatchLoader:
@@ -112,7 +122,7 @@ class BatchLoader:
     def __init__(
         self,
         steps: StepDataset,
-        keys: Sampler[Keys] | Sequence[Keys],
+        keys: StepKeys,
         workers: int,
         prefetch: int,
         pin_memory: bool,
@@ -121,7 +131,8 @@ class BatchLoader:
         *,
         keep_workers: bool,
     ) -> None:
-        self._num_batches = len(keys)  # type: ignore[arg-type]
+        self._steps = steps
+        self._keys = keys
         self._quarantine = quarantine
         self._augment_on = augment_on
         self._loader: DataLoader[PackedStep | Failure] = DataLoader(
@@ -139,10 +150,10 @@ class BatchLoader:
         )
 
     def __len__(self) -> int:
-        return self._num_batches
+        return len(self._keys)
 
     def __iter__(self) -> BatchStream:
-        return BatchStream(self._loader, self._quarantine, self._augment_on)
+        return BatchStream(self._loader, self._steps, self._keys, self._quarantine, self._augment_on)
 
     def close(self) -> None:
         """End the workers; another pass would start new ones."""
@@ -167,10 +178,15 @@ class BatchStream(Iterator[EffectiveBatch]):
     def __init__(
         self,
         loader: DataLoader[PackedStep | Failure],
+        steps: StepDataset,
+        keys: StepKeys,
         quarantine: Quarantine | None,
         augment_on: torch.device | None,
     ) -> None:
         self._loader = loader
+        self._steps = steps
+        self._keys = keys
+        self._num_received = 0
         self._quarantine = quarantine
         self._augment_on = augment_on
         self.meter = LoaderMeter()
@@ -191,11 +207,17 @@ class BatchStream(Iterator[EffectiveBatch]):
             following += 1
         return following - first + (queue.qsize() if queue is not None else 0)
 
+    @property
+    def next_image_ids(self) -> list[int]:
+        """Ids of the images that the next batch is made of, before any is replaced; none at the end.
+
+        Asks no worker: another thread may read it while this one waits for the batch. Costs nothing until then.
+        """
+        n = self._num_received
+        return self._steps.image_ids(self._keys[n]) if n < len(self._keys) else []
+
     def __next__(self) -> EffectiveBatch:
-        step = self._next_step()
-        while not step.parts:  # an evaluation batch of which no image could be used
-            step = self._next_step()
-        return EffectiveBatch(tuple(self._finish(part) for part in step.parts))
+        return EffectiveBatch(tuple(self._finish(part) for part in self._next_step().parts))
 
     def _finish(self, part: PackedBatch | RawBatch | Batch) -> Batch:
         if isinstance(part, RawBatch):
@@ -224,6 +246,7 @@ class BatchStream(Iterator[EffectiveBatch]):
         if isinstance(item, Failure):
             self._abort()
             raise item.to_error()
+        self._num_received += 1
         self.meter.add(item)
         if self._quarantine is not None:
             try:

@@ -37,12 +37,20 @@ class DeviceStream(Iterator[EffectiveBatch]):
         """What the batches have cost; see `BatchStream`."""
         return self._batches.meter
 
+    @property
+    def next_image_ids(self) -> list[int]:
+        """Ids of the images of the batch that comes next; see `BatchStream`."""
+        ahead = self._ahead
+        return self._batches.next_image_ids if ahead is None else ahead.image_ids
+
     def __next__(self) -> EffectiveBatch:
         if self._copies is None:
             return next(self._batches).to(self._device)
         batch = self._ahead if self._ahead is not None else self._copy()
+        self._ahead = None
         self._hand_over(batch)
-        self._ahead = self._copy() if self._batches.num_ready else None
+        if self._batches.num_ready:
+            self._ahead = self._copy()
         return batch
 
     def _copy(self) -> EffectiveBatch:

@@ -3,22 +3,29 @@
     epoch 0                        epoch 1
     ├─ step 0 ─┼─ step 1 ─┼ rest   ├─ step 2 ─┼─ step 3 ─┼ rest
 
-Each epoch has a new order; the rest, too few for a step, is left out of the epoch, as in the reference.
+Each epoch has a new order; the rest, too few for a step, is left out of the epoch, as in the reference. The images of a
+step are dealt out to the ranks in turn, so the step is the same however many there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Int64
-from torch.utils.data import Sampler
 
 from detronome.runtime.seeding import generator
 
 __all__ = [
+    "ALONE",
     "EpochOrder",
+    "Key",
+    "Keys",
+    "Share",
+    "StepKeys",
     "StepSampler",
     "epoch_order",
     "epoch_permutation",
@@ -29,6 +36,40 @@ __all__ = [
 
 EpochOrder = Callable[[int], Int64[np.ndarray, " I"]]
 """The order of the images in each epoch."""
+Key = tuple[int, int]
+"""(epoch, index of the image)."""
+Keys = list[Key]
+"""The images of one step, or of one rank's share of it."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank takes of a list that all ranks divide: every `num_ranks`-th item, perhaps none."""
+
+    rank: int = 0
+    num_ranks: int = 1
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.rank < self.num_ranks, self
+
+    def of(self, items: list[T]) -> list[T]:
+        """Return the rank's items; those of all ranks are the whole list, each item once."""
+        return items[self.rank :: self.num_ranks]
+
+
+ALONE = Share()
+"""Of a single rank: everything."""
+
+
+class StepKeys(Protocol):
+    """The images of each step, by its place in the pass."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, n: int, /) -> Keys: ...
+
+    def __iter__(self) -> Iterator[Keys]: ...
 
 
 @lru_cache(maxsize=2)
@@ -87,24 +128,56 @@ def step_indices(
     return epoch, order(epoch)[start : start + global_batch_size]
 
 
-class StepSampler(Sampler[list[tuple[int, int]]]):
-    """The (epoch, index) pairs of each step from `start_step` to the end of the run, one list a step.
+class StepSampler:
+    """A rank's images of each step from `start_step` to the end of the run, one list a step.
 
-    One pass covers all epochs, so that the loader's workers live as long as the run.
+    One pass covers all epochs, so that the loader's workers live as long as the run. A rank that gets no image of a
+    step has an empty list for it: all ranks count the same steps.
+
+    Args:
+        order: of the images in each epoch.
+        start_step: first step, counted from 0.
+        total_steps: end of the run.
+        num_images: of the split.
+        global_batch_size: images of one effective batch, over all ranks.
+        share: what this rank takes of each step.
+        excluded: steps that are passed over; the others keep their images.
     """
 
     def __init__(
-        self, order: EpochOrder, *, start_step: int, total_steps: int, num_images: int, global_batch_size: int
+        self,
+        order: EpochOrder,
+        *,
+        start_step: int,
+        total_steps: int,
+        num_images: int,
+        global_batch_size: int,
+        share: Share = ALONE,
+        excluded: Collection[int] = (),
     ) -> None:
         self._order = order
         self._steps = range(start_step, total_steps)
+        self._excluded = sorted(step for step in set(excluded) if step in self._steps)
         self._num_images = num_images
         self._global_batch_size = global_batch_size
+        self._share = share
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._steps) - len(self._excluded)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in self._steps:
-            epoch, indices = step_indices(self._order, step, self._num_images, self._global_batch_size)
-            yield [(epoch, index) for index in indices.tolist()]
+    def __getitem__(self, n: int) -> Keys:
+        """Return the rank's images of the step at place `n`; also for another thread than the one that iterates."""
+        epoch, indices = step_indices(self._order, self._step(n), self._num_images, self._global_batch_size)
+        return [(epoch, index) for index in self._share.of(indices.tolist())]
+
+    def __iter__(self) -> Iterator[Keys]:
+        return (self[n] for n in range(len(self)))
+
+    def _step(self, n: int) -> int:
+        """Return the number of the step at place `n`: each excluded one before it moves it on by one."""
+        step = self._steps.start + n
+        for excluded in self._excluded:
+            if excluded > step:
+                break
+            step += 1
+        return step

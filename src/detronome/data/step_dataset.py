@@ -1,4 +1,8 @@
-"""One step's images, from the files to padded batches, in whichever process does it; and what becomes of bad ones."""
+"""One step's images, from the files to padded batches, in whichever process does it; and what becomes of bad ones.
+
+What becomes of a bad image follows from (seed, epoch, image) alone, never from the images that share its step with it:
+these differ with the number of ranks.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,13 @@ from detronome.data.collate import PackedBatch, Sample, pack
 from detronome.data.dataset import DetectionDataset
 from detronome.data.quarantine import BadImage, BadImagePolicy
 from detronome.data.raw_batch import RawBatch, RawSample, pack_raw
+from detronome.data.sampler import Key, Keys
 from detronome.errors import DataError, DetronomeError, Problem
 from detronome.runtime.seeding import generator
 from detronome.types import Batch
 
-__all__ = ["Failure", "Key", "Keys", "PackedStep", "StepDataset"]
+__all__ = ["Failure", "PackedStep", "StepDataset"]
 
-Key = tuple[int, int]
-"""(epoch, index of the image)."""
-Keys = list[Key]
-"""The images of one step."""
 _REPLACEMENT_TRIES = 20
 
 
@@ -30,6 +31,7 @@ class PackedStep:
     """All that a worker sends for one step."""
 
     parts: tuple[PackedBatch | RawBatch | Batch, ...]
+    """None where the rank has no image of the step, or none that can be used."""
     bad_images: tuple[BadImage, ...]
     stage_s: dict[str, float]
 
@@ -61,7 +63,6 @@ class StepDataset(Dataset["PackedStep | Failure"]):
         buckets: padded shapes.
         on_bad_image: what to do with an image that cannot be used.
         seed: of the replacements.
-        is_training: a batch is never left without any image.
         is_raw: only decode, and leave the rest to the main process.
     """
 
@@ -72,15 +73,17 @@ class StepDataset(Dataset["PackedStep | Failure"]):
         on_bad_image: BadImagePolicy,
         *,
         seed: int = 0,
-        is_training: bool = False,
         is_raw: bool = False,
     ) -> None:
         self._dataset = dataset
         self._buckets = buckets
         self._on_bad_image = on_bad_image
         self._seed = seed
-        self._is_training = is_training
         self._is_raw = is_raw
+
+    def image_ids(self, keys: Keys) -> list[int]:
+        """Return the ids of the images of a step, before any is replaced."""
+        return [self._dataset.image_id(i) for _, i in keys]
 
     def __getitem__(self, keys: Keys) -> PackedStep | Failure:
         try:
@@ -98,14 +101,11 @@ class StepDataset(Dataset["PackedStep | Failure"]):
             try:
                 samples.append(self._read(key))
             except DataError as error:
-                # A training step is never left without any image.
-                is_last_hope = self._is_training and len(bad_images) == len(keys) - 1
-                is_replaced = self._on_bad_image == "replace" or (self._on_bad_image == "skip" and is_last_hope)
-                other, replacements = self._replacement(key) if is_replaced else (None, [])
+                other, replacements = self._replacement(key) if self._on_bad_image == "replace" else (None, [])
                 samples += replacements
                 bad_images.append(self._bad_image(key, error, other))
                 problems += error.problems
-        if problems and (self._on_bad_image == "stop" or (self._is_training and not samples)):
+        if problems and self._on_bad_image == "stop":
             raise DataError(problems)
         with clock.stage("collate"):
             parts = (pack_raw if self._is_raw else pack)(samples, self._buckets)

@@ -13,17 +13,24 @@ from detronome.config.convert import to_dict
 from detronome.config.schema import DetrConfig, RunConfig, ScheduleConfig
 from detronome.data.build import build_eval_batches, build_quarantine, build_train_batches
 from detronome.data.prefetch import DeviceStream
-from detronome.data.sampler import steps_per_epoch
+from detronome.data.sampler import Share, steps_per_epoch
 from detronome.data.split import DataSplit
 from detronome.engine import schedule as schedules
 from detronome.engine.checkpoint import Checkpoint, CheckpointFolder
+from detronome.engine.checkpoint_writer import CheckpointWriter
+from detronome.engine.convergence import ConvergenceWatch
 from detronome.engine.early_stop import BestMetric
 from detronome.engine.ema import ModelEma
 from detronome.engine.events import Observer, RunStarted
 from detronome.engine.guard import StepGuard
+from detronome.engine.micro_batches import MicroBatchSizes
 from detronome.engine.optim import build_optimizer
+from detronome.engine.parallel import Parallel, Replicated, Sharded
+from detronome.engine.prospects import DataFacts, RunFacts
+from detronome.engine.recovery import Ladder
 from detronome.engine.resolve import Resolved
 from detronome.engine.schedule import Schedule
+from detronome.engine.state import TrainingState
 from detronome.engine.step import TrainingStep
 from detronome.engine.trainer import RunPlan, Trainer, Validation
 from detronome.errors import CheckpointError
@@ -32,7 +39,9 @@ from detronome.losses.build import build_criterion
 from detronome.models.build import build_model
 from detronome.models.detector import Detector
 from detronome.runtime.device import describe_environment
+from detronome.runtime.distributed import ALONE, World
 from detronome.runtime.precision import Precision
+from detronome.runtime.progress import Progress
 from detronome.runtime.seeding import seed_torch
 from detronome.types import Categories
 
@@ -46,6 +55,7 @@ def build_trainer(
     val: DataSplit | None,
     run_dir: Path,
     observers: Sequence[Observer],
+    world: World = ALONE,
     start_from: Checkpoint | None = None,
     resume_from: Checkpoint | None = None,
 ) -> Trainer:
@@ -56,7 +66,8 @@ def build_trainer(
         train: the split to learn from.
         val: the split to evaluate on, if any.
         run_dir: checkpoints go into its `checkpoints`.
-        observers: are told how the run goes, beginning with what it is.
+        observers: are told how the run goes, beginning with what it is, on the main rank.
+        world: the ranks; all build the same. Alone by default.
         start_from: weights to fine-tune.
         resume_from: the checkpoint of this same run to go on from.
 
@@ -70,7 +81,6 @@ def build_trainer(
     assert config.batch.micro_batch_size != "auto" and config.data.workers != "auto"
     num_steps = steps_per_epoch(len(train.index), config.batch.global_batch_size)
     plan = RunPlan(
-        seed=config.train.seed,
         steps_per_epoch=num_steps,
         total_steps=config.train.epochs * num_steps,
         log_steps=config.train.log_steps,
@@ -78,13 +88,17 @@ def build_trainer(
         checkpoint_s=config.train.checkpoint_minutes * 60,
         metric=config.train.metric,
     )
+    state = resume_from.state if resume_from else TrainingState()
+    activity = Progress(state.seconds, saved_at=state.saved_at)
     model = _model(config, categories, source).to(device)
+    step = _training_step(resolved, model, plan, world, activity)
     workers = config.data.workers
+    share = Share(world.rank, world.size)
     quarantine = build_quarantine(config, train)
     trainer = Trainer(
-        step=_training_step(resolved, model, plan),
+        step=step,
         plan=plan,
-        batches=lambda start_step: DeviceStream(
+        batches=lambda start_step, excluded: DeviceStream(
             build_train_batches(
                 config,
                 train,
@@ -94,16 +108,31 @@ def build_trainer(
                 workers=workers,
                 device=device,
                 quarantine=quarantine,
+                share=share,
+                excluded=excluded,
+                local_size=world.local_size,
             ),
             device,
         ),
         quarantine=quarantine,
-        validation=_validation(config, val, categories, workers, device) if val else None,
+        validation=_validation(config, val, categories, workers, device, share) if val else None,
         categories=categories,
         config=to_dict(config),
-        checkpoints=CheckpointFolder(run_dir / "checkpoints"),
+        checkpoints=CheckpointWriter(
+            CheckpointFolder(run_dir / "checkpoints", config.train.keep_checkpoints),
+            parameters=[name for name, _ in model.named_parameters()],
+        ),
         data_fingerprint=train.index.fingerprint,
         best=BestMetric(patience=config.train.early_stop_patience, min_delta=config.train.early_stop_min_delta),
+        watch=ConvergenceWatch(_facts(config, train, step, plan, is_fine_tuned=start_from is not None)),
+        ladder=Ladder(
+            on_spike=config.guard.on_spike,
+            rewind_steps=config.guard.rewind_steps,
+            max_skipped_steps=config.guard.max_skipped_steps,
+            max_rollbacks=config.guard.max_rollbacks,
+            rollback_lr_factor=config.guard.rollback_lr_factor,
+        ),
+        activity=activity,
         observers=observers,
     )
     if resume_from is not None:
@@ -124,7 +153,7 @@ def build_trainer(
         resolved=resolved.reasons,
         environment=describe_environment(device),
     )
-    for observer in observers:
+    for observer in trainer.observers:
         observer(started)
     return trainer
 
@@ -172,12 +201,17 @@ def _model(config: RunConfig, categories: Categories, source: Checkpoint | None)
     return model
 
 
-def _training_step(resolved: Resolved, model: Detector, plan: RunPlan) -> TrainingStep:
-    config = resolved.config
+def _training_step(
+    resolved: Resolved, model: Detector, plan: RunPlan, world: World, activity: Progress
+) -> TrainingStep:
+    config, device = resolved.config, resolved.device
     assert config.batch.micro_batch_size != "auto"
     precision: Precision = "fp32" if config.train.precision == "auto" else config.train.precision
+    # Before the model is cut into parts that cannot be copied.
+    ema = ModelEma(model, decay=config.train.ema_decay) if config.train.ema_decay else None
+    parallel = _parallel(config, model, ema, world, device)
     return TrainingStep(
-        model=model,
+        parallel=parallel,
         criterion=build_criterion(config.loss),
         optimizer=build_optimizer(
             model,
@@ -187,17 +221,50 @@ def _training_step(resolved: Resolved, model: Detector, plan: RunPlan) -> Traini
             decay_one_dimensional=config.optim.decay_one_dimensional,
         ),
         schedule=build_schedule(config.schedule, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps),
-        guard=StepGuard(model, max_consecutive=config.train.max_skipped_steps),
-        ema=ModelEma(model, decay=config.train.ema_decay) if config.train.ema_decay else None,
-        micro_batch_size=config.batch.micro_batch_size,
+        guard=StepGuard(
+            model,
+            device,
+            loss_spike_factor=config.guard.loss_spike_factor,
+            gradient_spike_factor=config.guard.gradient_spike_factor,
+        ),
+        ema=ema,
+        sizes=MicroBatchSizes(config.batch.micro_batch_size),
         clip_norm=config.optim.clip_norm,
         precision=precision,
-        device=resolved.device,
+        device=device,
+        seed=config.train.seed,
+        activity=activity,
+    )
+
+
+def _parallel(config: RunConfig, model: Detector, ema: ModelEma | None, world: World, device: torch.device) -> Parallel:
+    if world.size == 1:
+        return Parallel(model, world)
+    if config.train.parallel != "fsdp":
+        return Replicated(model, world)
+    parallel = Sharded(model, world, device.type)
+    if ema is not None:
+        parallel.shard(ema.model)
+    return parallel
+
+
+def _facts(config: RunConfig, train: DataSplit, step: TrainingStep, plan: RunPlan, *, is_fine_tuned: bool) -> RunFacts:
+    """Return what is known before the run of whether it can converge."""
+    schedule = step.schedule
+    return RunFacts(
+        data=DataFacts.of(train.index, num_queries=step.model.num_queries),
+        family=config.model.family,
+        is_fine_tuned=is_fine_tuned,
+        is_backbone_pretrained=isinstance(config.model, DetrConfig) and config.model.backbone_weights != "none",
+        num_queries=step.model.num_queries,
+        total_steps=plan.total_steps,
+        lr=config.optim.lr * max(schedule(s) for s in range(0, plan.total_steps, max(1, plan.total_steps // 100))),
+        loss_weights=step.criterion.weights,
     )
 
 
 def _validation(
-    config: RunConfig, val: DataSplit, categories: Categories, workers: int, device: torch.device
+    config: RunConfig, val: DataSplit, categories: Categories, workers: int, device: torch.device, share: Share
 ) -> Validation:
     assert config.eval.batch_size != "auto"
     quarantine = build_quarantine(config, val)
@@ -210,10 +277,12 @@ def _validation(
             workers=workers,
             device=device,
             quarantine=quarantine,
+            share=share,
         ),
         evaluator=DetectionEvaluator(val.files.annotation_file, unknown_categories="drop"),
         max_detections=config.eval.max_detections,
         quarantine=quarantine,
+        sizes=MicroBatchSizes(config.eval.batch_size, purpose="evaluation"),
     )
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-__all__ = ["BestMetric"]
+__all__ = ["NO_AP", "BestMetric"]
+
+NO_AP = 0.005
+"""Up to here an AP is chance: a detection transformer's stays there for hundreds of steps, and then jumps."""
 
 
 class BestMetric:
     """Follows a metric where more is better.
 
     Args:
-        patience: evaluations without a gain after which training should stop; 0 never stops.
+        patience: evaluations without a gain after which training should stop; 0 never stops. It begins with the first
+            value above `NO_AP`.
         min_delta: a gain counts for patience only when it is larger than this.
     """
 
@@ -29,8 +33,7 @@ class BestMetric:
         if value > self._patience_value + self.min_delta:
             self._patience_value = value
             self.num_without_gain = 0
-        elif self._patience_value > 0:
-            # DETR's AP stays at 0 for a while and then jumps: patience starts with the first object found.
+        elif self._patience_value > NO_AP:
             self.num_without_gain += 1
         if value > self.value:
             self.value = value
@@ -52,9 +55,9 @@ class BestMetric:
         }
 
     def restore(self, state: Mapping[str, float | None]) -> None:
-        """Go on from a saved state."""
-        value, patience_value = state["value"], state["patience_value"]
+        """Go on from a saved state; an empty one is that of a run without an evaluation."""
+        value, patience_value = state.get("value"), state.get("patience_value")
         self.value = -math.inf if value is None else value
-        self.step = int(state["step"] or 0)
-        self.num_without_gain = int(state["num_without_gain"] or 0)
+        self.step = int(state.get("step") or 0)
+        self.num_without_gain = int(state.get("num_without_gain") or 0)
         self._patience_value = -math.inf if patience_value is None else patience_value

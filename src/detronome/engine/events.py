@@ -10,12 +10,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 __all__ = [
+    "CheckpointFailed",
     "Evaluated",
     "Event",
     "ImageQuarantined",
+    "MemorySplit",
     "Observer",
+    "RolledBack",
     "RunEnded",
     "RunStarted",
+    "RunWarned",
     "StepLogged",
     "StepSkipped",
 ]
@@ -85,10 +89,62 @@ class StepLogged(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepSkipped(Event):
-    """A step was not applied because its loss or gradient was not finite."""
+    """A step was not applied: its loss or gradient was not finite, or far above what is usual in this run."""
 
     reason: str
     image_ids: list[int]
+    """The images of the step on the rank at fault; only those to blame where the diagnosis could tell."""
+    rank: int = 0
+    module: str = ""
+    """First module whose output, or gradient, was not finite; empty where there is none."""
+    dtype: str = ""
+    loss_term: str = ""
+    """First loss term that was not finite."""
+    is_reproducible: bool | None = None
+    """Whether running the step again gave the same: if not, hardware or a race is at fault; None if it was not run."""
+    action: str = "skipped"
+    """What was done: `skipped`, `loss scale lowered`, `model.encoder.layers.3 computes in fp32 from now on`, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolledBack(Event):
+    """The run went back to its last good checkpoint. `step` is where it goes on from."""
+
+    from_step: int
+    reason: str
+    lr_scale: float
+    """Factor on every rate from now on."""
+    excluded: list[int]
+    """Steps that will be passed over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySplit(Event):
+    """Memory ran out; images of this shape go through the model in smaller micro-batches from now on."""
+
+    shape: str
+    """Padded `HEIGHTxWIDTH` in pixels."""
+    old_size: int
+    new_size: int
+    rank: int = 0
+    """Where memory ran out; all ranks cut alike from then on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFailed(Event):
+    """A checkpoint could not be written; older ones are intact and the run goes on."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunWarned(Event):
+    """Something that will spoil the result unless it is changed, e.g. overfitting."""
+
+    subject: str
+    """A short name: `overfitting`, `flat_ap`, `too_few_queries`, ..."""
+    what: str
+    fix: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +168,8 @@ class Evaluated(Event):
     per_class_ap: Mapping[str, float] = field(default_factory=dict)
     """AP by category name."""
     is_best: bool = False
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Unweighted loss terms of the last decoder layer on the validation split, to set beside those of training."""
     eval_s: float = 0.0
     training_s: float = 0.0
 
@@ -127,6 +185,10 @@ class RunEnded(Event):
     training_s: float
     eval_s: float
     wall_s: float
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Wall time of the whole run by section, all restarts included; the sum is `wall_s`."""
+    goodput: float = 0.0
+    """Part of the wall time spent on steps that count, 0-1."""
 
 
 Observer = Callable[[Event], None]
@@ -135,6 +197,10 @@ _KINDS: dict[type[Event], str] = {
     RunStarted: "start",
     StepLogged: "step",
     StepSkipped: "skip",
+    RolledBack: "rollback",
+    MemorySplit: "split",
+    CheckpointFailed: "checkpoint_failed",
+    RunWarned: "warning",
     ImageQuarantined: "bad_image",
     Evaluated: "eval",
     RunEnded: "end",

@@ -1,54 +1,100 @@
-"""The step guard: a step whose loss or gradient is not finite changes nothing, and is told.
+"""The step guard: a step whose loss or gradient is not finite, or a spike, changes nothing, and is told.
 
-The verdict stays on the device and steers the update there (`found_inf` of the fused optimiser), so watching every
-step costs no host sync; the host reads the verdicts at log steps.
+The verdict stays on the device and steers the update there (`found_inf` of the fused optimiser). Its copy to the host
+is read one step later, just before the next update: by then the matcher has waited for the device once, so reading
+costs no sync of its own; and the weights are still those with which the judged step ran, so it can be run again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from detronome.errors import TrainingError
+__all__ = ["Judgement", "StepGuard", "Verdict"]
 
-__all__ = ["SkippedStep", "StepGuard"]
+K = TypeVar("K")
+
+_WARMUP_STEPS = 100
+"""Good steps before a spike can be told from the first, steep part of training."""
+_DECAY = 0.98
+"""Of the running means: about the last 50 steps count."""
+_MOST_SPIKES_IN_A_ROW = 5
+"""After so many it is no spike but a new level, and training goes on while the running means come up to it."""
+_MEANS = ("log_loss", "log_grad_norm", "num_good", "high_in_row")
+_TINIEST = 1e-30
 
 
 @dataclass(frozen=True)
-class SkippedStep:
-    """A step that was not applied."""
+class Verdict(Generic[K]):
+    """What the guard found about one step, on the host."""
 
     step: int
-    image_ids: list[int]
-    reason: str
+    kept: K
+    """What the caller kept of the step, to run it again."""
+    is_applied: bool
+    is_finite: bool
+    loss: float
+    grad_norm: float
+    usual_loss: float
+    """Running mean before the step; nan in the first steps."""
+    usual_grad_norm: float
+
+    @property
+    def reason(self) -> str:
+        """Why the step was not applied, for people."""
+        if not self.is_finite:
+            return f"loss {self.loss:g}, gradient norm {self.grad_norm:g}"
+        return (
+            f"spike: loss {self.loss:.3g} (usually {self.usual_loss:.3g}), "
+            f"gradient norm {self.grad_norm:.3g} (usually {self.usual_grad_norm:.3g})"
+        )
 
 
 @dataclass(frozen=True)
-class _Verdict:
-    step: int
-    image_ids: list[int]
-    loss: Tensor
-    grad_norm: Tensor
+class Judgement:
+    """Both 1.0 or 0.0, on the device, never read there."""
+
     is_applied: Tensor
+    is_finite: Tensor
 
 
-class StepGuard:
-    """Judges steps and keeps the account.
+@dataclass(frozen=True)
+class _Pending(Generic[K]):
+    step: int
+    kept: K
+    numbers: Tensor
+    copied: torch.cuda.Event | None
+
+
+class StepGuard(Generic[K]):
+    """Judges steps.
 
     Args:
-        model: its BatchNorm statistics are put back when a step is skipped: the forward pass has spoilt them.
-        max_consecutive: skipped steps in a row after which the run stops.
+        model: its BatchNorm statistics are put back when a step is not applied: the forward pass has spoilt them.
+        device: of the model.
+        loss_spike_factor: a loss above this many times its running mean is a spike; 0 for no such check.
+        gradient_spike_factor: the same for the gradient's norm.
     """
 
-    def __init__(self, model: nn.Module, *, max_consecutive: int) -> None:
-        self.num_skipped = 0
-        self.num_consecutive = 0
-        self._max_consecutive = max_consecutive
-        self._pending: list[_Verdict] = []
-        self._last: SkippedStep | None = None
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        *,
+        loss_spike_factor: float = 0.0,
+        gradient_spike_factor: float = 0.0,
+    ) -> None:
+        self._pending: _Pending[K] | None = None
+        factors = [math.log(f) if f > 0 else math.inf for f in (loss_spike_factor, gradient_spike_factor)]
+        self._log_factors = torch.tensor(factors, device=device)
+        self._means = torch.zeros(2, device=device)
+        self._num_good = torch.zeros((), device=device)
+        self._high_in_row = torch.zeros((), device=device)
         self._statistics = [
             buffer
             for module in model.modules()
@@ -62,42 +108,69 @@ class StepGuard:
         if self._statistics:
             torch._foreach_copy_(self._saved, self._statistics)
 
-    def judge(self, *, loss: Tensor, grad_norm: Tensor, step: int, image_ids: Sequence[int]) -> Tensor:
-        """Return 1.0 when the step may be applied, else 0.0, on the device; undo its effect on the statistics."""
-        is_applied = (loss.isfinite() & grad_norm.isfinite()).float()
+    def put_back(self) -> None:
+        """Undo what the forward passes since `remember` have done to the statistics."""
+        if self._statistics:
+            torch._foreach_copy_(self._statistics, self._saved)
+
+    def judge(self, *, loss: Tensor, grad_norm: Tensor, step: int, kept: K) -> Judgement:
+        """Return whether the step may be applied; undo its effect on the statistics where not.
+
+        Args:
+            loss: of the whole effective batch, over all ranks.
+            grad_norm: of the whole gradient, over all ranks.
+            step: its number.
+            kept: what it takes to run the step again; held until `read`.
+        """
+        numbers = torch.stack((loss, grad_norm)).float()
+        is_finite = numbers.isfinite().all()
+        logs = numbers.clamp(min=_TINIEST).log()
+        is_high = (self._num_good >= _WARMUP_STEPS) & (logs - self._means > self._log_factors).any()
+        is_spike = is_finite & is_high & (self._high_in_row < _MOST_SPIKES_IN_A_ROW)
+        is_applied = (is_finite & ~is_spike).float()
         for buffer, saved in zip(self._statistics, self._saved, strict=True):
             buffer.copy_(torch.where(is_applied > 0, buffer, saved))
-        self._pending.append(_Verdict(step, list(image_ids), loss, grad_norm, is_applied))
-        return is_applied
+        verdict = torch.cat((torch.stack((is_applied, is_finite.float())), numbers, self._means, self._num_good[None]))
 
-    def drain(self) -> list[SkippedStep]:
-        """Read the verdicts since the last call: one host sync."""
-        pending, self._pending = self._pending, []
-        if not pending:
-            return []
-        rows = torch.stack([torch.stack((v.is_applied, v.loss.float(), v.grad_norm.float())) for v in pending])
-        skipped = []
-        for verdict, (is_applied, loss, grad_norm) in zip(pending, rows.tolist(), strict=True):
-            if is_applied:
-                self.num_consecutive = 0
-                continue
-            self.num_skipped += 1
-            self.num_consecutive += 1
-            skipped.append(SkippedStep(verdict.step, verdict.image_ids, f"loss {loss:g}, gradient norm {grad_norm:g}"))
-        if skipped:
-            self._last = skipped[-1]
-        return skipped
+        share = (1 - torch.clamp(self._num_good / (self._num_good + 1), max=_DECAY)) * is_applied
+        self._means = torch.where(is_applied > 0, self._means + share * (logs - self._means), self._means)
+        self._num_good = self._num_good + is_applied
+        self._high_in_row = torch.where(is_high, self._high_in_row + 1, torch.zeros_like(self._high_in_row))
+        self._keep(step, kept, verdict)
+        return Judgement(is_applied, is_finite.float())
 
-    def check(self) -> None:
-        """Stop a run that only skips.
+    def read(self) -> Verdict[K] | None:
+        """Return the verdict about the step judged last, once; None if there is none that was not read.
 
-        Raises:
-            TrainingError: more than `max_consecutive` steps in a row were skipped, as far as `drain` has read.
+        Waits for that step where nothing has since; the trainer calls it where something has, or must.
         """
-        if self.num_consecutive > self._max_consecutive and self._last is not None:
-            raise TrainingError(
-                f"{self.num_consecutive} steps in a row had a loss or gradient that is not finite "
-                f"({self._last.reason})",
-                where=f"step {self._last.step}, images {self._last.image_ids}",
-                fix="lower optim.lr, train in fp32 (--set train.precision=fp32), or check these images' boxes",
-            )
+        if self._pending is None:
+            return None
+        pending, self._pending = self._pending, None
+        if pending.copied is not None:
+            pending.copied.synchronize()
+        is_applied, is_finite, loss, norm, log_loss, log_norm, num_good = pending.numbers.tolist()
+        usual = [math.exp(log) if num_good else math.nan for log in (log_loss, log_norm)]
+        return Verdict(pending.step, pending.kept, bool(is_applied), bool(is_finite), loss, norm, *usual)
+
+    def state(self) -> dict[str, float]:
+        """Return what a resume needs. Costs a host sync."""
+        values = torch.cat((self._means, torch.stack((self._num_good, self._high_in_row)))).tolist()
+        return dict(zip(_MEANS, values, strict=True))
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Go on from a saved state; forget a verdict that was not read."""
+        self._pending = None
+        log_loss, log_norm, num_good, spikes = (state.get(name, 0.0) for name in _MEANS)
+        self._means.copy_(torch.tensor([log_loss, log_norm]))
+        self._num_good.fill_(num_good)
+        self._high_in_row.fill_(spikes)
+
+    def _keep(self, step: int, kept: K, verdict: Tensor) -> None:
+        if verdict.device.type != "cuda":
+            self._pending = _Pending(step, kept, verdict, None)
+            return
+        host = torch.empty(verdict.shape, pin_memory=True).copy_(verdict, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._pending = _Pending(step, kept, host, copied)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["build_optimizer", "load_optimizer_tensors", "optimizer_tensors"]
+from detronome.engine.parallel import full_tensor, like
+
+__all__ = ["build_optimizer", "load_optimizer_tensors", "materialise_state", "optimizer_tensors"]
 
 
 def build_optimizer(
@@ -37,25 +41,40 @@ def build_optimizer(
     return torch.optim.AdamW(settings, lr=lr, fused=True)
 
 
+def materialise_state(optimizer: torch.optim.Optimizer) -> None:
+    """Make the moments of a fused AdamW now, as zeros, where they are missing; bit for bit as its first update would.
+
+    The update would make them when memory is fullest, and a trial of memory before it would not count them.
+    """
+    for group in optimizer.param_groups:
+        assert group["fused"] and not group["amsgrad"], "other optimisers keep other state"
+        for parameter in group["params"]:
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                }
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Return the optimiser's state as flat tensors named `<parameter>.<moment>`."""
+    """Return the optimiser's state as whole tensors named `<parameter>.<moment>`. Collective where it is sharded."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{names[parameter]}.{key}": value
+        f"{names[parameter]}.{key}": full_tensor(value)
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` returned."""
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` returned, and nothing else. Collective where it is sharded."""
     parameters = dict(model.named_parameters())
+    optimizer.state.clear()
     for full_name, value in tensors.items():
         name, key = full_name.rsplit(".", 1)
         parameter = parameters[name]
         # AdamW keeps its step count on the parameter's device when fused. Moments must have the parameter's memory
         # layout (channels-last convolutions): the fused kernel walks both in the order in which they lie.
-        like = parameter if value.shape == parameter.shape else value
-        optimizer.state[parameter][key] = torch.empty_like(like, dtype=value.dtype, device=parameter.device).copy_(
-            value
-        )
+        is_moment = value.shape == parameter.shape
+        optimizer.state[parameter][key] = like(value, parameter) if is_moment else value.to(parameter.device, copy=True)

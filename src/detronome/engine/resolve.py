@@ -16,6 +16,7 @@ from detronome.data.buckets import parse_buckets
 from detronome.data.build import augment_policy, cached_bytes, resolve_buckets, resolve_workers
 from detronome.data.sampler import steps_per_epoch
 from detronome.data.split import DataSplit
+from detronome.engine.worst_case import resolve_worst_case_first
 from detronome.errors import ConfigError, Problem
 from detronome.runtime.device import resolve_device
 from detronome.runtime.precision import resolve_precision
@@ -75,6 +76,7 @@ def resolve(config: RunConfig, train: DataSplit) -> Resolved:
         "train.eval_epochs": _eval_epochs,
         "batch.micro_batch_size": lambda c: (c.batch.global_batch_size, "the whole effective batch at once"),
         "eval.batch_size": _eval_batch_size,
+        "train.worst_case_first": lambda _: resolve_worst_case_first(resolved.device),
     }
     if isinstance(config.model, RtDetrConfig):
         autos["model.num_queries"] = lambda _: _num_queries(train.index.max_objects_per_image)
@@ -193,9 +195,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.eval_epochs": (1, math.inf),
     "train.log_steps": (1, math.inf),
     "train.checkpoint_minutes": (0, math.inf),
+    "train.keep_checkpoints": (1, math.inf),
     "train.early_stop_patience": (0, math.inf),
     "train.early_stop_min_delta": (0, math.inf),
-    "train.max_skipped_steps": (0, math.inf),
+    "train.hang_minutes": (0, math.inf),
+    "guard.loss_spike_factor": (0, math.inf),
+    "guard.gradient_spike_factor": (0, math.inf),
+    "guard.rewind_steps": (0, math.inf),
+    "guard.max_skipped_steps": (1, math.inf),
+    "guard.max_rollbacks": (0, math.inf),
+    "guard.rollback_lr_factor": (0, 1),
     "eval.batch_size": (1, math.inf),
     "eval.max_detections": (1, math.inf),
 }

@@ -1,34 +1,51 @@
-"""The training run: fit, epochs, steps, evaluation, checkpoints, resume.
+"""The training run: fit, epochs, steps, evaluation, checkpoints, resume, and what to do when a step goes wrong.
 
 Nothing random is carried from step to step: data order, augmentation, dropout and noise follow from (seed, step), so
-a resumed run continues bit for bit on a CPU.
+a resumed run continues bit for bit on a CPU. Over several ranks every decision is made from facts that all share.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-import torch
-from torch import Tensor
-
-from detronome.data.loader import LoaderMeter
 from detronome.data.prefetch import DeviceStream
 from detronome.data.quarantine import Quarantine
-from detronome.engine.checkpoint import Checkpoint, CheckpointFolder, TrainingState
+from detronome.engine.checkpoint import Checkpoint
+from detronome.engine.checkpoint_writer import CheckpointWriter
+from detronome.engine.convergence import ConvergenceWatch
+from detronome.engine.diagnosis import Diagnosis, diagnose
 from detronome.engine.early_stop import BestMetric
-from detronome.engine.evaluator import evaluate
-from detronome.engine.events import Evaluated, Event, ImageQuarantined, Observer, RunEnded, StepLogged, StepSkipped
+from detronome.engine.evaluator import LossMeter, evaluate
+from detronome.engine.events import (
+    CheckpointFailed,
+    Evaluated,
+    Event,
+    ImageQuarantined,
+    MemorySplit,
+    Observer,
+    RolledBack,
+    RunEnded,
+    RunWarned,
+    StepSkipped,
+)
+from detronome.engine.guard import Verdict
+from detronome.engine.log_window import LogWindow
+from detronome.engine.micro_batches import MicroBatchSizes, OutOfMemoryAt
 from detronome.engine.optim import load_optimizer_tensors, optimizer_tensors
-from detronome.engine.step import StepResult, TrainingStep
-from detronome.evaluation.detection import DetectionEvaluator, DetectionMetrics
+from detronome.engine.prospects import Concern
+from detronome.engine.recovery import Ladder, RollBack, Skip, compute_in_fp32
+from detronome.engine.state import TrainingState
+from detronome.engine.step import KeptStep, TrainingStep
+from detronome.evaluation.detection import DetectionEvaluator
+from detronome.losses.terms import BatchTotals
 from detronome.models.detector import Detector
-from detronome.runtime.memory import peak_memory_bytes
-from detronome.runtime.seeding import seed_torch
+from detronome.runtime.distributed import World
+from detronome.runtime.progress import Progress, Section, goodput
 from detronome.runtime.signals import StopRequest
 from detronome.types import Categories, EffectiveBatch
 
@@ -39,7 +56,6 @@ __all__ = ["FitResult", "RunPlan", "Trainer", "Validation"]
 class RunPlan:
     """The length and rhythm of a run."""
 
-    seed: int
     steps_per_epoch: int
     total_steps: int
     log_steps: int
@@ -55,11 +71,13 @@ class Validation:
     """What an evaluation needs."""
 
     batches: Iterable[EffectiveBatch]
-    """All images of the split; iterated once an evaluation."""
+    """This rank's images of the split; iterated once an evaluation."""
     evaluator: DetectionEvaluator
     max_detections: int
     quarantine: Quarantine
     """Counts the images that cannot be used."""
+    sizes: MicroBatchSizes
+    """How many images go through the model at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +86,8 @@ class FitResult:
 
     reason: Literal["finished", "early_stop", "interrupted"]
     state: TrainingState
+    signal: str = ""
+    """Name of the signal that interrupted it."""
 
 
 class Trainer:
@@ -76,15 +96,20 @@ class Trainer:
     Args:
         step: the training step with model, optimiser, guard and average.
         plan: length and rhythm.
-        batches: returns the stream of effective batches from a step on, one a step, to the end of the run.
+        batches: returns the stream of this rank's effective batches from a step on to the end of the run, one a step,
+            without the steps given second.
         quarantine: counts the training images that cannot be used.
         validation: how to evaluate, or None to train without.
         categories: what the labels mean; travels with the weights.
         config: the resolved configuration as plain data; travels with the weights.
-        checkpoints: where checkpoints go.
+        checkpoints: writes them; used by the main rank.
         data_fingerprint: of the training annotations.
         best: follows the metric.
-        observers: are told everything.
+        watch: warns of a run that will not converge.
+        ladder: decides about refused steps.
+        activity: is told what is being done.
+        observers: are told everything; on the main rank.
+        worst_case: runs before the first step of each start.
     """
 
     def __init__(
@@ -92,17 +117,23 @@ class Trainer:
         *,
         step: TrainingStep,
         plan: RunPlan,
-        batches: Callable[[int], DeviceStream],
+        batches: Callable[[int, Collection[int]], DeviceStream],
         quarantine: Quarantine,
         validation: Validation | None,
         categories: Categories,
         config: Mapping[str, Any],
-        checkpoints: CheckpointFolder,
+        checkpoints: CheckpointWriter,
         data_fingerprint: str,
         best: BestMetric,
+        watch: ConvergenceWatch,
+        ladder: Ladder,
+        activity: Progress,
         observers: Sequence[Observer],
+        worst_case: Callable[[Detector], None] = lambda _: None,
     ) -> None:
         self.training_step = step
+        self.parallel = step.parallel
+        self.world: World = step.parallel.world
         self.model = step.model
         self.plan = plan
         self.batches = batches
@@ -113,61 +144,40 @@ class Trainer:
         self.checkpoints = checkpoints
         self.data_fingerprint = data_fingerprint
         self.best = best
-        self.observers = observers
+        self.watch = watch
+        self.ladder = ladder
+        self.activity = activity
+        self.observers = observers if self.world.is_main else ()
+        self.worst_case = worst_case
         self.step = 0
+        self.excluded: set[int] = set()
         self.training_s = 0.0
         self.eval_s = 0.0
         self.best_metrics: dict[str, float] = {}
+        self._window = LogWindow(step.device)
+        step.on_split = self._on_split
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of this run."""
-        state = checkpoint.state
-        self.model.load_state_dict(checkpoint.training or checkpoint.model)
-        if self.training_step.ema is not None:
-            self.training_step.ema.model.load_state_dict(checkpoint.model)
-        load_optimizer_tensors(self.training_step.optimizer, self.model, checkpoint.optimizer or {})
-        if state.scaler:
-            self.training_step.scaler.load_state_dict(state.scaler)
-        self.training_step.guard.num_skipped = state.num_skipped
-        self.training_step.guard.num_consecutive = state.num_consecutive_skips
-        self.quarantine.restore(state.quarantined)
-        self.best.restore(state.best)
-        self.best_metrics = {n: math.nan if v is None else v for n, v in state.best_metrics.items()}
-        self.step, self.training_s, self.eval_s = state.step, state.training_s, state.eval_s
+    # --- the run -----------------------------------------------------------------------------------------------------
 
     def fit(self) -> FitResult:
         """Train to the end of the plan, to an early stop, or to the user's interruption."""
-        started = time.perf_counter()
-        window = _Window(self)
-        last_saved = time.perf_counter()
         validation_batches = self.validation.batches if self.validation is not None else ()
-        with StopRequest() as stop, _closing(validation_batches), _closing(self.batches(self.step)) as batches:
+        with StopRequest() as stop, _closing(validation_batches), self._writing_checkpoints():
             self.model.train()
+            self.worst_case(self.evaluated_model)
             if self.step == 0:
                 self._save()  # A run killed before its first evaluation can be resumed too.
+                self._warn(self.watch.before())
             is_stopping = False
-            while self.step < self.plan.total_steps and not self.best.should_stop and not is_stopping:
-                batch = window.fetch(batches)
-                result = self._train_one(batch)
-                window.add(result, len(batch))
-
-                is_stopping = stop.is_set
-                is_evaluated = self._is_evaluation_step()
-                is_saved = is_evaluated or is_stopping or time.perf_counter() - last_saved > self.plan.checkpoint_s
-                if is_saved or self.step % self.plan.log_steps == 0:
-                    self._report_skips()
-                    self._report_bad_images(self.quarantine)
-                    self._tell(window.close(batches.meter))
-                if is_evaluated and self.validation is not None:
-                    self._evaluate(self.validation)
-                    window.restart()
-                if is_saved:
-                    self._save()
-                    last_saved = time.perf_counter()
-                    window.restart()
+            while not (is_stopping or self._is_over):
+                try:
+                    is_stopping = self._train(stop)
+                except RollBack as request:
+                    self._roll_back(request)
         reason: Literal["finished", "early_stop", "interrupted"] = "finished"
         if self.step < self.plan.total_steps:
             reason = "early_stop" if self.best.should_stop else "interrupted"
+        seconds = self.activity.seconds
         self._tell(
             RunEnded(
                 step=self.step,
@@ -177,10 +187,55 @@ class Trainer:
                 best_metrics=self.best_metrics,
                 training_s=self.training_s,
                 eval_s=self.eval_s,
-                wall_s=time.perf_counter() - started,
+                wall_s=sum(seconds.values()),
+                seconds=seconds,
+                goodput=goodput(seconds),
             )
         )
-        return FitResult(reason=reason, state=self._state())
+        return FitResult(reason=reason, state=self._state(), signal=stop.signal)
+
+    def _train(self, stop: StopRequest) -> bool:
+        """Train until the run is over (False) or someone asks it to stop (True)."""
+        last_saved = time.perf_counter()
+        self._window.restart()
+        with _closing(self.batches(self.step, self.excluded)) as batches:
+            is_stopping = False
+            while not (is_stopping or self._is_over):
+                if self.step not in self.excluded:
+                    self._train_one(batches)
+                self.step += 1
+
+                is_due = time.perf_counter() - last_saved > self.plan.checkpoint_s
+                is_stopping, is_due = self._agree_any(stop.is_set, is_due)
+                is_evaluated = self._is_evaluation_step()
+                is_saved = is_evaluated or is_stopping or is_due
+                if is_saved or self.step % self.plan.log_steps == 0:
+                    self._examine_last_step()
+                    self._log(batches)
+                if is_evaluated and self.validation is not None:
+                    self._evaluate(self.validation)
+                if is_saved:
+                    self._save()
+                    last_saved = time.perf_counter()
+                    self._window.restart()
+        return is_stopping
+
+    def _train_one(self, batches: DeviceStream) -> None:
+        started = time.perf_counter()
+        self.activity.enter(Section.DATA_WAIT, step=self.step, images=batches.next_image_ids)
+        batch = next(batches)
+        wait_s = time.perf_counter() - started
+        totals = self._agree_totals(batch)
+        if totals.num_images == 0:  # no image of this step could be used
+            return
+        result = self.training_step(
+            batch,
+            step=self.step,
+            progress=self.step / self.plan.total_steps,
+            totals=totals,
+            before_update=self._before_update,
+        )
+        self._window.add(result, num_images=totals.num_images, wait_s=wait_s)
 
     @property
     def epoch(self) -> float:
@@ -191,88 +246,296 @@ class Trainer:
         """The average where there is one, else the model itself."""
         return self.model if self.training_step.ema is None else self.training_step.ema.model
 
-    def _train_one(self, batch: EffectiveBatch) -> StepResult:
-        seed_torch("step", self.plan.seed, self.step)
-        result = self.training_step(batch, step=self.step, progress=self.step / self.plan.total_steps)
-        self.step += 1
-        return result
+    @property
+    def _is_over(self) -> bool:
+        return self.step >= self.plan.total_steps or self.best.should_stop
 
     def _is_evaluation_step(self) -> bool:
         return self.step % self.plan.eval_steps == 0 or self.step == self.plan.total_steps
 
-    def _evaluate(self, validation: Validation) -> DetectionMetrics:
-        started = time.perf_counter()
-        metrics = evaluate(
-            self.evaluated_model,
-            validation.batches,
-            validation.evaluator,
-            categories=self.categories,
-            max_detections=validation.max_detections,
+    def _agree_any(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether any rank has raised it."""
+        self.activity.enter(Section.AGREE, step=self.step)
+        return [bool(flag) for flag in self.world.max([float(flag) for flag in flags])]
+
+    def _agree_totals(self, batch: EffectiveBatch) -> BatchTotals:
+        """Return what the losses are divided by: sums over all ranks."""
+        mine = BatchTotals.of(batch.targets, self.model.num_queries)
+        self.activity.enter(Section.AGREE, step=self.step)
+        return BatchTotals(*map(int, self.world.sum([mine.num_images, mine.num_objects, mine.num_matches])))
+
+    # --- steps that went wrong ---------------------------------------------------------------------------------------
+
+    def _before_update(self) -> None:
+        with self.activity.within(Section.CHECKPOINT, step=self.step):
+            self.checkpoints.settle()
+        self._examine_last_step()
+
+    def _examine_last_step(self) -> None:
+        """Read the verdict on the step before, while the weights are those with which it ran; act where it was refused.
+
+        Raises:
+            RollBack, TrainingError: see `Ladder`.
+        """
+        verdict = self.training_step.guard.read()
+        if verdict is None:
+            return
+        if verdict.is_applied:
+            self.ladder.applied()
+            return
+        with self.activity.within(Section.RECOVERY, step=verdict.step):
+            rank, diagnosis = self._diagnose(verdict) if not verdict.is_finite else (0, None)
+            try:
+                if verdict.is_finite:
+                    skip = self.ladder.spike(verdict.step, verdict.reason)
+                else:
+                    skip = self.ladder.not_finite(verdict.step, verdict.reason, diagnosis)
+            except Exception:
+                self._tell_skipped(verdict, rank, diagnosis, Skip())
+                raise
+            if skip.fp32_module:
+                self._compute_in_fp32(skip.fp32_module)
+            self._tell_skipped(verdict, rank, diagnosis, skip)
+
+    def _diagnose(self, verdict: Verdict[KeptStep]) -> tuple[int, Diagnosis | None]:
+        """Run a refused step again on every rank; return the rank where the fault was born, and what was found."""
+        if not self.parallel.can_run_alone:
+            return 0, None
+        kept = verdict.kept
+        found = diagnose(
+            self.model,
+            self.training_step.criterion,
+            kept.micro_batches,
+            totals=kept.totals,
+            progress=kept.progress,
             precision=self.training_step.precision,
             device=self.training_step.device,
+            loss_scale=self.training_step.loss_scale.scale.item(),
+            reseed=lambda: self.training_step.reseed(verdict.step),
+            seen_losses={name: value.item() for name, value in kept.losses.items()},
         )
+        everywhere = self.world.gather(found)
+        # A fault that does not come again has at most left its mark in a rank's losses.
+        marks: list[list[str]] = [[one.where for one in everywhere], [one.loss_term for one in everywhere]]
+        rank = next((r for mark in marks for r, text in enumerate(mark) if text), 0)
+        return rank, everywhere[rank]
+
+    def _tell_skipped(self, verdict: Verdict[KeptStep], rank: int, diagnosis: Diagnosis | None, skip: Skip) -> None:
+        images = [image_id for batch in verdict.kept.micro_batches for image_id in batch.image_ids]
+        self._tell(
+            StepSkipped(
+                step=verdict.step,
+                epoch=verdict.step / self.plan.steps_per_epoch,
+                reason=verdict.reason if diagnosis is None else f"{verdict.reason}: {diagnosis.describe()}",
+                image_ids=images if diagnosis is None else diagnosis.image_ids,
+                rank=rank,
+                module=diagnosis.module if diagnosis else "",
+                dtype=diagnosis.dtype if diagnosis else "",
+                loss_term=diagnosis.loss_term if diagnosis else "",
+                is_reproducible=diagnosis.is_reproducible if diagnosis else None,
+                action=skip.action,
+            )
+        )
+
+    def _compute_in_fp32(self, module: str) -> None:
+        for model in {self.model, self.evaluated_model}:
+            compute_in_fp32(model, module)
+
+    def _roll_back(self, request: RollBack) -> None:
+        """Go on from the last checkpoint: its steps are done again, what was learnt since then is kept."""
+        with self.activity.within(Section.RECOVERY, step=self.step):
+            from_step = self.step
+            self.training_step.drop_gradients()
+            checkpoint = self.world.broadcast(self.checkpoints.load_last() if self.world.is_main else None)
+            assert checkpoint is not None
+            self._restore_training(checkpoint)
+            self.training_step.lr_scale = request.lr_scale
+            self.excluded |= {step for step in request.excluded if step >= self.step}
+        self._tell(
+            RolledBack(
+                step=self.step,
+                epoch=self.epoch,
+                from_step=from_step,
+                reason=request.reason,
+                lr_scale=request.lr_scale,
+                excluded=sorted(self.excluded),
+            )
+        )
+
+    def _on_split(self, failure: OutOfMemoryAt, new_size: int) -> None:
+        self._tell(
+            MemorySplit(
+                step=self.step,
+                epoch=self.epoch,
+                shape=failure.shape,
+                old_size=failure.num_images,
+                new_size=new_size,
+                rank=failure.rank,
+            )
+        )
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of this run, at the beginning of a process. Every rank must be given the same."""
+        state = checkpoint.state
+        self._restore_training(checkpoint)
+        for module in state.fp32_modules:
+            self._compute_in_fp32(module)
+        self.ladder.num_skipped = state.num_skipped
+        self.ladder.num_consecutive = state.num_consecutive_skips
+        self.ladder.num_rollbacks = state.num_rollbacks
+        self.ladder.fp32_modules = list(state.fp32_modules)
+        self.ladder.lr_scale = self.training_step.lr_scale = state.lr_scale
+        self.excluded = set(state.excluded)
+        self.training_step.sizes.restore(state.micro_batch_sizes)
+        self.quarantine.restore(state.quarantined)
+        self.training_s, self.eval_s = state.training_s, state.eval_s
+
+    def _restore_training(self, checkpoint: Checkpoint) -> None:
+        """Take over what training changes: weights, average, optimiser, running means, best metric."""
+        state, step = checkpoint.state, self.training_step
+        self.parallel.load_weights(self.model, checkpoint.training or checkpoint.model)
+        if step.ema is not None:
+            self.parallel.load_weights(step.ema.model, checkpoint.model)
+        load_optimizer_tensors(step.optimizer, self.model, checkpoint.optimizer or {})
+        step.loss_scale.restore(state.scaler)
+        step.guard.restore(state.guard)
+        self.watch.restore(state.convergence)
+        self.best.restore(state.best)
+        self.best_metrics = {n: math.nan if v is None else v for n, v in state.best_metrics.items()}
+        self.step = state.step
+
+    def _state(self) -> TrainingState:
+        step = self.training_step
+        return TrainingState(
+            step=self.step,
+            seconds=self.activity.seconds,
+            saved_at=time.time(),
+            training_s=self.training_s,
+            eval_s=self.eval_s,
+            num_skipped=self.ladder.num_skipped,
+            num_consecutive_skips=self.ladder.num_consecutive,
+            excluded=sorted(self.excluded),
+            guard=step.guard.state(),
+            lr_scale=step.lr_scale,
+            num_rollbacks=self.ladder.num_rollbacks,
+            fp32_modules=list(self.ladder.fp32_modules),
+            micro_batch_sizes=step.sizes.state(),
+            scaler=step.loss_scale.state(),
+            best=self.best.state(),
+            best_metrics={n: None if math.isnan(v) else v for n, v in self.best_metrics.items()},
+            convergence=self.watch.state(),
+            data_fingerprint=self.data_fingerprint,
+            quarantined=self.quarantine.image_ids,
+        )
+
+    def _save(self) -> None:
+        """Begin to write a checkpoint. Every rank takes part in gathering what is spread over them."""
+        with self.activity.within(Section.CHECKPOINT, step=self.step):
+            has_ema = self.training_step.ema is not None
+            checkpoint = Checkpoint(
+                config=self.config,
+                categories=self.categories,
+                state=self._state(),
+                model=self.parallel.weights(self.evaluated_model),
+                training=self.parallel.weights(self.model) if has_ema else None,
+                optimizer=optimizer_tensors(self.training_step.optimizer, self.model),
+            )
+            if self.world.is_main and self.step == 0:
+                self.checkpoints.save_now(checkpoint, is_best=False)
+            elif self.world.is_main:
+                self.checkpoints.save(checkpoint, is_best=self.best.step == self.step)
+        self._report_failed_checkpoints()
+
+    @contextmanager
+    def _writing_checkpoints(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.checkpoints.close(raise_last=False)
+            raise
+        with self.activity.within(Section.CHECKPOINT, step=self.step):
+            self.checkpoints.close(raise_last=True)
+        self._report_failed_checkpoints()
+
+    def _report_failed_checkpoints(self) -> None:
+        for failure in self.checkpoints.drain_failures():
+            self._tell(
+                CheckpointFailed(
+                    step=failure.step, epoch=failure.step / self.plan.steps_per_epoch, reason=failure.reason
+                )
+            )
+
+    # --- evaluation and what is told ---------------------------------------------------------------------------------
+
+    def _evaluate(self, validation: Validation) -> None:
+        started = time.perf_counter()
+        with self.activity.within(Section.EVALUATION, step=self.step):
+            losses = LossMeter(self.training_step.criterion, progress=self.step / self.plan.total_steps)
+            metrics = evaluate(
+                self.parallel.for_evaluation(self.evaluated_model),
+                validation.batches,
+                validation.evaluator,
+                categories=self.categories,
+                max_detections=validation.max_detections,
+                precision=self.training_step.precision,
+                device=self.training_step.device,
+                losses=losses,
+                sizes=validation.sizes,
+                on_split=self._on_split,
+                world=self.world,
+                activity=self.activity,
+            )
         seconds = time.perf_counter() - started
         self.eval_s += seconds
         self._report_bad_images(validation.quarantine)
         is_best = self.best.update(metrics.numbers[self.plan.metric], step=self.step)
         if is_best:
             self.best_metrics = dict(metrics.numbers)
-        self._tell(
-            Evaluated(
-                step=self.step,
-                epoch=self.epoch,
-                metrics=metrics.numbers,
-                per_class_ap=metrics.per_class_ap,
-                is_best=is_best,
-                eval_s=seconds,
-                training_s=self.training_s,
-            )
-        )
-        return metrics
-
-    def _state(self) -> TrainingState:
-        guard = self.training_step.guard
-        return TrainingState(
+        evaluated = Evaluated(
             step=self.step,
+            epoch=self.epoch,
+            metrics=metrics.numbers,
+            per_class_ap=metrics.per_class_ap,
+            is_best=is_best,
+            losses=losses.sums.means(),
+            eval_s=seconds,
             training_s=self.training_s,
-            eval_s=self.eval_s,
-            num_skipped=guard.num_skipped,
-            num_consecutive_skips=guard.num_consecutive,
-            scaler=self.training_step.scaler.state_dict(),
-            best=self.best.state(),
-            best_metrics={n: None if math.isnan(v) else v for n, v in self.best_metrics.items()},
-            data_fingerprint=self.data_fingerprint,
-            quarantined=self.quarantine.image_ids,
         )
+        self._tell(evaluated)
+        self._warn(self.watch.add_evaluation(evaluated))
+        self._window.restart()
 
-    def _save(self) -> None:
-        has_ema = self.training_step.ema is not None
-        self.checkpoints.save(
-            Checkpoint(
-                config=self.config,
-                categories=self.categories,
-                state=self._state(),
-                model=self.evaluated_model.state_dict(),
-                training=self.model.state_dict() if has_ema else None,
-                optimizer=optimizer_tensors(self.training_step.optimizer, self.model),
-            ),
-            is_best=self.step > 0 and self.best.step == self.step,
+    def _log(self, batches: DeviceStream) -> None:
+        self.activity.enter(Section.LOG, step=self.step)
+        self._report_bad_images(self.quarantine)
+        record = self._window.close(
+            batches.meter,
+            step=self.step,
+            epoch=self.epoch,
+            learning_rates={
+                group["name"]: group["lr"]
+                for group in self.training_step.optimizer.param_groups
+                if not group["name"].endswith("_no_decay")
+            },
+            training_s=self.training_s,
+            skipped_steps=self.ladder.num_skipped,
         )
-
-    def _report_skips(self) -> None:
-        guard = self.training_step.guard
-        for skipped in guard.drain():
-            self._tell(
-                StepSkipped(
-                    step=skipped.step,
-                    epoch=skipped.step / self.plan.steps_per_epoch,
-                    reason=skipped.reason,
-                    image_ids=skipped.image_ids,
-                )
-            )
-        guard.check()
+        if record is None:
+            return
+        self.training_s = record.training_s
+        self._tell(record)
+        self._warn(self.watch.add_log(record))
 
     def _report_bad_images(self, quarantine: Quarantine) -> None:
+        """Tell of the images met since the last time, over all ranks.
+
+        Raises:
+            DataError: too many, on every rank.
+        """
+        if self.world.size > 1:
+            quarantine.merge(image for images in self.world.gather(quarantine.take_new()) for image in images)
         for image in quarantine.drain():
             self._tell(
                 ImageQuarantined(
@@ -286,10 +549,15 @@ class Trainer:
                 )
             )
 
-    def _tell(self, event: Event | None) -> None:
-        if event is not None:
-            for observer in self.observers:
-                observer(event)
+    def _warn(self, concerns: Iterable[Concern]) -> None:
+        for concern in concerns:
+            self._tell(
+                RunWarned(step=self.step, epoch=self.epoch, subject=concern.subject, what=concern.what, fix=concern.fix)
+            )
+
+    def _tell(self, event: Event) -> None:
+        for observer in self.observers:
+            observer(event)
 
 
 _T = TypeVar("_T")
@@ -304,66 +572,3 @@ def _closing(batches: _T) -> Iterator[_T]:
         close = getattr(batches, "close", None)
         if close is not None:
             close()
-
-
-class _Window:
-    """Times and sums between two log records; tensors are read once, at the end of the window."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.restart()
-
-    def restart(self) -> None:
-        self.started = time.perf_counter()
-        self.wait_s = 0.0
-        self.num_steps = 0
-        self.num_images = 0
-        self.sums: dict[str, Tensor] = {}
-
-    def fetch(self, batches: Iterator[EffectiveBatch]) -> EffectiveBatch:
-        started = time.perf_counter()
-        batch = next(batches)
-        self.wait_s += time.perf_counter() - started
-        return batch
-
-    def add(self, result: StepResult, num_images: int) -> None:
-        shown = {"loss": result.loss, "grad_norm": result.grad_norm} | {
-            name: value for name, value in result.losses.items() if name.count("_") == 1
-        }
-        for name, value in shown.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.num_steps += 1
-        self.num_images += num_images
-
-    def close(self, meter: LoaderMeter) -> StepLogged | None:
-        """Return the record of the window and begin the next; None when it is empty."""
-        if self.num_steps == 0:
-            return None
-        trainer = self.trainer
-        names = list(self.sums)
-        means = dict(zip(names, (torch.stack([self.sums[n] for n in names]) / self.num_steps).tolist(), strict=True))
-        seconds = time.perf_counter() - self.started
-        trainer.training_s += seconds
-        record = StepLogged(
-            step=trainer.step,
-            epoch=trainer.epoch,
-            loss=means.pop("loss"),
-            grad_norm=means.pop("grad_norm"),
-            losses=means,
-            learning_rates={
-                g["name"]: g["lr"]
-                for g in trainer.training_step.optimizer.param_groups
-                if not g["name"].endswith("_no_decay")
-            },
-            images_per_s=self.num_images / seconds,
-            step_s=seconds / self.num_steps,
-            data_wait_s=self.wait_s / self.num_steps,
-            memory_bytes=peak_memory_bytes(trainer.training_step.device),
-            training_s=trainer.training_s,
-            skipped_steps=trainer.training_step.guard.num_skipped,
-            data_stages_s=meter.image_stage_s,
-            batches_ready=meter.batches_ready,
-        )
-        meter.reset()
-        self.restart()
-        return record

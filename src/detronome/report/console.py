@@ -13,21 +13,14 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from detronome.engine.events import (
-    Evaluated,
-    Event,
-    ImageQuarantined,
-    RunEnded,
-    RunStarted,
-    StepLogged,
-    StepSkipped,
-)
+from detronome.engine.events import Evaluated, Event, RunEnded, RunStarted, StepLogged
 from detronome.report.formats import (
     clean_text,
     format_bytes,
@@ -36,13 +29,17 @@ from detronome.report.formats import (
     format_fixed,
     format_significant,
 )
+from detronome.report.happenings import Happening, happening
 from detronome.report.terminal import is_live, speaks_unicode
+from detronome.runtime.progress import explain
 
 __all__ = ["ConsoleProgress"]
 
 _logger = logging.getLogger(__name__)
 
 _ROWS_PER_TABLE_HEAD = 25
+_SKIPS_SHOWN = 3
+"""Skips of one cause that are shown one by one until something else happens; the rest are counted, the log has all."""
 _METRICS_NARROW = ("AP", "AP50", "AP75")
 _METRICS_WIDE = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 _WIDE_COLUMNS = 100
@@ -84,6 +81,7 @@ class ConsoleProgress:
         self._step_s: float | None = None
         self._shown_at = -math.inf
         self._num_rows = 0
+        self._skips: list[Happening] = []
 
     def __call__(self, event: Event) -> None:
         try:
@@ -91,19 +89,19 @@ class ConsoleProgress:
                 self._on_start(event)
             elif isinstance(event, StepLogged):
                 self._on_step(event)
-            elif isinstance(event, StepSkipped):
-                self._on_skip(event)
-            elif isinstance(event, ImageQuarantined):
-                self._on_bad_image(event)
             elif isinstance(event, Evaluated):
                 self._on_evaluation(event)
             elif isinstance(event, RunEnded):
                 self._on_end(event)
+            elif (happened := happening(event.to_record())) is not None:
+                self._on_happening(happened)
         except Exception:  # a closed pipe or an odd terminal must not cost a run of days
             _logger.debug("the console could not show %r", event, exc_info=True)
 
     def close(self) -> None:
         """Take the live line away and give the terminal back; more events may follow."""
+        with suppress(Exception):
+            self._count_hidden_skips()
         live, self._live = self._live, None
         if live is not None:
             live.stop()
@@ -140,17 +138,30 @@ class ConsoleProgress:
             self._shown_at = self._clock()
             self._write(*self._join(self._segments(), width=None))
 
-    def _on_skip(self, event: StepSkipped) -> None:
-        shown = ", ".join(str(image_id) for image_id in event.image_ids[:8])
-        more = f" and {len(event.image_ids) - 8} more" if len(event.image_ids) > 8 else ""
-        images = f" (images {clean_text(shown)}{more})" if event.image_ids else ""
-        self._write(("yellow", f"warning: step {event.step:,} skipped: {clean_text(event.reason)}{images}"))
+    def _on_happening(self, happened: Happening) -> None:
+        if happened.kind == "skip":
+            if self._skips and self._skips[-1].cause != happened.cause:
+                self._count_hidden_skips()
+            self._skips.append(happened)
+            if len(self._skips) > _SKIPS_SHOWN:
+                return
+        else:
+            self._count_hidden_skips()
+        self._write(("yellow", f"warning: {happened.sentence}"))
+        if happened.fix:
+            self._write(("", f"  fix: {happened.fix}"))
 
-    def _on_bad_image(self, event: ImageQuarantined) -> None:
-        file, reason, action = (clean_text(text) for text in (event.file, event.reason, event.action))
-        self._write(("yellow", f"warning: image {event.image_id} of {event.split} {action}: {file}: {reason}"))
+    def _count_hidden_skips(self) -> None:
+        """End a row of skips: say how many more there were."""
+        hidden, self._skips = self._skips[_SKIPS_SHOWN:], []
+        if hidden:
+            steps = f"{len(hidden):,} more steps" if len(hidden) > 1 else "1 more step"
+            first, last = hidden[0].step, hidden[-1].step
+            place = f"up to step {last:,}" if last > first else f"step {last:,}"
+            self._write(("yellow", f"warning: {steps} skipped for the same reason, {place}; the run log names each"))
 
     def _on_evaluation(self, event: Evaluated) -> None:
+        self._count_hidden_skips()
         if math.isfinite(event.eval_s):
             self._eval_s += max(event.eval_s, 0.0)
         is_wide = self._console is not None and self._console.width >= _WIDE_COLUMNS
@@ -179,6 +190,7 @@ class ConsoleProgress:
         self._refresh()
 
     def _on_end(self, event: RunEnded) -> None:
+        self._count_hidden_skips()
         if self._console is None and self._step is not None:
             self._write(*self._join(self._segments(), width=None))
         self.close()
@@ -194,6 +206,8 @@ class ConsoleProgress:
             ("", f"training {format_duration(event.training_s)}, evaluation {format_duration(event.eval_s)}, "),
             ("", f"in all {format_duration(event.wall_s)}"),
         )
+        if event.seconds:  # none in a log of an earlier version
+            self._write(("", explain(event.seconds)))
 
     def _segments(self) -> list[_Segment]:
         """Return the parts of the progress line in their order, each with its importance."""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from detronome.data.stats import QUERY_COUNTS, SplitStats, relative_boxes, split_stats
 from detronome.data.store.index import AnnotationIndex
 from detronome.report.formats import clean_text, format_count
-from detronome.report.plots import FALLBACK_COLORS
+from detronome.report.svg import FALLBACK_COLORS
 from detronome.runtime.files import write_atomic
 
 __all__ = ["write_data_pictures"]

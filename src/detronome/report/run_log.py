@@ -11,12 +11,12 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from detronome.engine.events import Event, RunStarted
+from detronome.engine.events import Event, RolledBack, RunStarted
 from detronome.errors import DataError
 from detronome.runtime.files import write_atomic
 
@@ -24,13 +24,25 @@ __all__ = ["RunLog", "read_run_log"]
 
 _logger = logging.getLogger(__name__)
 
+Record = dict[str, Any]
+
+_PROOFS = ("step", "eval", "bad_image", "warning", "skip", "split", "rollback")
+"""Kinds told in the order of the run's own steps."""
+_TOLD_AFTER_CHECKPOINT = ("skip", "split", "rollback")
+"""Kinds that, where they carry a checkpoint's step, come of what the run did next."""
+_OF_THE_PROCESS = ("start", "checkpoint_failed")
+"""Kinds that belong to one process and its disk, which a resumed run does not tell again."""
+
 
 class RunLog:
     """An observer that appends each event to a file as one JSON line with the time in ISO 8601.
 
-    Values that JSON does not know (nan, inf) become null. When a run resumes at step `s`, records after `s` are
-    dropped first, so that the log reads as if the run had never stopped; the `start` record of each resume stays.
-    A run that starts at step 0 over an existing log moves that log aside to `<name>.previous`.
+    Values that JSON does not know (nan, inf) become null. When a run resumes from a checkpoint, what was told after
+    that checkpoint is dropped first, so that the log reads as if the run had never stopped; the `start` record of
+    each resume stays. A run that starts at step 0 over an existing log moves that log aside to `<name>.previous`.
+
+    When a run goes back to a checkpoint by itself, the `step` and `eval` records of the steps undone are dropped, so
+    that every curve has one value a step; what led to it (skips, splits, warnings, bad images) stays.
 
     A log that cannot be written (a full disk) is reported once and does not stop the run.
 
@@ -46,6 +58,8 @@ class RunLog:
         try:
             if isinstance(event, RunStarted):
                 self._begin(event.step)
+            elif isinstance(event, RolledBack):
+                self._undo(event.step)
             self._append(event)
             self._has_failed = False
         except (OSError, TypeError, ValueError, DataError) as error:
@@ -60,10 +74,15 @@ class RunLog:
         if step == 0:
             os.replace(self.path, self.path.with_name(f"{self.path.name}.previous"))
             return
-        kept = [
-            record for record in read_run_log(self.path) if record.get("step", 0) <= step and record["kind"] != "end"
-        ]
-        write_atomic(self.path, "".join(_to_line(record) for record in kept))
+        self._rewrite(_told_before_checkpoint(read_run_log(self.path), step))
+
+    def _undo(self, step: int) -> None:
+        if self.path.exists():
+            records = read_run_log(self.path)
+            self._rewrite(r for r in records if r["kind"] not in ("step", "eval") or r.get("step", 0) <= step)
+
+    def _rewrite(self, records: Iterable[Record]) -> None:
+        write_atomic(self.path, "".join(_to_line(record) for record in records))
 
     def _append(self, event: Event) -> None:
         record = event.to_record()
@@ -75,7 +94,7 @@ class RunLog:
             file.flush()
 
 
-def read_run_log(path: Path) -> list[dict[str, Any]]:
+def read_run_log(path: Path) -> list[Record]:
     """Return the records of a run log, oldest first. A last line that a crash cut short is left out.
 
     Raises:
@@ -94,7 +113,7 @@ def read_run_log(path: Path) -> list[dict[str, Any]]:
             f"the run log cannot be read: {error.strerror}", where=str(path), fix="make the file readable"
         ) from error
     lines = content.split(b"\n")
-    records: list[dict[str, Any]] = []
+    records: list[Record] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -112,6 +131,22 @@ def read_run_log(path: Path) -> list[dict[str, Any]]:
             ) from error
         records.append(record)
     return records
+
+
+def _told_before_checkpoint(records: Sequence[Record], step: int) -> list[Record]:
+    """Return the records that a run had written when it took its checkpoint at this step: the others it writes again.
+
+    Steps alone do not tell: a run that went back from step 612 to 500 had told of a skip at 600 before it came to its
+    checkpoint at 550. But a record that is told before a checkpoint at its step proves that all above it was, too.
+    """
+    end = 0
+    for index, record in enumerate(records):
+        if record.get("step", 0) <= step - (record["kind"] in _TOLD_AFTER_CHECKPOINT) and record["kind"] in _PROOFS:
+            end = index + 1
+    later = [
+        record for record in records[end:] if record["kind"] in _OF_THE_PROCESS and record.get("step", 0) <= step
+    ]  # a failed write is told when it is noticed, and not again
+    return [record for record in records[:end] if record["kind"] != "end"] + later
 
 
 def _to_line(record: Mapping[str, Any]) -> str:

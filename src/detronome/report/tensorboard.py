@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detronome.engine.events import Evaluated, Event, RunEnded, RunStarted, StepLogged, StepSkipped
+from detronome.engine.events import Evaluated, Event, RolledBack, RunEnded, RunStarted, StepLogged, StepSkipped
 from detronome.errors import MissingExtraError
+from detronome.report.happenings import happening
+from detronome.runtime.progress import explain
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -20,9 +22,10 @@ _logger = logging.getLogger(__name__)
 
 
 class TensorBoardLog:
-    """An observer that writes losses, metrics, rates, speed and memory for TensorBoard.
+    """An observer that writes losses, metrics, rates, speed, memory and what happened for TensorBoard.
 
-    A resumed run continues its curves: points after the step it resumes from are hidden (`purge_step`).
+    A run that is resumed, or goes back by itself, continues its curves: what lies after the step that it goes on from
+    is hidden (`purge_step`).
 
     Args:
         folder: where the event files go, e.g. `RUN/tensorboard`.
@@ -42,13 +45,14 @@ class TensorBoardLog:
 
     def __call__(self, event: Event) -> None:
         try:
+            if isinstance(event, RolledBack):
+                self.close()
             writer = self._open(event)
             for name, value in _scalars(event):
                 if math.isfinite(value):
                     writer.add_scalar(name, value, event.step)
-            if isinstance(event, RunStarted):
-                facts = {"preset": event.preset, **event.resolved, **event.environment}
-                writer.add_text("run", "\n".join(f"- **{key}**: {value}" for key, value in facts.items()), event.step)
+            for name, text in _texts(event):
+                writer.add_text(name, text, event.step)
             if isinstance(event, (Evaluated, RunEnded)):
                 writer.flush()
             if isinstance(event, RunEnded):
@@ -68,7 +72,8 @@ class TensorBoardLog:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            purge_step = event.step + 1 if isinstance(event, RunStarted) and event.step > 0 else None
+            goes_on = isinstance(event, RolledBack) or (isinstance(event, RunStarted) and event.step > 0)
+            purge_step = event.step + 1 if goes_on else None
             self._writer = SummaryWriter(str(self.folder), purge_step=purge_step)
         return self._writer
 
@@ -95,3 +100,23 @@ def _scalars(event: Event) -> Iterator[tuple[str, float]]:
             yield f"metrics/{name}", value
         for name, value in event.per_class_ap.items():
             yield f"class_AP/{name}", value
+        for name, value in event.losses.items():
+            yield f"validation_loss/{name}", value
+    elif isinstance(event, RunEnded):
+        if event.seconds:
+            yield "goodput/goodput", event.goodput
+        for section, seconds in event.seconds.items():
+            yield f"goodput/{section}_s", seconds
+
+
+def _texts(event: Event) -> Iterator[tuple[str, str]]:
+    """Yield the names and texts (Markdown) that an event contributes."""
+    if isinstance(event, RunStarted):
+        facts = {"preset": event.preset, **event.resolved, **event.environment}
+        yield "run", "\n".join(f"- **{key}**: {value}" for key, value in facts.items())
+    elif isinstance(event, RunEnded):
+        if event.seconds:
+            yield "goodput", explain(event.seconds)
+    elif happened := happening(event.to_record()):
+        fix = f"  \n**fix:** {happened.fix}" if happened.fix else ""
+        yield f"events/{happened.kind}", f"{happened.sentence}{fix}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ import torch
 from detronome.config.schema import AugmentConfig, BatchConfig, DataConfig, RunConfig
 from detronome.data import build
 from detronome.data.build import augment_policy, build_eval_batches, build_train_batches, resolve_workers
+from detronome.data.sampler import Share
 from detronome.data.split import label_map, open_split
 from detronome.errors import ConfigError, DataError
 from detronome.types import Categories
@@ -38,6 +39,16 @@ def test_a_folder_becomes_batches(tmp_path: Path, write_coco: WriteCoco) -> None
     with build_eval_batches(CONFIG, val, categories, batch_size=2, workers=0, device=CPU) as evaluation:
         assert sum(len(batch) for batch in evaluation) == 5
         assert max(len(batch) for batch in evaluation) <= 2
+
+
+def test_a_rank_gets_its_share_of_a_folder(tmp_path: Path, write_coco: WriteCoco) -> None:
+    split = open_split(write_coco(tmp_path, 10), "train")
+    categories, share = split.index.categories, Share(1, 3)
+    options: dict[str, Any] = {"workers": 0, "device": CPU}
+    batches = list(build_train_batches(CONFIG, split, categories, 0, 5, **options, share=share, excluded=[2]))
+    assert [len(batch) for batch in batches] == [1] * 4
+    evaluation = [build_eval_batches(CONFIG, split, categories, 2, **options, share=Share(r, 3)) for r in range(3)]
+    assert sum(len(batch) for batches in evaluation for batch in batches) == 10
 
 
 def test_missing_images_are_listed_up_to_ten(tmp_path: Path, write_coco: WriteCoco) -> None:
@@ -107,7 +118,7 @@ def test_ids_with_quite_other_meanings_are_refused(tmp_path: Path, write_coco: W
     [(1, "cpu", 0), (2, "cpu", 0), (16, "cpu", 4), (1, "cuda", 1), (2, "cuda", 1), (64, "cuda", 8)],
 )
 def test_automatic_workers(monkeypatch: pytest.MonkeyPatch, cpus: int, device: str, workers: int) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
+    monkeypatch.setattr(build, "usable_cpus", lambda: cpus)
     monkeypatch.setattr(build, "_free_shared_memory_bytes", lambda: 2**40)
     number, reason = resolve_workers(CONFIG, device, SIZES_HW)
     assert number == workers
@@ -116,7 +127,7 @@ def test_automatic_workers(monkeypatch: pytest.MonkeyPatch, cpus: int, device: s
 
 def test_workers_fit_the_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Docker gives 64 MiB; one prefetched batch of the DETR recipe can be 68 MB."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(build, "usable_cpus", lambda: 16)
     monkeypatch.setattr(build, "_free_shared_memory_bytes", lambda: 64 * 2**20)
     none = 0, "/dev/shm has room for the prefetched batches of 0 workers"
     assert resolve_workers(RunConfig(), "cuda", SIZES_HW) == none
@@ -131,6 +142,31 @@ def test_workers_fit_the_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         3,
         1,
     ]
+
+
+@pytest.mark.parametrize(
+    ("local_size", "device", "workers"), [(2, "cpu", 2), (8, "cpu", 0), (2, "cuda", 7), (8, "cuda", 1), (64, "cuda", 1)]
+)
+def test_ranks_of_a_machine_divide_its_processors(
+    monkeypatch: pytest.MonkeyPatch, local_size: int, device: str, workers: int
+) -> None:
+    monkeypatch.setattr(build, "usable_cpus", lambda: 16)
+    monkeypatch.setattr(build, "_free_shared_memory_bytes", lambda: 2**40)
+    number, reason = resolve_workers(CONFIG, device, SIZES_HW, local_size)
+    assert number == workers
+    assert f"{max(1, 16 // local_size)} for each of {local_size} ranks" in reason.replace(" processors", "")
+
+
+def test_ranks_of_a_machine_divide_its_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four ranks hold a quarter of a batch each, in a quarter of the room; of two images, each holds one."""
+    monkeypatch.setattr(build, "usable_cpus", lambda: 64)
+    four_workers = 4 * 2 * 4 * 4 * 32 * 64  # with two batches each, of four images of 32x64 pixels in four bytes
+    monkeypatch.setattr(build, "_free_shared_memory_bytes", lambda: four_workers)
+    assert resolve_workers(CONFIG, "cuda", SIZES_HW)[0] == 4
+    number, reason = resolve_workers(CONFIG, "cuda", SIZES_HW, 4)
+    assert number == 4 and reason == "/dev/shm has room for the prefetched batches of 4 workers for each of 4 ranks"
+    pair = replace(CONFIG, batch=BatchConfig(global_batch_size=2))
+    assert resolve_workers(pair, "cuda", SIZES_HW, 4)[0] == 4
 
 
 def test_workers_that_were_asked_for() -> None:

@@ -229,13 +229,19 @@ def test_bad_images_are_replaced_alike_by_whoever_loads_them(folder: Path, worke
     assert_same(list(resumed), plain[4:])
 
 
-def test_bad_images_are_left_out_but_a_step_is_never_empty(folder: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_images_are_left_out_and_a_step_without_any_image_is_still_a_step(folder: Path, workers: int) -> None:
     spoil(folder, *range(7))
     options: dict[str, Any] = {"on_bad_image": "skip", "quarantine": Quarantine("train", 10, 1.0)}
-    batches = list(train(folder, 0, **options))
-    assert {image_id for batch in batches for image_id in batch.image_ids} <= {91, 92, 93}
-    assert all(1 <= len(batch) <= 3 for batch in batches)
-    assert any("replaced" in image.action for image in options["quarantine"].drain())
+    batches = list(train(folder, workers, **options))
+    assert {image_id for batch in batches for image_id in batch.image_ids} == {91, 92, 93}
+    assert len(batches) == 8 and any(batch.parts == () and batch.image_ids == [] for batch in batches)
+    assert {image.action for image in options["quarantine"].drain()} == {"left out"}
+
+
+def test_no_replacement_to_be_found_leaves_the_image_out(folder: Path) -> None:
+    spoil(folder, *range(10))
+    assert [batch.parts for batch in train(folder, 0, on_bad_image="replace", total_steps=2)] == [(), ()]
 
 
 def test_a_replacement_is_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

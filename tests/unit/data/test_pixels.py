@@ -16,6 +16,7 @@ from detronome.config.schema import AugmentConfig, BatchConfig, RunConfig
 from detronome.data.build import build_train_batches
 from detronome.data.prefetch import DeviceStream
 from detronome.data.split import open_split
+from detronome.data.store.cache import PixelCache
 from detronome.types import EffectiveBatch
 
 WriteCoco = Callable[..., Path]
@@ -69,6 +70,25 @@ def test_from_the_second_epoch_on_nothing_is_decoded(folder: Path) -> None:
             stream.meter.reset()
             next(stream)
             assert ("decode" in stream.meter.stage_s) == (step < 3)
+
+
+@pytest.mark.parametrize(("cache", "budgets"), [("ram", {2**30}), ("disk", {2**32})])
+def test_ranks_of_a_machine_divide_the_memory_of_the_cache_but_not_its_disk(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cache: str, budgets: set[int]
+) -> None:
+    create = PixelCache.create
+    given = set()
+
+    def spy(**options: Any) -> PixelCache:
+        given.add(options["budget_bytes"])
+        return create(**options)
+
+    monkeypatch.setattr(PixelCache, "create", spy)
+    config = apply_overrides(CONFIG, {"data.cache": cache, "data.cache_gib": 4.0})
+    split = open_split(folder, "train")
+    with build_train_batches(config, split, split.index.categories, 0, 1, 0, CPU, local_size=4) as stream:
+        next(stream)
+    assert given == budgets
 
 
 def test_a_changed_file_is_not_served_from_the_cache(folder: Path) -> None:

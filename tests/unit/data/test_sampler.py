@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from detronome.data.sampler import (
+    Share,
     StepSampler,
     epoch_order,
     epoch_permutation,
@@ -96,10 +99,9 @@ def test_the_order_by_shards_is_the_same_in_every_version() -> None:
     ]
 
 
-def sampler(start_step: int, total_steps: int = 12) -> StepSampler:
-    return StepSampler(
-        epoch_order(7, 10), start_step=start_step, total_steps=total_steps, num_images=10, global_batch_size=3
-    )
+def sampler(start_step: int, total_steps: int = 12, **changes: Any) -> StepSampler:
+    options: dict[str, Any] = {"num_images": 10, "global_batch_size": 3, **changes}
+    return StepSampler(epoch_order(7, 10), start_step=start_step, total_steps=total_steps, **options)
 
 
 @pytest.mark.parametrize("k", [0, 1, 3, 5, 12])
@@ -113,3 +115,45 @@ def test_a_resumed_order_is_the_rest_of_the_whole(k: int) -> None:
 def test_nothing_is_left_after_the_end() -> None:
     assert list(sampler(20)) == []
     assert len(sampler(20)) == 0
+
+
+def test_a_share_of_nothing_is_nothing() -> None:
+    assert Share(1, 3).of([]) == []
+    assert Share().of([1, 2]) == [1, 2]
+    with pytest.raises(AssertionError):
+        Share(3, 3)
+
+
+@given(st.integers(1, 7), st.integers(1, 40), st.integers(1, 20), st.integers(0, 30))
+def test_the_ranks_shares_make_up_the_step(num_ranks: int, num_images: int, batch: int, start_step: int) -> None:
+    """No image is lost, none comes twice, and all ranks count the same steps, also those of which they get nothing."""
+    order = epoch_order(3, num_images)
+
+    def steps(share: Share) -> list[list[tuple[int, int]]]:
+        end = start_step + 5
+        options: dict[str, Any] = {"num_images": num_images, "global_batch_size": batch, "share": share}
+        return list(StepSampler(order, start_step=start_step, total_steps=end, **options))
+
+    whole = steps(Share())
+    shares = [steps(Share(rank, num_ranks)) for rank in range(num_ranks)]
+    for n, keys in enumerate(whole):
+        assert sorted(key for share in shares for key in share[n]) == sorted(keys)
+        sizes = [len(share[n]) for share in shares]
+        assert sum(sizes) == len(keys) and max(sizes) - min(sizes) <= 1
+    assert {len(share) for share in shares} == {5}
+
+
+@given(st.integers(0, 14), st.sets(st.integers(-3, 20)))
+def test_excluded_steps_are_passed_over_and_the_others_stay(start_step: int, excluded: set[int]) -> None:
+    whole = list(sampler(0))
+    kept = sampler(start_step, excluded=excluded)
+    expected = [keys for step, keys in enumerate(whole) if step >= start_step and step not in excluded]
+    assert list(kept) == [kept[n] for n in range(len(kept))] == expected
+    assert len(kept) == len(expected)
+
+
+def test_a_step_far_into_a_run_is_found_at_once() -> None:
+    far = sampler(10**12, 10**12 + 10**9, excluded=[5, 10**12, 10**12 + 2])
+    assert len(far) == 10**9 - 2
+    assert far[0] == sampler(10**12 + 1, 10**12 + 2)[0]
+    assert far[10**9 - 3] == sampler(10**12 + 10**9 - 1, 10**12 + 10**9)[0]

@@ -1,53 +1,25 @@
-import errno
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.engine.checkpoints import assert_same, checkpoint_of
 
-from detronome.engine import checkpoint as module
 from detronome.engine.checkpoint import (
     Checkpoint,
     CheckpointFolder,
-    TrainingState,
     find_checkpoint,
     load_checkpoint,
+    load_last_good,
 )
 from detronome.errors import CheckpointError
-from detronome.types import Categories
-
-STATE = TrainingState(
-    step=0,
-    training_s=1.25,
-    num_skipped=3,
-    scaler={"scale": 2.0},
-    best={"value": 0.1, "step": 7, "num_without_gain": 0, "patience_value": None},
-    best_metrics={"AP": 0.1 + 0.2, "AP_large": None},
-    data_fingerprint="abc",
-)
-
-
-def checkpoint_of(step: int, *, with_training: bool = True) -> Checkpoint:
-    generator = torch.Generator().manual_seed(step)
-    weights = {"a.weight": torch.randn(4, 3, generator=generator), "a.count": torch.tensor(step)}
-    return Checkpoint(
-        config={"preset": "nano", "model": {"widths": [8, 16]}, "optim": {"lr": 0.1}},
-        categories=Categories((3, 7), ("rød", "blue")),
-        state=TrainingState(**{**vars(STATE), "step": step}),
-        model=weights,
-        training={name: value + 1 for name, value in weights.items()} if with_training else None,
-        optimizer={"a.weight.exp_avg": torch.randn(4, 3, generator=generator), "a.weight.step": torch.tensor(5.0)},
-    )
-
-
-def assert_same(read: Checkpoint, written: Checkpoint) -> None:
-    assert (read.config, read.categories, read.state) == (written.config, written.categories, written.state)
-    for part in ("model", "training", "optimizer"):
-        ours, theirs = getattr(written, part), getattr(read, part)
-        assert (ours is None) == (theirs is None)
-        assert (ours or {}).keys() == (theirs or {}).keys()
-        for name in ours or {}:
-            assert ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name])
 
 
 @pytest.mark.parametrize("with_training", [True, False])
@@ -128,7 +100,7 @@ def test_another_format_version_is_refused(tmp_path: Path) -> None:
     path = CheckpointFolder(tmp_path).save(checkpoint_of(12), is_best=True)
     record = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**record, "format_version": 99}))
-    with pytest.raises(CheckpointError, match="format 99, this version reads 1"):
+    with pytest.raises(CheckpointError, match="format 99, this version reads 2"):
         load_checkpoint(path)
 
 
@@ -142,43 +114,165 @@ def test_only_last_and_best_are_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "last").readlink().is_absolute()
 
 
-@pytest.mark.parametrize("failing_call", [1, 2, 3, "state.json", "rename"])
-def test_a_full_disk_at_any_moment_leaves_the_older_checkpoints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_call: int | str
+@settings(max_examples=50)
+@given(
+    keep_last=st.integers(1, 4),
+    saves=st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=8),
+)
+def test_the_newest_few_and_the_best_are_kept_in_any_sequence(keep_last: int, saves: list[tuple[int, bool]]) -> None:
+    with TemporaryDirectory() as name, patch("os.fsync"):
+        folder = CheckpointFolder(Path(name), keep_last)
+        written: list[Path] = []
+        best: Path | None = None
+        for step, is_best in saves:  # steps in any order and repeated: the run is rolled back now and then
+            written.append(folder.save(checkpoint_of(step), is_best=is_best))
+            best = written[-1] if is_best else best
+            newest = dict.fromkeys(path.name for path in reversed(written))
+            kept = set(list(newest)[:keep_last]) | ({best.name} if best else set())
+            links = {"last", "best"} if best else {"last"}
+            assert {path.name for path in Path(name).iterdir()} == kept | links
+            assert find_checkpoint(Path(name), prefer="last") == written[-1].resolve()
+            assert find_checkpoint(Path(name)) == (best or written[-1]).resolve()
+            assert (Path(name) / "last").resolve() == written[-1].resolve()
+        assert_same(load_checkpoint(written[-1], with_training=True), checkpoint_of(saves[-1][0]))
+
+
+def test_the_newest_is_told_by_when_it_was_written_also_when_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=3)
+    for step, clock in ((1, 500), (2, 300), (3, 400)):
+        monkeypatch.setattr("time.time_ns", lambda clock=clock: clock)
+        path = folder.save(checkpoint_of(step), is_best=False)
+        assert find_checkpoint(tmp_path, prefer="last") == path.resolve()
+
+
+def test_a_damaged_folder_is_not_counted_and_not_deleted(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=2)
+    one, two = (folder.save(checkpoint_of(step), is_best=False) for step in (1, 2))
+    (two / "model.safetensors").write_bytes(b"")
+    three = folder.save(checkpoint_of(3), is_best=False)
+    assert sorted(tmp_path.glob("step-*")) == [one, two, three]
+    four = folder.save(checkpoint_of(4), is_best=False)
+    assert sorted(tmp_path.glob("step-*")) == [two, three, four]
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "gone": lambda path: shutil.rmtree(path),
+    "record gone": lambda path: (path / "state.json").unlink(),
+    "record cut": lambda path: (path / "state.json").write_bytes((path / "state.json").read_bytes()[:100]),
+    "file gone": lambda path: (path / "optimizer.safetensors").unlink(),
+    "file cut": lambda path: (path / "model.safetensors").write_bytes(b"12"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_find_passes_over_a_damaged_newest_whatever_the_link_says(tmp_path: Path, damage: str) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints", keep_last=2)
+    older, newest = (folder.save(checkpoint_of(step), is_best=False) for step in (1, 2))
+    DAMAGES[damage](newest)
+    for path in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "last"):
+        assert find_checkpoint(path, prefer="last") == older.resolve()
+        checkpoint, problems = load_last_good(path)
+        assert_same(checkpoint, checkpoint_of(1))
+        assert len(problems) == (damage not in ("gone", "record gone"))
+        assert all(newest.name in problem.where for problem in problems)
+
+
+def test_a_missing_link_is_no_loss(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path)
-    folder.save(checkpoint_of(1), is_best=True)
-    folder.save(checkpoint_of(2), is_best=False)
-    before = sorted(p.name for p in tmp_path.iterdir())
-    full = OSError(errno.ENOSPC, "No space left on device")
-    calls = 0
-    original = module.save_file
+    best, last = folder.save(checkpoint_of(1), is_best=True), folder.save(checkpoint_of(2), is_best=False)
+    (tmp_path / "last").unlink()
+    (tmp_path / "best").unlink()
+    assert find_checkpoint(tmp_path / "best", prefer="last") == best.resolve()
+    assert find_checkpoint(tmp_path / "last") == last.resolve()
 
-    def save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == failing_call:
-            path.write_bytes(b"half of it")
-            raise full
-        original(tensors, path)
 
+def test_a_link_that_the_user_set_is_followed(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=2)
+    chosen, _ = (folder.save(checkpoint_of(step), is_best=True) for step in (1, 2))
+    (tmp_path / "best").unlink()
+    (tmp_path / "best").symlink_to(chosen.name)
+    assert find_checkpoint(tmp_path / "best") == chosen.resolve()
+
+
+def test_resuming_falls_back_over_content_that_only_the_hash_tells(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=3)
+    paths = [folder.save(checkpoint_of(step), is_best=False) for step in (1, 2, 3)]
+    for path, name in ((paths[1], "model.safetensors"), (paths[2], "optimizer.safetensors")):
+        content = bytearray((path / name).read_bytes())
+        content[-1] ^= 1
+        (path / name).write_bytes(content)
+    checkpoint, problems = load_last_good(tmp_path)
+    assert_same(checkpoint, checkpoint_of(1))
+    assert [Path(problem.where).parent.name for problem in problems] == ["step-00000003", "step-00000002"]
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load_last_good(paths[2])  # named itself: no substitute
+
+
+def test_when_all_are_damaged_all_is_told(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=2)
+    for step in (1, 2):
+        (folder.save(checkpoint_of(step), is_best=False) / "model.safetensors").unlink()
+    for look in (find_checkpoint, load_last_good):
+        with pytest.raises(CheckpointError, match="is missing") as error:
+            look(tmp_path)
+        assert len(error.value.problems) == 2
+
+
+def test_a_disk_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
-        raise full
+        raise PermissionError(1, "Operation not permitted")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "save_file", save_file)
-        if failing_call == "state.json":
-            patch.setattr(Path, "write_text", refuse)
-        if failing_call == "rename":
-            patch.setattr("os.rename", refuse)
-        with pytest.raises(CheckpointError, match="No space left") as error:
-            folder.save(checkpoint_of(3), is_best=True)
+    monkeypatch.setattr("os.symlink", refuse)
+    folder = CheckpointFolder(tmp_path)
+    best, last = folder.save(checkpoint_of(1), is_best=True), folder.save(checkpoint_of(2), is_best=False)
+    assert find_checkpoint(tmp_path) == best.resolve()
+    assert find_checkpoint(tmp_path / "last", prefer="last") == last.resolve()
+
+
+def test_a_disk_that_is_too_small_is_told_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+    with pytest.raises(CheckpointError) as error:
+        CheckpointFolder(tmp_path).save(checkpoint_of(3), is_best=False)
+    assert "No space left on device: 164 B are needed, 100 B are free" in str(error.value)
     assert "step 3" in str(error.value) and "older checkpoints are intact" in str(error.value)
-    assert sorted(p.name for p in tmp_path.iterdir()) == before
-    assert_same(load_checkpoint(tmp_path / "best", with_training=True), checkpoint_of(1))
-    assert_same(load_checkpoint(tmp_path / "last", with_training=True), checkpoint_of(2))
-    folder.save(checkpoint_of(3), is_best=True)
-    assert load_checkpoint(tmp_path / "last").state.step == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+NOT_FINITE = (float("nan"), float("inf"), float("-inf"))
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def test_no_value_that_is_not_finite_is_ever_written(tmp_path: Path) -> None:
+    folder, generator, num_told = CheckpointFolder(tmp_path), np.random.default_rng(0), 0
+    for _ in range(1000):
+        shapes = {"a": (4, 3), "b": (), "c": (2, 3, 5, 5), "d": (0, 7)}
+        dtype = DTYPES[generator.integers(len(DTYPES))]
+        parts = {
+            part: {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+            for part in ("model", "training", "optimizer")
+        }
+        part = ("model", "training", "optimizer")[generator.integers(3)]
+        name = "abc"[generator.integers(3)]
+        values = parts[part][name].view(-1)
+        values[generator.integers(len(values))] = NOT_FINITE[generator.integers(3)]
+        with pytest.raises(CheckpointError, match=f"not finite: {part}/{name}\n") as error:
+            folder.save(Checkpoint(**{**vars(checkpoint_of(1)), **parts}), is_best=True)
+        num_told += len(error.value.problems)
+        assert list(tmp_path.iterdir()) == []
+    assert num_told == 1000
+
+
+def test_largest_finite_values_are_written(tmp_path: Path) -> None:
+    model = {
+        str(dtype): torch.tensor([torch.finfo(dtype).max, torch.finfo(dtype).min, 0]).to(dtype) for dtype in DTYPES
+    }
+    model = {name: value.nan_to_num() for name, value in model.items()}
+    model |= {"empty": torch.zeros(0, 3), "bool": torch.tensor([True]), "int": torch.tensor(2**62)}
+    written = Checkpoint(**{**vars(checkpoint_of(1)), "model": model})
+    assert_same(load_checkpoint(CheckpointFolder(tmp_path).save(written, is_best=True), with_training=True), written)
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
@@ -192,11 +286,12 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "last", "step-00000001", "step-00000002"]
 
 
-def test_a_damaged_folder_of_the_same_step_is_written_again(tmp_path: Path) -> None:
+def test_a_step_that_is_written_again_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path)
-    path = folder.save(checkpoint_of(2), is_best=True)
-    (path / "model.safetensors").write_bytes(b"")
-    folder.save(checkpoint_of(2), is_best=True)
+    damaged = folder.save(checkpoint_of(2), is_best=True)
+    (damaged / "model.safetensors").write_bytes(b"")
+    again = folder.save(checkpoint_of(2), is_best=True)
+    assert again.name == "step-00000002-2"
     assert_same(load_checkpoint(tmp_path / "last", with_training=True), checkpoint_of(2))
 
 

@@ -10,12 +10,17 @@ from detronome.config.schema import DetrConfig, LossConfig, RtDetrConfig
 from detronome.data.collate import collate
 from detronome.engine import schedule as schedules
 from detronome.engine.ema import ModelEma
-from detronome.engine.guard import SkippedStep, StepGuard
+from detronome.engine.guard import StepGuard
+from detronome.engine.micro_batches import MicroBatchSizes
 from detronome.engine.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
-from detronome.engine.step import TrainingStep
+from detronome.engine.parallel import Parallel
+from detronome.engine.step import KeptStep, TrainingStep
 from detronome.losses.build import build_criterion
+from detronome.losses.terms import BatchTotals
 from detronome.models.build import build_model
 from detronome.models.detector import Detector
+from detronome.runtime.distributed import ALONE
+from detronome.runtime.precision import Precision
 from detronome.types import Batch, EffectiveBatch, Target
 
 CPU = torch.device("cpu")
@@ -62,22 +67,27 @@ def training_step(
     *,
     micro_batch_size: int = 8,
     clip_norm: float = 0.0,
-    max_consecutive: int = 5,
     lr: float = 1e-3,
     ema: bool = False,
+    precision: Precision = "fp32",
 ) -> TrainingStep:
     return TrainingStep(
-        model=model,
+        parallel=Parallel(model, ALONE),
         criterion=build_criterion(LossConfig()),
         optimizer=build_optimizer(model, lr=lr, backbone_lr=lr, weight_decay=1e-4, decay_one_dimensional=True),
         schedule=schedules.constant(),
-        guard=StepGuard(model, max_consecutive=max_consecutive),
+        guard=StepGuard(model, CPU),
         ema=ModelEma(model, decay=0.9) if ema else None,
-        micro_batch_size=micro_batch_size,
+        sizes=MicroBatchSizes(micro_batch_size),
         clip_norm=clip_norm,
-        precision="fp32",
+        precision=precision,
         device=CPU,
     )
+
+
+def accumulate(step: TrainingStep, batch: EffectiveBatch) -> KeptStep:
+    totals = BatchTotals.of(batch.targets, step.model.num_queries)
+    return step.gradients(batch, totals=totals, step=0, progress=0.5)
 
 
 def everything(step: TrainingStep) -> dict[str, Tensor]:
@@ -111,8 +121,8 @@ def gradients(
     micro_batch_size: int, counts: Sequence[int], sizes_hw: Sequence[tuple[int, int]]
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     step = training_step(small_detr(), micro_batch_size=micro_batch_size)
-    loss, losses = step._accumulate(batch_of(counts, sizes_hw), progress=0.5)
-    return loss, losses, {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
+    kept = accumulate(step, batch_of(counts, sizes_hw))
+    return kept.loss, kept.losses, {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
 
 
 def relative_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
@@ -149,7 +159,7 @@ def test_gradient_of_the_fast_family_does_not_depend_on_the_cut_either() -> None
                 module.eval()
         step = training_step(model, micro_batch_size=micro_batch_size)
         step.criterion = build_criterion(LossConfig(classification="quality"))
-        step._accumulate(batch_of(COUNTS, PADDED), progress=0.5)
+        accumulate(step, batch_of(COUNTS, PADDED))
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
     grads, cut_grads = run(8), run(2)
@@ -167,8 +177,8 @@ def in_buckets(batch: EffectiveBatch) -> EffectiveBatch:
 def test_gradient_of_buckets_does_not_depend_on_the_cut() -> None:
     def run(micro_batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
         step = training_step(small_detr(), micro_batch_size=micro_batch_size)
-        loss, _ = step._accumulate(in_buckets(batch_of(COUNTS, PADDED)), progress=0.5)
-        return loss, {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
+        kept = accumulate(step, in_buckets(batch_of(COUNTS, PADDED)))
+        return kept.loss, {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
 
     loss, grads = run(8)
     for micro_batch_size in (1, 2, 3):
@@ -190,11 +200,11 @@ def test_a_batch_without_any_object_trains_the_no_object_class() -> None:
 def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_reported(clip_norm: float) -> None:
     batch = batch_of((2, 1))
     reference = training_step(small_detr())
-    reference._accumulate(batch, progress=0.5)
+    accumulate(reference, batch)
     norm = torch.nn.utils.get_total_norm([p.grad for p in reference.model.parameters() if p.grad is not None])
 
     step = training_step(small_detr(), clip_norm=clip_norm)
-    step._accumulate(batch, progress=0.5)
+    accumulate(step, batch)
     torch.testing.assert_close(step._clip(), norm)
     clipped = torch.nn.utils.get_total_norm([p.grad for p in step.model.parameters() if p.grad is not None])
     torch.testing.assert_close(clipped, norm.clamp(max=clip_norm), rtol=1e-4, atol=0)
@@ -213,6 +223,7 @@ class PoisonedCriterion(nn.Module):
     def __init__(self, criterion: nn.Module) -> None:
         super().__init__()
         self.criterion = criterion
+        self.weights = criterion.weights
         self.factor = 1.0
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
@@ -239,14 +250,15 @@ def test_a_step_that_is_not_finite_changes_no_bit_and_is_told(factor: float, num
         assert all(name.startswith("optim.") and not after[name].any() for name in made)
         before |= {name: after[name] for name in made}
     assert differing(before, after) == []
-    (skipped,) = step.guard.drain()
-    assert isinstance(skipped, SkippedStep)
-    assert (skipped.step, skipped.image_ids) == (num_good, [100, 101])
+    verdict = step.guard.read()
+    assert verdict is not None and not verdict.is_applied and not verdict.is_finite
+    assert (verdict.step, verdict.kept.micro_batches[0].image_ids) == (num_good, [100, 101])
 
     criterion.factor = 1.0
     step(batch_of((2, 0), seed=10), step=num_good + 1, progress=0.1)
     changed = differing(before, everything(step))
-    assert step.guard.drain() == []
+    verdict = step.guard.read()
+    assert verdict is not None and verdict.is_applied
     assert {name.partition(".")[0] for name in changed} == {"model", "optim", "ema"}
     assert all(value.isfinite().all() for value in everything(step).values())
 
@@ -256,7 +268,8 @@ def test_weights_that_have_become_nan_do_not_break_the_matcher() -> None:
     with torch.no_grad():
         next(p for name, p in step.model.named_parameters() if "class_embed" in name).fill_(math.nan)
     step(batch_of((2, 0, 1)), step=0, progress=0.1)
-    assert len(step.guard.drain()) == 1
+    verdict = step.guard.read()
+    assert verdict is not None and not verdict.is_finite
 
 
 def toy() -> nn.Module:

@@ -1,0 +1,76 @@
+"""The commands, and what becomes of an error that one of them raises. No torch is imported for `--help`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from detronome.errors import ConfigError, DetronomeError
+
+__all__ = ["app", "run"]
+
+EXIT_ERROR = 1
+
+app = App(
+    name="detronome",
+    help="Train, evaluate and deploy detection transformers (DETR) on COCO-format data.",
+    help_epilogue="Begin with: detronome demo",
+    version_flags=["--version"],
+    print_error=False,
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+)
+app.command("detronome.cli.demo:demo", help="Embedded data: train, evaluate, pictures, report, in minutes on a CPU.")
+app.command("detronome.cli.data:app", name="data", help="Download, check, convert, look at and prepare data sets.")
+app.command(
+    "detronome.cli.train:train",
+    help="Train on a data folder.",
+    help_epilogue="Ctrl-C, SIGTERM and SIGUSR1 save within a step and end with the line that goes on with the run; a "
+    "second signal ends at once. Exit codes: 0 the run has ended, 1 an error that the message explains, 130, 143 or "
+    "138 interrupted by one of these signals.",
+)
+app.command("detronome.cli.evaluate:evaluate", name="eval", help="Measure a checkpoint, or a results file of any tool.")
+app.command("detronome.cli.predict:predict", help="Find objects in images: pictures and COCO results.")
+app.command("detronome.cli.report:report", help="Write the HTML page of a run, or compare several.")
+
+
+def run(arguments: Sequence[str] | None) -> None:
+    """Run a command; a mistake is printed and ends the process with 1."""
+    try:
+        try:
+            app(arguments)
+        finally:
+            sys.stdout.flush()
+    except CycloptsError as error:
+        from detronome.cli.render import print_error
+
+        error.verbose = False
+        command = " ".join(("detronome", *(error.command_chain or ())))
+        print_error(ConfigError(str(error), where=command, fix=f"see {command} --help"))
+        sys.exit(EXIT_ERROR)
+    except DetronomeError as error:
+        from detronome.cli.render import print_error
+
+        print_error(error)
+        sys.exit(EXIT_ERROR)
+    except BrokenPipeError:
+        # The reader (`| head`) has enough; without this, flushing stdout at exit would fail again.
+        _silence_stdout()
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        from detronome.cli.render import print_error
+
+        _silence_stdout()
+        print_error(
+            ConfigError("the output cannot be written: the disk is full", where="stdout", fix="free some space")
+        )
+        sys.exit(EXIT_ERROR)
+
+
+def _silence_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,166 @@
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detronome.runtime.progress import Moment, Progress, Section, explain, goodput
+
+
+def test_a_new_run_is_starting() -> None:
+    progress = Progress()
+    assert progress.now[:3] == (Section.START, -1, ())
+    assert list(progress.seconds) == ["start"]
+    assert progress.useful_s == 0
+
+
+def test_every_moment_belongs_to_one_section() -> None:
+    started = time.perf_counter()
+    progress = Progress()
+    for step in range(3):
+        progress.enter(Section.DATA_WAIT, step=step, images=[1, 2])
+        time.sleep(0.02)
+        progress.enter(Section.FORWARD_BACKWARD)
+        time.sleep(0.04)
+        with progress.within(Section.AGREE):
+            time.sleep(0.01)
+    progress.enter(Section.CHECKPOINT)
+    time.sleep(0.03)
+    seconds = progress.seconds
+    wall_s = time.perf_counter() - started
+    assert sum(seconds.values()) == pytest.approx(wall_s, rel=0.01)
+    assert seconds["data_wait"] >= 0.06
+    assert seconds["forward_backward"] >= 0.12
+    assert seconds["agree"] >= 0.03
+    assert seconds["checkpoint"] >= 0.03
+
+
+def test_the_section_under_way_counts() -> None:
+    progress = Progress()
+    progress.enter(Section.EVALUATION)
+    time.sleep(0.01)
+    assert progress.seconds["evaluation"] >= 0.01
+    assert progress.now.section is Section.EVALUATION
+
+
+def test_the_step_stays_until_another_is_named_and_images_belong_to_their_section() -> None:
+    progress = Progress()
+    progress.enter(Section.DATA_WAIT, step=7, images=[17, 23])
+    assert progress.now[:3] == (Section.DATA_WAIT, 7, [17, 23])
+    progress.enter(Section.AGREE)
+    assert progress.now[:3] == (Section.AGREE, 7, ())
+
+
+def test_the_same_section_again_begins_anew() -> None:
+    progress = Progress()
+    progress.enter(Section.EVALUATION)
+    first = progress.now
+    progress.enter(Section.EVALUATION)
+    assert progress.now.since > first.since
+
+
+def test_within_goes_back_also_after_an_error() -> None:
+    progress = Progress()
+    progress.enter(Section.FORWARD_BACKWARD, step=4, images=[9])
+    with (
+        pytest.raises(RuntimeError),
+        progress.within(Section.RECOVERY, step=2),
+        progress.within(Section.AGREE),
+    ):
+        assert progress.now[:3] == (Section.AGREE, 2, ())
+        raise RuntimeError
+    assert progress.now[:3] == (Section.FORWARD_BACKWARD, 4, [9])
+
+
+def test_seconds_survive_a_checkpoint_and_the_pause_is_stopped() -> None:
+    first = Progress()
+    first.enter(Section.UPDATE)
+    seconds = json.loads(json.dumps(first.seconds))
+    resumed = Progress({**seconds, "of_a_later_version": 2.0}, saved_at=time.time() - 100)
+    assert resumed.seconds["stopped"] == pytest.approx(100, abs=1)
+    assert resumed.seconds["of_a_later_version"] == 2
+    again = Progress(resumed.seconds, saved_at=time.time() - 50)
+    assert again.seconds["stopped"] == pytest.approx(150, abs=2)
+
+
+def test_a_clock_that_was_set_back_takes_no_time_away() -> None:
+    assert Progress(saved_at=time.time() + 1000).seconds["stopped"] == 0
+
+
+def test_what_is_taken_over_is_not_changed() -> None:
+    previous = {"update": 1.0, "start": 1.0}
+    progress = Progress(previous, saved_at=1.0)
+    progress.void(0.5, as_=Section.SKIPPED)
+    assert previous == {"update": 1.0, "start": 1.0}
+
+
+@given(
+    st.dictionaries(st.sampled_from([s.value for s in Section]), st.floats(0, 1e6)),
+    st.floats(0, 1e7),
+    st.sampled_from([Section.SKIPPED, Section.REDONE]),
+)
+def test_void_moves_useful_time_and_keeps_the_sum(seconds: dict[str, float], useful_s: float, kind: Section) -> None:
+    progress = Progress(seconds)
+    before = progress.seconds
+    progress.void(useful_s, as_=kind)  # type: ignore[arg-type]
+    after = progress.seconds
+    total = goodput(before) * sum(before.values())
+    assert sum(after.values()) == pytest.approx(sum(before.values()), rel=1e-9, abs=1)
+    assert progress.useful_s == pytest.approx(max(0.0, total - useful_s), rel=1e-6, abs=1)
+    assert min(after.values()) > -1e-6
+
+
+def test_a_rollback_voids_what_has_grown_since_the_checkpoint() -> None:
+    progress = Progress({"forward_backward": 10.0, "update": 5.0})
+    at_checkpoint = progress.useful_s
+    progress = Progress({"forward_backward": 14.0, "update": 7.0})
+    progress.void(progress.useful_s - at_checkpoint, as_=Section.REDONE)
+    assert progress.useful_s == pytest.approx(at_checkpoint)
+    assert progress.seconds["redone"] == pytest.approx(6)
+
+
+def test_goodput_counts_steps_alone() -> None:
+    assert goodput({}) == 0
+    assert goodput({"start": 0.0}) == 0
+    assert (
+        goodput({"forward_backward": 6, "reduce": 1, "update": 1, "data_wait": 1, "agree": 0.5, "skipped": 0.5}) == 0.8
+    )
+
+
+def test_the_explanation_names_what_ate_the_rest() -> None:
+    seconds = {
+        "forward_backward": 900.0,
+        "update": 13.0,
+        "evaluation": 42.0,
+        "data_wait": 21.0,
+        "checkpoint": 4.0,
+        "start": 15.0,
+        "log": 5.0,
+    }
+    assert explain(seconds) == (
+        "goodput 91.3 %; the rest: evaluation 4.2 %, data wait 2.1 %, start 1.5 %, logging 0.5 %, other 0.4 %"
+    )
+    assert explain(seconds, top=1) == "goodput 91.3 %; the rest: evaluation 4.2 %, other 4.5 %"
+
+
+def test_the_explanation_of_nothing_and_of_all() -> None:
+    assert explain({}) == "goodput: no time has passed"
+    assert explain({"update": 3.0}) == "goodput 100.0 %"
+    assert explain({"of_a_later_version": 3.0}) == "goodput 0.0 %; the rest: of_a_later_version 100.0 %"
+
+
+def test_entering_costs_microseconds() -> None:
+    progress = Progress()
+    started = time.perf_counter()
+    for step in range(10_000):
+        progress.enter(Section.DATA_WAIT, step=step)
+    assert (time.perf_counter() - started) / 10_000 < 20e-6  # about 1 us on an idle machine
+
+
+def test_a_moment_is_replaced_never_changed() -> None:
+    progress = Progress()
+    moment = progress.now
+    progress.enter(Section.LOG)
+    assert isinstance(moment, Moment)
+    assert moment.section is Section.START
