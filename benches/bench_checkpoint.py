@@ -46,50 +46,58 @@ def main() -> None:
     compute = work(options.step_seconds)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         writer = CheckpointWriter(CheckpointFolder(Path(folder)), parameters=state.model)
-        waits: dict[str, list[float]] = {"at once": [], "in the background": []}
+        ways = ("at once", "in the background")
+        saves: dict[str, list[float]] = {way: [] for way in ways}
+        settles: dict[str, list[float]] = {way: [] for way in ways}
 
         def round_of(way: str) -> None:
-            waited = 0.0
-            for step in range(options.steps):
-                started = time.perf_counter()
-                if step == 0 and way == "at once":
-                    writer.save_now(state, is_best=False)
-                elif step == 0 and way == "in the background":
-                    writer.save(state, is_best=False)
-                waited += time.perf_counter() - started
+            settle_s = 0.0
+            started = time.perf_counter()
+            if way == "at once":
+                writer.save_now(state, is_best=False)
+            elif way == "in the background":
+                writer.save(state, is_best=False)
+            save_s = time.perf_counter() - started
+            for _ in range(options.steps):
                 compute()
                 started = time.perf_counter()
                 writer.settle()
-                waited += time.perf_counter() - started
+                settle_s += time.perf_counter() - started
                 torch._foreach_add_(tensors, 1e-6)
             writer.wait()
-            if way in waits:
-                waits[way].append(waited)
+            if way in ways:
+                saves[way].append(save_s)
+                settles[way].append(settle_s)
 
         check_same(writer, state)
         contenders: dict[str, Callable[[], object]] = {
-            way: lambda way=way: round_of(way) for way in ("no checkpoint", *waits)
+            way: lambda way=way: round_of(way) for way in ("no checkpoint", *ways)
         }
         cases = {
             f"{options.steps} steps, one checkpoint": compare(
                 contenders, repeats=options.repeats, warmup=options.warmup
             )
         }
-    stalls = {
-        way: {
-            "median_ms": 1e3 * statistics.median(values[options.warmup :]),
-            "max_ms": 1e3 * max(values[options.warmup :]),
-        }
-        for way, values in waits.items()
-    }
+    stalls = {way: stall(saves[way][options.warmup :], settles[way][options.warmup :]) for way in ways}
     sha_s = seconds_to_hash(tensors)
-    share = sha_s / statistics.median(waits["at once"][options.warmup :])
-    for way, stall in stalls.items():
-        print(f"stall, written {way}: median {stall['median_ms']:.1f} ms, at most {stall['max_ms']:.1f} ms")
+    share = sha_s / (stalls["at once"]["median_ms"] / 1e3)
+    for way, figures in stalls.items():
+        print(f"stall, written {way}: " + ", ".join(f"{name} {value:.1f}" for name, value in figures.items()))
     print(f"SHA-256 alone: {1e3 * sha_s:.0f} ms, {share:.0%} of writing at once")
     settings = vars(options) | {"out": str(options.out), "folder": None}
     measured = {"stall": stalls, "sha256_s": sha_s, "sha256_share": share, "bytes": sum(t.nbytes for t in tensors)}
     report("checkpoint", cases, baseline="no checkpoint", settings=settings | measured, out=options.out)
+
+
+def stall(saves_s: list[float], settles_s: list[float]) -> dict[str, float]:
+    """Return what the loop waited for a checkpoint, in milliseconds."""
+    both = [1e3 * (save + settle) for save, settle in zip(saves_s, settles_s, strict=True)]
+    return {
+        "median_ms": statistics.median(both),
+        "max_ms": max(both),
+        "save_median_ms": 1e3 * statistics.median(saves_s),
+        "settle_median_ms": 1e3 * statistics.median(settles_s),
+    }
 
 
 def training_state() -> Checkpoint:
@@ -120,11 +128,12 @@ def work(seconds: float) -> Callable[[], None]:
     def once() -> None:
         layers(images).square().mean().backward()
 
-    once()
-    started = time.perf_counter()
-    for _ in range(5):
+    samples = []
+    for _ in range(20):
+        started = time.perf_counter()
         once()
-    count = max(1, round(5 * seconds / (time.perf_counter() - started)))
+        samples.append(time.perf_counter() - started)
+    count = max(1, round(seconds / min(samples)))  # other programs only make it slower
 
     def repeat() -> None:
         for _ in range(count):

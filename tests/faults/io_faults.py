@@ -10,7 +10,7 @@ import io
 import os
 import signal
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -57,7 +57,8 @@ class IoFaults:
             if len(self.calls) - 1 != self.at:
                 return call(*arguments, **options)
             if self.action == "die after":
-                call(*arguments, **options)
+                with suppress(OSError):  # one that fails on its own, such as making a folder that is there
+                    call(*arguments, **options)
             elif name == "write":
                 call(arguments[0], arguments[1][: len(arguments[1]) // 2])
             elif name == "close":

@@ -446,7 +446,8 @@ def fingerprint(run: Path) -> dict[str, str]:
     for name in ("last", "best"):
         checkpoint = find_checkpoint(run, prefer=name)
         prints[name] = checkpoint.name
-        prints[f"link {name}"] = str((run / "checkpoints" / name).readlink())
+        link = run / "checkpoints" / name
+        prints[f"link {name}"] = str(link.readlink()) if link.is_symlink() else "absent"
         for file in sorted(checkpoint.glob("*.safetensors")):
             with safe_open(file, "pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118 - it is no mapping

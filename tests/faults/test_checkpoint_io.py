@@ -241,7 +241,7 @@ def test_a_process_may_die_at_any_point(
     for at, action in points:
         writer = copy_of(two_checkpoints, tmp_path / f"{at} {action}")
         status = die_while_writing(writer, IoFaults(at=at, action=action))
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{at} of {num}, {action}"
         num_newest += assert_nothing_is_lost(writer.folder.path) == 3
         assert_the_next_one_tidies_up(writer)
         shutil.rmtree(writer.folder.path)

@@ -83,8 +83,8 @@ def _fraction_windows(policy: AugmentPolicy, sizes_hw: Int64[np.ndarray, "S 2"])
     for size_hw in sizes_hw:
         steps = [_rounding_steps(int(side), *policy.crop_fraction) for side in size_hw]
         ends = np.unique(np.concatenate([policy.crop_fraction, *steps]))
-        # Between two steps the window is the same, so one fraction between them stands for all.
-        fractions = np.concatenate([ends, (ends[1:] + ends[:-1]) / 2])
+        # Between two steps the window is the same, so one fraction stands for all; a step itself is never drawn.
+        fractions = (ends[1:] + ends[:-1]) / 2 if len(ends) > 1 else ends
         sides = np.rint(fractions[:, None] * size_hw).astype(np.int64)
         windows.append(_distinct(sides.clip(1, size_hw)))
     return np.concatenate(windows)

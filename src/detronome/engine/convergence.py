@@ -20,11 +20,12 @@ __all__ = ["ConvergenceWatch"]
 _WORSE = 2.0
 """A subject is told again when its severity has grown by this factor."""
 
+_TINY = 1e-9
+"""Instead of a loss of 0 where something is divided by it."""
+
 _RISE_STEPS, _RISE_SHARE = 300, 0.002
 """How long the loss must stay high, in steps and as a part of the plan: after a spike, or a restart of the schedule, it
 comes down again."""
-_ABOVE_START = 1.3
-"""Times its start at which a loss is worse than that of the untrained model."""
 _NORM_GREW, _NORM_VANISHED = 5.0, 0.02
 """Times its start beyond which the gradient tells of steps that were too large; vanished, the model is dead."""
 _SKIPPED, _SKIPPED_STEPS = 0.2, 100
@@ -137,8 +138,10 @@ def _rising_loss(facts: RunFacts, history: History) -> _Sign | None:
     patience = max(_RISE_STEPS, _RISE_SHARE * facts.total_steps)
     if history.risen_since is None or history.step - history.risen_since < patience:
         return None
+    low = min(loss.start, loss.lowest)
+    severity = loss.now / max(low, _TINY)
     what = (
-        f"the training loss has risen from {loss.lowest:.3g} to {loss.now:.3g} and has not come down since step "
+        f"the training loss has risen from {low:.3g} to {loss.now:.3g} and has not come down since step "
         f"{history.risen_since:,.0f}"
     )
     rate = _signs_of_a_high_rate(facts, history)
@@ -150,7 +153,7 @@ def _rising_loss(facts: RunFacts, history: History) -> _Sign | None:
                 fix="train the best checkpoint on at a lower rate (--model RUN --set optim.lr=...) and with a longer "
                 "schedule.warmup_steps",
             ),
-            severity=loss.now / loss.lowest,
+            severity=severity,
         )
     return _Sign(
         Concern(
@@ -158,22 +161,21 @@ def _rising_loss(facts: RunFacts, history: History) -> _Sign | None:
             what=f"{what}; {', '.join(rate)}: optim.lr = {facts.lr:g} is too high",
             fix=f"start again with --set optim.lr={_lower(facts):g}, or a longer schedule.warmup_steps",
         ),
-        severity=loss.now / loss.lowest,
+        severity=severity,
     )
 
 
 def _signs_of_a_high_rate(facts: RunFacts, history: History) -> list[str]:
     loss, norm = history.curve("loss"), history.curve("grad_norm")
-    is_worse = loss.now > _ABOVE_START * loss.start
     signs = []
-    if is_worse:
+    if loss.is_above_start:
         signs.append("the loss is above that of the untrained model")
     if norm.now > _NORM_GREW * norm.start:
         signs.append(f"the gradient has grown from {norm.start:.3g} to {norm.now:.3g}")
-    if is_worse and norm.now < _NORM_VANISHED * norm.start:
+    if loss.is_above_start and norm.now < _NORM_VANISHED * norm.start:
         signs.append("the gradient has vanished, so the model will not recover")
     if facts.lr >= _HIGH_RATE * USUAL_LR[facts.family]:
-        signs.append(f"the rate is {facts.lr / USUAL_LR[facts.family]:.3g} times that of the family's recipe")
+        signs.append(f"the rate is {facts.lr / USUAL_LR[facts.family]:,.0f} times that of the family's recipe")
     return signs
 
 
@@ -252,8 +254,8 @@ def _overfitting(facts: RunFacts, history: History) -> _Sign | None:
     lowest = min(earlier, key=lambda evaluation: evaluation.loss)
     best = max(every, key=lambda evaluation: evaluation.ap)
     last = recent[-1]
-    rise = min(evaluation.loss for evaluation in recent) / max(lowest.loss, 1e-9)
-    gap = last.loss / max(last.training_loss, 1e-9)
+    rise = min(evaluation.loss for evaluation in recent) / max(lowest.loss, _TINY)
+    gap = last.loss / max(last.training_loss, _TINY)
     has_risen = rise >= _VALIDATION_ROSE
     has_fallen = last.training_loss < _TRAINING_FELL * lowest.training_loss
     is_stuck = max(e.ap for e in recent) <= max(e.ap for e in earlier) + _AP_GAIN

@@ -22,8 +22,6 @@ class ModelEma:
     def __init__(self, model: Detector, *, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._averaged: list[Tensor] = list(self.model.parameters())
-        self._buffers = list(self.model.buffers())
 
     @torch.no_grad()
     def update(self, model: Detector, *, num_updates: int, is_applied: Tensor) -> None:
@@ -36,8 +34,9 @@ class ModelEma:
         """
         decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
         current: list[Tensor] = [parameter.detach() for parameter in model.parameters()]
+        averaged: list[Tensor] = list(self.model.parameters())
         # Not `_foreach_lerp_`: its weight is a host number, and reading `is_applied` would sync the device.
-        change = list(torch._foreach_sub(current, self._averaged))
+        change = list(torch._foreach_sub(current, averaged))
         torch._foreach_mul_(change, (1 - decay) * is_applied)
-        torch._foreach_add_(self._averaged, change)
-        torch._foreach_copy_(self._buffers, list(model.buffers()))
+        torch._foreach_add_(averaged, change)
+        torch._foreach_copy_(list(self.model.buffers()), list(model.buffers()))

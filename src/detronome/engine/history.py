@@ -20,6 +20,8 @@ _FELL = 0.8
 """A curve above this part of its start has not fallen."""
 _RISE = 1.5
 """Times its lowest that is far outside the noise which smoothing leaves."""
+_ABOVE_START = 1.3
+"""Times its start at which a loss is worse than that of the untrained model."""
 _LOST_GAIN = 0.5
 """And part of the fall that must be lost again: losses near 0 double by chance."""
 
@@ -37,8 +39,8 @@ class Curve:
         """Add the mean of some steps; one that is not finite is left out."""
         if not math.isfinite(value):
             return
-        is_first, is_start = self.num_steps == 0, self.num_steps < _START_STEPS
-        if self.num_steps >= _START_STEPS and self.now > 0:
+        is_start = self.num_steps < _START_STEPS
+        if not is_start and self.now > 0:
             value = min(value, _OUTLIER * self.now)
         self.num_steps += num_steps
         share = num_steps / self.num_steps
@@ -46,16 +48,21 @@ class Curve:
         self.now += max(share, weight) * (value - self.now)
         if is_start:
             self.start += share * (value - self.start)
-        self.lowest = self.now if is_first else min(self.lowest, self.now)
+        self.lowest = self.now if is_start else min(self.lowest, self.now)
 
     @property
     def has_fallen(self) -> bool:
         return self.now < _FELL * self.start
 
     @property
+    def is_above_start(self) -> bool:
+        return self.now > _ABOVE_START * self.start
+
+    @property
     def has_risen(self) -> bool:
-        """Whether it is clearly above its lowest."""
-        return self.now > max(_RISE * self.lowest, self.lowest + _LOST_GAIN * (self.start - self.lowest))
+        """Whether it is clearly above its lowest, or above its start: a rise within the first steps leaves no low."""
+        lost_gain = self.lowest + _LOST_GAIN * (self.start - self.lowest)
+        return self.is_above_start or self.now > max(_RISE * self.lowest, lost_gain)
 
 
 @dataclass(frozen=True)

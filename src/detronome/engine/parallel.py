@@ -8,8 +8,7 @@ price is that the sum does not overlap with backward.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -87,8 +86,8 @@ class Replicated(Parallel):
     def __init__(self, model: Detector, world: World) -> None:
         super().__init__(model, world)
         # DDP's averages would make a rank with few images count as much as one with many.
-        self._reducer = DistributedDataParallel(_Touch(model), broadcast_buffers=False)
-        self._reducer.register_comm_hook(None, _sum)
+        self._reducer = DistributedDataParallel(_Touch(p for p in model.parameters() if p.requires_grad))
+        self._reducer.register_comm_hook(None, lambda state, bucket: _sum(bucket.buffer()))
 
     def sum_gradients(self) -> None:
         self._reducer().backward()
@@ -104,14 +103,14 @@ class Sharded(Parallel):
     can_run_alone = False
 
     def __init__(self, model: Detector, world: World, device_type: str) -> None:
-        # FSDP2 knows contiguous parameters only.
-        super().__init__(model.to(memory_format=torch.contiguous_format), world)
+        super().__init__(model, world)
         self._whole = copy.deepcopy(self.model).requires_grad_(False)
         self._mesh = init_device_mesh(device_type, (world.size,))
         self.shard(self.model)
 
     def shard(self, model: Detector) -> None:
         """Keep this rank's part of each layer, in place."""
+        model.to(memory_format=torch.contiguous_format)  # the only one that FSDP2 knows
         layers = [layer for module in model.modules() if isinstance(module, nn.ModuleList) for layer in module]
         for layer in reversed(layers):  # the inner ones first
             if len(list(layer.parameters())) > _PARAMETERS_OF_A_PROJECTION:
@@ -120,6 +119,7 @@ class Sharded(Parallel):
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 
     def before_backward(self, *, is_last: bool) -> None:
         assert isinstance(self.model, FSDPModule)
@@ -155,18 +155,17 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 class _Touch(nn.Module):
-    """Depends on every trainable parameter of a model, with a zero gradient."""
+    """Depends on every given parameter, with a zero gradient."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         super().__init__()
-        self.model = model
+        self.touched = nn.ParameterList(parameters)
 
     def forward(self) -> Tensor:
-        sums = [p.sum() for p in self.model.parameters() if p.requires_grad]
-        return torch.stack(sums).sum() * 0
+        return torch.stack([parameter.sum() for parameter in self.touched]).sum() * 0
 
 
-def _sum(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
+def _sum(buffer: Tensor) -> torch.futures.Future[Tensor]:
+    work = dist.all_reduce(buffer, async_op=True)
     assert work is not None
     return work.get_future().then(lambda done: done.value()[0])

@@ -174,14 +174,14 @@ def _unusual_rate(facts: RunFacts) -> Concern | None:
     if factor >= _FAR_LR:
         return Concern(
             subject="rate_too_high",
-            what=f"optim.lr = {facts.lr:g} is {factor:.3g} times the rate of this family's recipe: training will "
+            what=f"optim.lr = {facts.lr:g} is {factor:,.0f} times the rate of this family's recipe: training will "
             "probably diverge",
             fix=f"start again with --set optim.lr={usual:g}",
         )
     if factor <= 1 / _FAR_LR and not facts.is_fine_tuned:
         return Concern(
             subject="rate_too_low",
-            what=f"optim.lr = {facts.lr:g} is {1 / factor:.3g} times below the rate of this family's recipe: from "
+            what=f"optim.lr = {facts.lr:g} is {1 / factor:,.0f} times below the rate of this family's recipe: from "
             "scratch, the model will hardly move",
             fix=f"start again with --set optim.lr={usual:g}",
         )

@@ -13,6 +13,8 @@ class TrainingState:
 
     step: int = 0
     """Steps passed, with the skipped and the excluded ones."""
+    evaluated_step: int = -1
+    """The step after which the last evaluation was completed."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time so far by section, see `runtime.progress`."""
     saved_at: float = 0.0

@@ -150,6 +150,8 @@ class Trainer:
         self.observers = observers if self.world.is_main else ()
         self.worst_case = worst_case
         self.step = 0
+        self.evaluated_step = -1
+        self.is_stopping = False
         self.excluded: set[int] = set()
         self.training_s = 0.0
         self.eval_s = 0.0
@@ -168,15 +170,16 @@ class Trainer:
             if self.step == 0:
                 self._save()  # A run killed before its first evaluation can be resumed too.
                 self._warn(self.watch.before())
-            is_stopping = False
-            while not (is_stopping or self._is_over):
+            while not (self.is_stopping or self._is_over):
                 try:
-                    is_stopping = self._train(stop)
+                    self._train(stop)
                 except RollBack as request:
                     self._roll_back(request)
         reason: Literal["finished", "early_stop", "interrupted"] = "finished"
-        if self.step < self.plan.total_steps:
-            reason = "early_stop" if self.best.should_stop else "interrupted"
+        if self.is_stopping:
+            reason = "interrupted"
+        elif self.step < self.plan.total_steps:
+            reason = "early_stop"
         seconds = self.activity.seconds
         self._tell(
             RunEnded(
@@ -194,31 +197,31 @@ class Trainer:
         )
         return FitResult(reason=reason, state=self._state(), signal=stop.signal)
 
-    def _train(self, stop: StopRequest) -> bool:
-        """Train until the run is over (False) or someone asks it to stop (True)."""
+    def _train(self, stop: StopRequest) -> None:
+        """Train until the run is over or someone asks it to stop."""
+        if self._needs_evaluation:  # it was interrupted
+            self._evaluate(stop)
+            self._save()
         last_saved = time.perf_counter()
         self._window.restart()
         with _closing(self.batches(self.step, self.excluded)) as batches:
-            is_stopping = False
-            while not (is_stopping or self._is_over):
+            while not (self.is_stopping or self._is_over):
                 if self.step not in self.excluded:
                     self._train_one(batches)
                 self.step += 1
 
                 is_due = time.perf_counter() - last_saved > self.plan.checkpoint_s
-                is_stopping, is_due = self._agree_any(stop.is_set, is_due)
-                is_evaluated = self._is_evaluation_step()
-                is_saved = is_evaluated or is_stopping or is_due
+                self.is_stopping, is_due = self._agree_any(stop.is_set, is_due)
+                is_saved = self.is_stopping or is_due or self._needs_evaluation
                 if is_saved or self.step % self.plan.log_steps == 0:
                     self._examine_last_step()
                     self._log(batches)
-                if is_evaluated and self.validation is not None:
-                    self._evaluate(self.validation)
+                if self._needs_evaluation and not self.is_stopping:
+                    self._evaluate(stop)
                 if is_saved:
                     self._save()
                     last_saved = time.perf_counter()
                     self._window.restart()
-        return is_stopping
 
     def _train_one(self, batches: DeviceStream) -> None:
         started = time.perf_counter()
@@ -248,10 +251,13 @@ class Trainer:
 
     @property
     def _is_over(self) -> bool:
-        return self.step >= self.plan.total_steps or self.best.should_stop
+        is_trained = self.step >= self.plan.total_steps and not self._needs_evaluation
+        return is_trained or self.best.should_stop
 
-    def _is_evaluation_step(self) -> bool:
-        return self.step % self.plan.eval_steps == 0 or self.step == self.plan.total_steps
+    @property
+    def _needs_evaluation(self) -> bool:
+        is_evaluation_step = self.step % self.plan.eval_steps == 0 or self.step == self.plan.total_steps
+        return self.validation is not None and self.step > 0 and is_evaluation_step and self.evaluated_step != self.step
 
     def _agree_any(self, *flags: bool) -> list[bool]:
         """Return for each flag whether any rank has raised it."""
@@ -404,12 +410,13 @@ class Trainer:
         self.watch.restore(state.convergence)
         self.best.restore(state.best)
         self.best_metrics = {n: math.nan if v is None else v for n, v in state.best_metrics.items()}
-        self.step = state.step
+        self.step, self.evaluated_step = state.step, state.evaluated_step
 
     def _state(self) -> TrainingState:
         step = self.training_step
         return TrainingState(
             step=self.step,
+            evaluated_step=self.evaluated_step,
             seconds=self.activity.seconds,
             saved_at=time.time(),
             training_s=self.training_s,
@@ -469,13 +476,16 @@ class Trainer:
 
     # --- evaluation and what is told ---------------------------------------------------------------------------------
 
-    def _evaluate(self, validation: Validation) -> None:
+    def _evaluate(self, stop: StopRequest) -> None:
+        """Evaluate, choose the best, tell. A request to stop ends it without a result: it is made anew on resume."""
+        validation = self.validation
+        assert validation is not None
         started = time.perf_counter()
         with self.activity.within(Section.EVALUATION, step=self.step):
             losses = LossMeter(self.training_step.criterion, progress=self.step / self.plan.total_steps)
             metrics = evaluate(
                 self.parallel.for_evaluation(self.evaluated_model),
-                validation.batches,
+                _until(stop, validation.batches),
                 validation.evaluator,
                 categories=self.categories,
                 max_detections=validation.max_detections,
@@ -487,6 +497,10 @@ class Trainer:
                 world=self.world,
                 activity=self.activity,
             )
+        (self.is_stopping,) = self._agree_any(stop.is_set)
+        if self.is_stopping:
+            return
+        self.evaluated_step = self.step
         seconds = time.perf_counter() - started
         self.eval_s += seconds
         self._report_bad_images(validation.quarantine)
@@ -561,6 +575,13 @@ class Trainer:
 
 
 _T = TypeVar("_T")
+
+
+def _until(stop: StopRequest, batches: Iterable[_T]) -> Iterator[_T]:
+    for batch in batches:
+        if stop.is_set:
+            return
+        yield batch
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
+from detronome.report.chart import Chart
 from detronome.report.formats import (
     clean_text,
     format_bytes,
@@ -21,18 +23,30 @@ from detronome.report.formats import (
     format_fixed,
     format_significant,
 )
-from detronome.report.plots import Chart, compare_charts, run_charts
+from detronome.report.happenings import Happening
+from detronome.report.plots import compare_charts, run_charts
 from detronome.report.run_folder import Picture, RunFolder, differing_settings, metric, read_run_folders
+from detronome.report.svg import FALLBACK_COLORS
+from detronome.report.wall_time import TimePart, time_parts
 from detronome.runtime.files import write_atomic
+from detronome.runtime.progress import goodput
 
 __all__ = ["write_report"]
 
 _MAX_PICTURES = 24
-_MAX_BAD_IMAGES = 50
-_BAD_IMAGE = ("split", "image_id", "file", "reason", "action")
+_MAX_ROWS_OF_A_KIND = 20
 _MAX_PICTURE_WIDTH_PX = 1440
 _METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 _ROWS_PER_COLUMN = 14
+_KINDS = {
+    "skip": ("skipped step", "skipped steps"),
+    "rollback": ("rollback", "rollbacks"),
+    "split": ("memory split", "memory splits"),
+    "checkpoint_failed": ("failed checkpoint", "failed checkpoints"),
+    "bad_image": ("bad image", "bad images"),
+    "warning": ("warning", "warnings"),
+}
+"""What happens to a run, one and several, in the order of the summary."""
 _STATES = {
     "finished": ("finished", "good"),
     "early_stop": ("stopped early", "good"),
@@ -48,6 +62,18 @@ class _Tile:
     name: str
     value: str
     note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EventRow:
+    """One row of what happened."""
+
+    kind: str
+    label: str
+    steps: str
+    what: str
+    where: str
+    action: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +93,14 @@ class _RunView:
     pictures: Sequence[tuple[str, str]]
     num_pictures: int
     resolved: Mapping[str, str]
-    skips: Sequence[tuple[int, str, str]]
-    bad_images: Sequence[tuple[str, ...]]
-    num_bad_images: int
+    warnings: Sequence[Happening]
+    events: Sequence[_EventRow]
+    event_counts: Sequence[tuple[str, str]]
+    has_hidden_events: bool
+    marks: Sequence[str]
+    time_parts: Sequence[TimePart]
+    wall_time: str
+    goodput: str
     config_text: str
     environment: Mapping[str, str]
 
@@ -109,11 +140,13 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = _trusted_svg
+    environment.filters["duration"] = format_duration
     page = environment.get_template("template.html.j2").render(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
         runs=[_view(run) for run in runs],
         comparison=_compare(runs) if len(runs) > 1 else None,
-        num_series=8,
+        num_series=len(FALLBACK_COLORS),
+        max_rows=_MAX_ROWS_OF_A_KIND,
     )
     write_atomic(out, page)
     return out
@@ -124,7 +157,8 @@ def _trusted_svg(chart: Chart) -> Markup:
 
 
 def _view(run: RunFolder) -> _RunView:
-    best = run.best
+    best, happened = run.best, run.happenings
+    rows = _event_rows(happened)
     state, tone = _STATES.get(run.state, (run.state, "warn"))
     ap = metric(best, "AP")
     return _RunView(
@@ -133,7 +167,9 @@ def _view(run: RunFolder) -> _RunView:
         state=state,
         tone=tone,
         headline=format_fixed(ap),
-        headline_note=f"best of {_plural(len(run.evaluations), 'evaluation')}" if best else "no evaluation yet",
+        headline_note=f"best of {_plural(len(run.evaluations), 'evaluation', 'evaluations')}"
+        if best
+        else "no evaluation yet",
         gaps=run.gaps,
         tiles=_tiles(run),
         charts=run_charts(run.records),
@@ -141,14 +177,14 @@ def _view(run: RunFolder) -> _RunView:
         pictures=[(_data_uri(picture), picture.caption) for picture in run.pictures[:_MAX_PICTURES]],
         num_pictures=len(run.pictures),
         resolved={str(key): str(value) for key, value in (run.start.get("resolved") or {}).items()},
-        skips=[
-            (record["step"], str(record.get("reason", "")), _image_ids(record.get("image_ids") or []))
-            for record in run.skips[-20:]
-        ],
-        bad_images=[
-            tuple(str(record.get(key, "")) for key in _BAD_IMAGE) for record in run.bad_images[:_MAX_BAD_IMAGES]
-        ],
-        num_bad_images=len(run.bad_images),
+        warnings=[one for one in happened if one.kind == "warning"],
+        events=rows,
+        event_counts=_event_counts(happened),
+        has_hidden_events=len(rows) < len(happened),
+        marks=[kind for kind in ("skip", "rollback") if any(one.kind == kind for one in happened)],
+        time_parts=time_parts(run.seconds),
+        wall_time=format_duration(sum(run.seconds.values())),
+        goodput=_percent(goodput(run.seconds)),
         config_text=run.config_text,
         environment={str(key): str(value) for key, value in (run.start.get("environment") or {}).items()},
     )
@@ -185,8 +221,10 @@ def _tiles(run: RunFolder) -> list[_Tile]:
             note=f"{format_count(start.get('num_val_images'))} validation" if start else "",
         ),
         _Tile(name="batch", value=format_count(start.get("global_batch_size")), note="images a step"),
-        _Tile(name="skipped steps", value=str(run.num_skipped), note="not finite" if run.num_skipped else ""),
+        _Tile(name="skipped steps", value=f"{run.num_skipped:,}"),
     ]
+    if run.seconds:
+        tiles.append(_Tile(name="goodput", value=_percent(goodput(run.seconds)), note="of the wall time"))
     if run.num_resumes:
         tiles.append(_Tile(name="resumed", value=f"{run.num_resumes}×"))
     return [tile for tile in tiles if tile.value != "-" or tile.name in _METRICS]
@@ -207,6 +245,7 @@ def _compare(runs: Sequence[RunFolder]) -> _Comparison:
         ("images/s", [format_significant(run.images_per_s) for run in runs], None),
         ("data wait", [_percent(run.data_wait_share) for run in runs], None),
         ("peak memory", [format_bytes(run.peak_memory_bytes) for run in runs], None),
+        ("goodput", [_percent(goodput(run.seconds)) if run.seconds else "-" for run in runs], None),
         ("parameters", [format_count(run.start.get("num_parameters")) for run in runs], None),
         ("skipped steps", [str(run.num_skipped) for run in runs], None),
     ]
@@ -216,6 +255,29 @@ def _compare(runs: Sequence[RunFolder]) -> _Comparison:
         settings=differing_settings(runs),
         charts=compare_charts({run.name: run.records for run in runs}),
     )
+
+
+def _event_rows(happened: Sequence[Happening]) -> list[_EventRow]:
+    """Return the table of what happened, in the order of the log; of each kind the last ones."""
+    rows: list[_EventRow] = []
+    shown: Counter[str] = Counter()
+    for one in reversed(happened):
+        shown[one.kind] += 1
+        if shown[one.kind] > _MAX_ROWS_OF_A_KIND:
+            continue
+        steps = f"{one.step:,}" if one.count == 1 else f"{one.step:,}-{one.last_step:,}"
+        label = _KINDS[one.kind][0] if one.count == 1 else f"{one.count:,} {_KINDS[one.kind][1]}"
+        where = one.where if one.count == 1 else ", ".join(filter(None, (one.where, "told of the first of them")))
+        rows.append(_EventRow(kind=one.kind, label=label, steps=steps, what=one.what, where=where, action=one.action))
+    return rows[::-1]
+
+
+def _event_counts(happened: Sequence[Happening]) -> list[tuple[str, str]]:
+    """Return each kind that occurred, and how often, in words."""
+    counts: Counter[str] = Counter()
+    for one in happened:
+        counts[one.kind] += one.count
+    return [(kind, _plural(counts[kind], *names)) for kind, names in _KINDS.items() if counts[kind]]
 
 
 def _class_columns(best: Mapping[str, Any] | None) -> list[list[tuple[str, str, float]]]:
@@ -248,14 +310,9 @@ def _data_uri(picture: Picture) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _image_ids(image_ids: Sequence[int]) -> str:
-    shown = ", ".join(str(image_id) for image_id in image_ids[:8])
-    return shown + (f" and {len(image_ids) - 8} more" if len(image_ids) > 8 else "")
-
-
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}%"
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def _plural(count: int, one: str, several: str) -> str:
+    return f"{count:,} {one if count == 1 else several}"

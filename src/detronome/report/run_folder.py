@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from detronome.errors import DataError, Problem
+from detronome.report.happenings import Happening, happenings
 from detronome.report.run_log import read_run_log
 
 __all__ = ["Picture", "RunFolder", "differing_settings", "read_run_folders"]
@@ -58,10 +59,15 @@ class RunFolder:
         return [record for record in self.records if record["kind"] == "skip"]
 
     @property
-    def bad_images(self) -> list[Record]:
-        """One record per image that could not be used: a resumed run meets those of its last steps again."""
-        found = [record for record in self.records if record["kind"] == "bad_image"]
-        return list({(record.get("split"), record.get("image_id")): record for record in found}.values())
+    def happenings(self) -> list[Happening]:
+        """All that happened besides training, in the order of the log."""
+        return happenings(self.records)
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Wall time by section; empty before the run has ended, and in logs of earlier versions."""
+        seconds = (self.end or {}).get("seconds") or {}
+        return {name: float(s) for name, s in seconds.items() if isinstance(s, (int, float))}
 
     @property
     def num_resumes(self) -> int:

@@ -26,12 +26,11 @@ _logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
-_PROOFS = ("step", "eval", "bad_image", "warning", "skip", "split", "rollback")
-"""Kinds told in the order of the run's own steps."""
-_TOLD_AFTER_CHECKPOINT = ("skip", "split", "rollback")
-"""Kinds that, where they carry a checkpoint's step, come of what the run did next."""
+_LAST_BEFORE_CHECKPOINT = {"step": 0, "eval": 0, "bad_image": 0, "warning": 0, "skip": -1, "split": -1, "rollback": -1}
+"""What a run tells as it goes from step to step, each with the last step, relative to a checkpoint's, that it tells of
+before that checkpoint: step 500 is logged before the checkpoint at 500, and skipped after it."""
 _OF_THE_PROCESS = ("start", "checkpoint_failed")
-"""Kinds that belong to one process and its disk, which a resumed run does not tell again."""
+"""Kinds that belong to one process and its disk: a resumed run does not tell them again."""
 
 
 class RunLog:
@@ -139,13 +138,14 @@ def _told_before_checkpoint(records: Sequence[Record], step: int) -> list[Record
     Steps alone do not tell: a run that went back from step 612 to 500 had told of a skip at 600 before it came to its
     checkpoint at 550. But a record that is told before a checkpoint at its step proves that all above it was, too.
     """
-    end = 0
-    for index, record in enumerate(records):
-        if record.get("step", 0) <= step - (record["kind"] in _TOLD_AFTER_CHECKPOINT) and record["kind"] in _PROOFS:
-            end = index + 1
-    later = [
-        record for record in records[end:] if record["kind"] in _OF_THE_PROCESS and record.get("step", 0) <= step
-    ]  # a failed write is told when it is noticed, and not again
+    proofs = [
+        index
+        for index, record in enumerate(records)
+        if record["kind"] in _LAST_BEFORE_CHECKPOINT
+        and record.get("step", 0) <= step + _LAST_BEFORE_CHECKPOINT[record["kind"]]
+    ]
+    end = proofs[-1] + 1 if proofs else 0
+    later = [r for r in records[end:] if r["kind"] in _OF_THE_PROCESS and r.get("step", 0) <= step]
     return [record for record in records[:end] if record["kind"] != "end"] + later
 
 

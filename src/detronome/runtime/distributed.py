@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from detronome.errors import TrainingError
 
@@ -121,8 +122,9 @@ def joined_world(device_type: str, *, timeout_s: float) -> Iterator[World]:
     if device_type == "cuda":
         torch.cuda.set_device(world.local_rank)
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "cpu:gloo"
+    timeout = timedelta(seconds=timeout_s)
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group(backend, store=_store(), rank=world.rank, world_size=world.size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise TrainingError(
@@ -135,3 +137,15 @@ def joined_world(device_type: str, *, timeout_s: float) -> Iterator[World]:
         yield world
     finally:
         dist.destroy_process_group()
+
+
+def _store() -> Store | None:
+    """Return where torchrun's ranks meet; None leaves it to the environment.
+
+    torchrun keeps one store for all restarts of a job: without a prefix of its own, a restarted rank would find the
+    addresses of processes that are gone, and wait for them.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -129,7 +129,9 @@ def _report(
     for section in sorted({record.section for record in waiting}):
         ranks = [record.rank for record in waiting if record.section == section]
         sentences.append(f"{_ranks(ranks)} {'waits' if len(ranks) == 1 else 'wait'} for it in {section}")
-    if kind == "overdue" and not waiting and all(r.section in _WAITING for r in records):
+    if len(heard) < num_ranks:
+        sentences.append("what the other ranks do is not known")
+    elif kind == "overdue" and not waiting and all(r.section in _WAITING for r in records):
         sentences.append("no rank is behind: the network or a device does not answer")
     return HangReport(
         kind=kind, culprits=tuple(blamed), what="; ".join(sentences), step=heard[blamed[0]].record.step, records=records

@@ -130,17 +130,22 @@ class Watchdog:
             self._thread.join()
         if self._courier is not None:
             self._courier.leave()
-        if self._held_stacks is not None:
-            faulthandler.cancel_dump_traceback_later()
-            path, is_empty = Path(self._held_stacks.name), self._held_stacks.tell() == 0
-            self._held_stacks.close()
-            if is_empty:
-                path.unlink(missing_ok=True)
+        self._close_held_stacks()
+
+    def _close_held_stacks(self) -> None:
+        if self._held_stacks is None:
+            return
+        faulthandler.cancel_dump_traceback_later()
+        path, is_empty = Path(self._held_stacks.name), os.fstat(self._held_stacks.fileno()).st_size == 0
+        self._held_stacks.close()
+        self._held_stacks = None
+        if is_empty:
+            path.unlink(missing_ok=True)
 
     def _watch(self) -> None:
         while not self._is_leaving:
             if self._held_stacks is not None:
-                # A thread of C's, which needs no interpreter: it writes where this thread is held up for so long.
+                # A thread of C's, which needs no interpreter, writes them where this one is kept from coming round.
                 faulthandler.dump_traceback_later(self._timeout_s, file=self._held_stacks)
             self._look()
             self._wake.wait(self._interval_s)
@@ -155,7 +160,7 @@ class Watchdog:
         report = judge(self._heard(now), now=now, limits=self._limits, num_ranks=self._world.size)
         if report is None or self._is_told(report):
             return
-        report = replace(report, reporter=self._reporter(now), written_at=time.time())
+        report = replace(report, reporter=self._reporter(report, now), written_at=time.time())
         if courier is not None and self._is_store_there(now):
             courier.raise_alarm(report)
         else:
@@ -190,12 +195,12 @@ class Watchdog:
     def _is_store_there(self, now: float) -> bool:
         return self._courier is not None and now - self._courier.answered_at <= self._timeout_s
 
-    def _reporter(self, now: float) -> int:
-        """Return the rank that writes the report: this one, or the first where ranks cannot agree on one."""
+    def _reporter(self, report: HangReport, now: float) -> int:
+        """Return the rank that writes a report of this rank's: this one, unless all give the same and cannot agree."""
         if self._courier is None or self._is_store_there(now):
             return self._world.rank
-        others = self._courier.heard.keys() - {self._store_keeper}
-        return min(others, default=self._world.rank)
+        alive = {record.rank for record in report.records} - {self._store_keeper}
+        return min(alive, default=self._world.rank)
 
     def _is_told(self, report: HangReport) -> bool:
         told = self._told
@@ -207,7 +212,6 @@ class Watchdog:
 
     def _act(self, report: HangReport) -> None:
         self._told = report
-        faulthandler.cancel_dump_traceback_later()
         tasks: list[Callable[[HangReport], None]] = [self._write_stacks]
         if report.reporter == self._world.rank:
             tasks += [self._say, self._write_report]
@@ -224,7 +228,7 @@ class Watchdog:
             _end_process()
 
     def _await_others(self, report: HangReport) -> None:
-        """Leave only when all have told their part: torchrun ends the others as soon as one has left."""
+        """Leave only when all have told their part: torchrun begins to end the others as soon as one has left."""
         if self._courier is None:
             return
         self._courier.mark_told()
@@ -246,6 +250,8 @@ class Watchdog:
     def _write_stacks(self, report: HangReport) -> None:
         with open(self._path(report, self._world.rank, "txt"), "wb") as file:
             faulthandler.dump_traceback(file=file, all_threads=True)
+        if self._action == "end":
+            self._close_held_stacks()
 
     def _path(self, report: HangReport, rank: int, suffix: str) -> Path:
         return self._folder / f"hang-{max(report.step, 0)}-rank{rank}.{suffix}"
@@ -270,7 +276,8 @@ def _meeting_store(world: World) -> tuple[Store, int | None]:
             fix="start with torchrun, or train without the watchdog",
         ) from error
     is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return dist.PrefixStore(f"detronome/watchdog/{name}", store), None if is_torchruns else 0
+    ours = dist.PrefixStore(f"detronome/watchdog/{name}", store)  # type: ignore[attr-defined]
+    return ours, None if is_torchruns else 0
 
 
 def _end_process() -> None:

@@ -390,6 +390,17 @@ def test_a_history_of_one_does_not_overfit() -> None:
     assert watch.add_evaluation(Evaluated(step=10, epoch=1, metrics={"AP": 0.3}, losses=losses)) == []
 
 
+def test_losses_of_zero_break_nothing() -> None:
+    watch = ConvergenceWatch(NANO)
+    zero = dict.fromkeys(WEIGHTS, 0.0)
+    records: list[Record] = []
+    for step in range(10, 2500, 10):
+        grown = 1.0 if step > 1000 else 0.0
+        records.append(logged(step, zero, loss=grown, grad_norm=0.0))
+        records.append(Evaluated(step=step, epoch=1, metrics={"AP": 0.3}, losses=zero))
+    assert subjects(follow(watch, records)) == ["rate_too_high"]
+
+
 def test_the_state_stays_small() -> None:
     watch = ConvergenceWatch(DETR)
     follow(watch, list(made_up(DETR, 0)))

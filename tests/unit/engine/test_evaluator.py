@@ -147,7 +147,8 @@ SMALL_RTDETR = RtDetrConfig(
 
 def split(counts: Sequence[int]) -> tuple[list[EffectiveBatch], DetectionEvaluator]:
     """Batches of two images each with noise in them, and an evaluator that knows their truth."""
-    batches, annotations = [], []
+    batches: list[EffectiveBatch] = []
+    annotations: list[dict[str, Any]] = []
     for start in range(0, len(counts), 2):
         targets = [target(count, image_id=start + i) for i, count in enumerate(counts[start : start + 2])]
         generator = torch.Generator().manual_seed(start)

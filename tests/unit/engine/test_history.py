@@ -55,6 +55,30 @@ def test_a_curve_is_smoothed_alike_whatever_the_length_of_its_windows() -> None:
     assert smoothed(1) == pytest.approx(smoothed(20), rel=0.05)
 
 
+def test_a_lucky_first_record_is_not_the_lowest() -> None:
+    curve = Curve()
+    for value in [2.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0]:
+        curve.add(value, 10)
+        assert not curve.has_risen
+
+
+def test_a_rise_within_the_first_steps_is_a_rise() -> None:
+    curve = Curve()
+    for value in [27.0, 23.0, 24.0, 42.0, 68.0, *[56.0] * 30]:
+        curve.add(value, 10)
+    assert curve.is_above_start and curve.has_risen
+
+
+def test_one_spike_is_no_rise_but_a_steady_one_is() -> None:
+    curve = Curve()
+    for value in [10.0] * 20 + [1000.0] + [10.0] * 20:
+        curve.add(value, 10)
+        assert not curve.has_risen
+    for value in [12.0, 15.0, 20.0, 30.0, 40.0, 60.0, 80.0, 100.0, 100.0, 100.0]:
+        curve.add(value, 10)
+    assert curve.has_risen
+
+
 def test_noise_is_neither_a_rise_nor_hides_a_fall() -> None:
     noise = random.Random(0)
     curve = Curve()

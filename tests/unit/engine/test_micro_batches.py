@@ -388,7 +388,7 @@ def test_a_restarted_step_is_bit_for_bit_the_step_that_knew_the_sizes(step: Step
     assert all(torch.equal(grad, gradients[name]) for name, grad in knowing.gradients.items())
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(st.sets(st.integers(0, 8), max_size=4), st.sampled_from(["forward", "backward"]), st.integers(1, 6))
 def test_any_sequence_of_failures_gives_the_same_gradient(
     model: Detector, unsplit: tuple[Tensor, dict[str, Tensor]], calls: set[int], during: Any, max_images: int

@@ -12,9 +12,24 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_events import HOSTILE, ended, evaluated, logged, skipped, started, whole_run
+from run_events import (
+    HOSTILE,
+    bad_image,
+    checkpoint_failed,
+    diagnosed,
+    ended,
+    evaluated,
+    eventful_run,
+    logged,
+    rolled_back,
+    skipped,
+    split,
+    started,
+    warned,
+    whole_run,
+)
 
-from detronome.engine.events import Event
+from detronome.engine.events import Event, StepSkipped
 from detronome.report.console import ConsoleProgress
 
 
@@ -47,7 +62,9 @@ events = st.one_of(
     st.builds(lambda s, v, r: replace(ended(s, r), best_metrics={"AP": v}, wall_s=v), counts, numbers, st.text()),
     st.builds(lambda s: replace(evaluated(s, 0.1), metrics={}), counts),
     st.builds(lambda s: replace(logged(s), losses={}, learning_rates={}), counts),
-    st.builds(lambda s: replace(ended(s), best_metrics={}), counts),
+    st.builds(lambda s: replace(ended(s), best_metrics={}, seconds={}), counts),
+    st.builds(lambda s, v: replace(rolled_back(s, s), lr_scale=v, excluded=[s]), counts, numbers),
+    st.builds(lambda s, m: m(s), counts, st.sampled_from([diagnosed, split, checkpoint_failed, warned, bad_image])),
 )  # fmt: skip
 
 
@@ -75,10 +92,13 @@ def test_no_order_of_events_raises(stream: list[Event], is_terminal: bool) -> No
 def test_no_event_needs_the_last_resort(stream: list[Event]) -> None:
     out = io.StringIO()
     progress = ConsoleProgress(out, plain_interval_s=0)
+    num_skips = 0
     for event in stream:
+        num_skips += isinstance(event, StepSkipped)
         before = out.tell()
         progress(event)
-        assert out.tell() > before  # something was shown, so nothing failed on the way
+        is_counted = isinstance(event, StepSkipped) and num_skips > 3
+        assert out.tell() > before or is_counted  # something was shown, so nothing failed on the way
 
 
 def test_a_whole_run_on_a_terminal_fails_nowhere(
@@ -87,7 +107,7 @@ def test_a_whole_run_on_a_terminal_fails_nowhere(
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "120")
     out = _Terminal()
-    assert _is_healthy(ConsoleProgress(out), list(whole_run()), caplog)
+    assert _is_healthy(ConsoleProgress(out), [*eventful_run(), *whole_run()], caplog)
     assert "★ best" in out.getvalue() and "\x1b[?25h" in out.getvalue()  # the cursor is given back
 
 
@@ -97,7 +117,7 @@ def test_piped_output_has_no_control_characters(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setenv("FORCE_COLOR", "1")
     out = io.StringIO()
     progress = ConsoleProgress(out, plain_interval_s=0)
-    for event in whole_run():
+    for event in eventful_run():
         progress(event)
     text = out.getvalue()
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
@@ -172,3 +192,55 @@ def test_skipped_steps_name_their_images() -> None:
     assert "warning: step 33 skipped" in out.getvalue()
     assert "(images 0, 1, 2, 3, 4, 5, 6, 7 and 4 more)" in out.getvalue()
     assert HOSTILE not in out.getvalue()
+
+
+def _shown(*stream: Event) -> list[str]:
+    out = io.StringIO()
+    progress = ConsoleProgress(out, plain_interval_s=1e9)
+    for event in stream:
+        progress(event)
+    progress.close()
+    return out.getvalue().splitlines()
+
+
+def test_each_happening_is_a_line_and_a_warning_has_its_fix_below() -> None:
+    assert _shown(rolled_back(600, 812))[0].startswith(
+        "warning: went back from step 812 to 600: step 811: 2 steps in a"
+    )
+    assert _shown(rolled_back(600, 812))[0].endswith("; rates x 0.5")
+    assert _shown(split(5)) == [
+        "warning: memory ran out at 800x1344 (rank 1): 4 -> 2 images at once from now on, same gradient"
+    ]
+    first, second = _shown(warned(5))
+    assert first.startswith("warning: it is <script>") and second.startswith("  fix: stop early <script>")
+    (line,) = _shown(diagnosed(44))
+    assert line.endswith("(bfloat16, image 44) (rank 3); model.decoder.layers.2.cross_attention computes in fp32 "
+                         "from now on")  # fmt: skip
+    assert "could not be written: no space left" in _shown(checkpoint_failed(5))[0]
+    assert "warning: image 17 of train: images/" in _shown(bad_image(5))[0]
+
+
+def test_many_skips_for_one_reason_are_counted() -> None:
+    lines = _shown(*(skipped(step, f"loss nan, gradient norm {step}.5e+03") for step in range(100)))
+    assert len(lines) == 4
+    assert lines[-1] == (
+        "warning: 97 more steps skipped for the same reason, up to step 99; the run log names each"
+    )  # fmt: skip
+    assert len(_shown(*(skipped(step) for step in range(3)))) == 3
+    assert "1 more step skipped for the same reason, step 3;" in _shown(*(skipped(step) for step in range(4)))[-1]
+
+
+def test_skips_for_another_reason_or_after_an_evaluation_are_shown_again() -> None:
+    row = [skipped(step) for step in range(5)]
+    lines = _shown(*row, diagnosed(5), *row, evaluated(10, 0.1), *row)
+    assert [line.split()[1] for line in lines] == [
+        *["step"] * 3, "2", "step", *["step"] * 3, "2", "epoch", *["step"] * 3, "2"
+    ]  # fmt: skip
+
+
+def test_the_last_line_says_where_the_time_went() -> None:
+    assert (
+        _shown(ended())[-1]
+        == "goodput 61.3 %; the rest: evaluation 32.3 %, data wait 3.2 %, steps undone by a rollback 3.2 %"
+    )
+    assert _shown(replace(ended(), seconds={}))[-1].startswith("training 0:20")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_events import HOSTILE, ended, evaluated, logged, started, whole_run
+from run_events import HOSTILE, ended, evaluated, eventful_run, logged, skipped, started, whole_run
 
 from detronome.engine.events import Event
 from detronome.errors import DataError
@@ -137,3 +137,50 @@ def test_the_best_evaluation_is_the_one_the_run_called_so(tmp_path: Path) -> Non
     (run,) = read_run_folders([_make_run(tmp_path / "run", events)])
     assert run.best is not None and run.best["step"] == 10
     assert run.state == "finished" and run.num_resumes == 0
+
+
+def test_what_happened_is_told_step_by_step_and_warnings_come_first(tmp_path: Path) -> None:
+    text, page = _render([_make_run(tmp_path / "run", list(eventful_run()))], tmp_path / "a.html")
+    assert "<script" not in text
+    assert page.text.index("Worth changing") < page.text.index("Curves") < page.text.index("What happened")
+    for part in (
+        "4 skipped steps", "1 rollback", "1 memory split", "2 failed checkpoints", "2 bad images", "2 warnings",
+        "went back from step 46 to 40", "rates x 0.5", "memory ran out at 800x1344", "rank 3", "image 38 of train",
+        "model.decoder.layers.2.cross_attention computes in fp32 from now on", "steps undone by a rollback",
+    ):  # fmt: skip
+        assert part in page.text, part
+    assert "log.jsonl has all" not in page.text
+
+
+def test_the_wall_time_is_shown_with_its_parts(tmp_path: Path) -> None:
+    text, page = _render([_make_run(tmp_path / "run", list(eventful_run()))], tmp_path / "a.html")
+    assert "goodput 61.3% of 0:31" in page.text
+    assert "forward and backward54.8%0:17" in page.text.replace("\n", "")
+    assert sum(int(part) for part in re.findall(r"flex: (\d+) 0 0", text)) == 1000
+
+
+def test_many_happenings_are_counted_and_the_last_are_shown(tmp_path: Path) -> None:
+    skips = [skipped(step) for step in range(1, 200, 2)] + [skipped(step) for step in range(300, 350)]
+    _, page = _render([_make_run(tmp_path / "run", [started(), *skips])], tmp_path / "a.html")
+    assert "150 skipped steps" in page.text and "300-349" in page.text and "the last 20 of each kind" in page.text
+    assert "told of the first of them" in page.text
+
+
+def test_a_log_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    run = _make_run(tmp_path / "run", list(whole_run()))
+    known = {"kind", "time", "step", "epoch", "reason", "image_ids", "metrics", "loss"}
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    old = [{key: value for key, value in record.items() if key in known} for record in records]
+    (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in old))
+    _, page = _render([run], tmp_path / "a.html")
+    assert "1 skipped step" in page.text and "goodput" not in page.text and "Where the time went" not in page.text
+    bare = [{key: record[key] for key in ("kind", "step")} for record in records]
+    bare += [{"kind": kind, "step": 3} for kind in ("rollback", "split", "checkpoint_failed", "warning", "bad_image")]
+    (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in bare))
+    _, page = _render([run], tmp_path / "b.html")
+    assert "1 rollback" in page.text
+
+
+def test_a_finished_run_of_the_trainer_is_shown(tiny_run: Path, tmp_path: Path) -> None:
+    _, page = _render([tiny_run], tmp_path / "a.html")
+    assert "Where the time went" in page.text and "forward and backward" in page.text

@@ -6,9 +6,11 @@ import xml.etree.ElementTree as ElementTree
 
 import matplotlib as mpl
 import pytest
-from run_events import HOSTILE, started, whole_run
+from run_events import HOSTILE, eventful_run, started, whole_run
 
-from detronome.report.plots import Curve, compare_charts, draw_chart, run_charts
+from detronome.report.chart import Marks, draw_chart
+from detronome.report.curve import Curve
+from detronome.report.plots import compare_charts, run_charts
 
 
 def test_no_records_give_no_charts() -> None:
@@ -23,12 +25,13 @@ def test_no_records_give_no_charts() -> None:
 @pytest.mark.parametrize("is_noisy", [True, False])
 def test_any_number_of_points_draws_a_well_formed_svg(values: list[float], is_noisy: bool) -> None:
     curve = Curve(label=HOSTILE, x=list(range(len(values))), y=values, is_noisy=is_noisy, best=0.0)
-    svg = draw_chart(HOSTILE, [curve, curve], allow_log=True, floor=0.0, alarms=[0.5])
-    root = ElementTree.fromstring(svg)
+    marks = Marks(skips=[0.5], undone=[(0.5, 1e9)])
+    chart = draw_chart(HOSTILE, [curve, curve], allow_log=True, floor=0.0, marks=marks)
+    root = ElementTree.fromstring(chart.svg)
     assert root.attrib["role"] == "img"
     assert root.attrib["aria-label"]
     if not any(map(math.isfinite, values)):
-        assert "nothing recorded yet" in svg
+        assert chart.is_empty and "nothing recorded yet" in chart.svg
 
 
 def test_a_run_gives_every_chart_in_the_colors_of_the_page() -> None:
@@ -36,7 +39,7 @@ def test_a_run_gives_every_chart_in_the_colors_of_the_page() -> None:
     assert [chart.title for chart in charts] == [
         "Average precision",
         "Loss",
-        "Loss terms, unweighted",
+        "loss_bbox, unweighted",
         "Gradient norm",
         "Learning rate",
         "Images per second",
@@ -73,3 +76,22 @@ def test_more_runs_than_colors_are_compared() -> None:
     charts = compare_charts({f"run {number}": records for number in range(11)})
     assert [chart.title for chart in charts] == ["AP", "Loss"]
     assert all("run 10" in chart.svg for chart in charts)
+
+
+def test_the_validation_loss_is_dashed_beside_that_of_training() -> None:
+    charts = {chart.title: chart.svg for chart in run_charts([event.to_record() for event in whole_run()])}
+    svg = charts["loss_bbox, unweighted"]
+    assert "train 0.1" in svg and "val 0.1" in svg and "stroke-dasharray" in svg
+    old = [event.to_record() for event in whole_run()]
+    for record in old:
+        if record["kind"] == "eval":
+            del record["losses"]
+    charts = {chart.title: chart.svg for chart in run_charts(old)}
+    assert "val" not in re.sub(r"<[^>]*>", "", charts["loss_bbox, unweighted"])
+
+
+def test_rollbacks_are_marked_where_the_loss_is_drawn() -> None:
+    charts = {chart.title: chart.svg for chart in run_charts([event.to_record() for event in eventful_run()])}
+    assert "4 skipped steps; 1 rollbacks" in charts["Loss"]
+    assert "fill-opacity" in charts["Loss"] or "opacity: 0.14" in charts["Loss"]
+    assert "rollbacks" not in charts["Average precision"]

@@ -7,11 +7,30 @@ import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
-from run_events import ended, evaluated, logged, skipped, started, whole_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from run_events import (
+    bad_image,
+    checkpoint_failed,
+    ended,
+    evaluated,
+    logged,
+    rolled_back,
+    skipped,
+    split,
+    started,
+    warned,
+    whole_run,
+)
+from scripted_run import NUM_STEPS, Killed, Script, ScriptedRun, killing
 
+import detronome as dt
+from detronome.engine.events import Event, StepLogged
 from detronome.errors import DataError
 from detronome.report.run_log import RunLog, read_run_log
 
@@ -72,6 +91,89 @@ def test_a_resumed_log_reads_like_an_uninterrupted_one(tmp_path: Path) -> None:
     assert records == _steps(straight.path)
 
 
+def test_a_rollback_drops_the_steps_undone_and_keeps_what_led_to_it(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    log(rolled_back(40, 46))  # an empty log has nothing to drop
+    log(started())
+    before = [logged(10), evaluated(10, 0.1)]
+    undone = [split(11), bad_image(12), logged(12), evaluated(12, 0.2), warned(12), skipped(13), checkpoint_failed(12)]
+    for event in (*before, *undone, rolled_back(10, 14), logged(12)):
+        log(event)
+    kinds = ["start", "step", "eval", "split", "bad_image", "warning", "skip", "checkpoint_failed", "rollback", "step"]
+    assert [kind for kind, _ in _steps(log.path)] == kinds
+
+
+def test_a_skip_after_the_checkpoint_is_not_told_twice(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    for event in (started(), logged(10), warned(10), skipped(10), split(10), rolled_back(10, 12)):
+        log(event)
+    log(started(step=10))
+    assert [kind for kind, _ in _steps(log.path)] == ["start", "step", "warning", "start"]
+
+
+steps = st.frozensets(st.integers(0, NUM_STEPS), max_size=6)
+scripts = st.builds(
+    Script,
+    log_steps=st.integers(1, 6),
+    eval_steps=st.integers(3, NUM_STEPS),
+    checkpoints=steps,
+    failing=steps,
+    skips=st.frozensets(st.tuples(st.integers(0, NUM_STEPS - 1), st.integers(0, 2)), max_size=10),
+    rollbacks=st.just(frozenset(range(NUM_STEPS))) | steps,
+    splits=steps,
+    eval_splits=steps,
+    bad_images=steps,
+    warnings=st.frozensets(st.integers(0, 2 * NUM_STEPS + 1), max_size=12),
+)
+
+
+def _without_starts(path: Path) -> list[dict[str, Any]]:
+    records = [record for record in read_run_log(path) if record["kind"] != "start"]
+    return [{name: value for name, value in record.items() if name != "time"} for record in records]
+
+
+@settings(max_examples=60)
+@given(script=scripts, lives=st.lists(st.integers(0, 40), max_size=5))
+def test_the_log_of_a_run_killed_anywhere_is_that_of_the_uninterrupted_one(script: Script, lives: list[int]) -> None:
+    with TemporaryDirectory() as folder:
+        straight, killed = Path(folder) / "a.jsonl", Path(folder) / "b.jsonl"
+        ScriptedRun(script, RunLog(straight)).run()
+        run = ScriptedRun(script, killing(RunLog(killed), iter(lives)))
+        for _ in range(len(lives) + 1):
+            try:
+                run.run()
+                break
+            except Killed:
+                continue
+        assert _without_starts(killed) == _without_starts(straight)
+
+
+class _Crash(Exception):  # noqa: N818
+    pass
+
+
+def test_the_log_of_a_crashed_and_resumed_training_is_that_of_the_uninterrupted_one(
+    blocks: Path, tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    def crash(event: Event) -> None:
+        if isinstance(event, StepLogged) and event.step == 5:
+            raise _Crash
+
+    settings = {**tiny_settings, "batch.global_batch_size": 8}  # three steps an epoch
+    dt.train(blocks, model="nano", epochs=3, out=tmp_path / "straight", settings=settings)
+    with pytest.raises(_Crash):
+        dt.train(blocks, model="nano", epochs=3, out=tmp_path / "killed", settings=settings, observers=[crash])
+    dt.resume(tmp_path / "killed")
+
+    def without_times(name: str) -> list[dict[str, Any]]:
+        timed = ("_s", "_bytes", "goodput", "seconds", "batches_ready")
+        records = _without_starts(tmp_path / name / "log.jsonl")
+        return [{key: value for key, value in record.items() if not key.endswith(timed)} for record in records]
+
+    assert without_times("killed") == without_times("straight")
+    assert [record["kind"] for record in without_times("straight")].count("step") == 9
+
+
 def test_a_torn_last_line_is_left_out_and_removed_by_a_resume(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.jsonl")
     for event in (started(), logged(10), evaluated(10, 0.1), logged(20)):
@@ -123,6 +225,6 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: bytes) -> N
 
 
 def test_the_report_does_not_import_torch() -> None:
-    modules = ["run_log", "html", "plots", "console", "pictures", "tensorboard"]
+    modules = ["run_log", "html", "plots", "console", "pictures", "tensorboard", "happenings", "wall_time"]
     code = "; ".join(f"import detronome.report.{name}" for name in modules)
     subprocess.run([sys.executable, "-c", f"{code}; import sys; assert 'torch' not in sys.modules"], check=True)

@@ -102,6 +102,15 @@ def test_where_all_wait_and_nobody_is_behind_the_network_is_named() -> None:
     assert "no rank is behind" in report.what
 
 
+def test_ranks_of_which_nothing_is_known_are_mentioned() -> None:
+    known = heard(1, Section.AGREE, 61)
+    report = judge({1: known}, now=NOW, limits=LIMITS, num_ranks=3)
+    assert report is not None
+    assert report.what == (
+        "rank 1 of 3 (node1, pid 101) has been in agree for 61 s at step 5; what the other ranks do is not known"
+    )
+
+
 def test_where_all_wait_in_different_places_the_earliest_is_named() -> None:
     report = verdict(heard(0, Section.REDUCE, 61), heard(1, Section.AGREE, 61))
     assert report is not None

@@ -69,7 +69,7 @@ def hold_the_interpreter(progress: Progress, world: World) -> None:
     if world.rank == 1:
         progress.enter(Section.UPDATE, step=12)
         time.sleep(1.3)
-        ctypes.PyDLL(None).sleep(6)
+        ctypes.PyDLL(None).usleep(4_500_000)
         time.sleep(60)
     wait_for_the_others(progress)
 
@@ -114,6 +114,8 @@ class Scene:
     size: int = SIZE
     keeper: int | None = None
     meets: bool = False
+    loses_store: bool = False
+    """The process that keeps the store, which is no rank, is killed."""
     resumes: int | None = None
     """The rank that is continued once the others are gone."""
     folder: Path = Path()
@@ -149,11 +151,14 @@ SCENES = {
     "left": Scene(leave_the_others),
     "collective": Scene(never_reach_the_sum, keeper=0, meets=True),
     "slow": Scene(work_slowly),
+    "storeless_hang": Scene(hang_in_data_wait, loses_store=True),
+    "storeless": Scene(work_slowly, loses_store=True),
     "alone": Scene(hang_alone_with_a_worker, size=1),
 }
 
 
-def play_rank(scene: Scene, rank: int, port: int) -> None:
+def play_rank(name: str, rank: int, port: int) -> None:
+    scene = SCENES[name]
     os.chdir(scene.folder)
     stderr = os.open(f"stderr{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(stderr, 2)
@@ -169,7 +174,8 @@ def play_rank(scene: Scene, rank: int, port: int) -> None:
     world = World(rank=rank, size=scene.size)
     store = None
     if scene.size > 1:
-        store = dist.TCPStore("127.0.0.1", port, is_master=rank == scene.keeper, wait_for_workers=False)
+        server = dist.TCPStore("127.0.0.1", port, is_master=rank == scene.keeper, wait_for_workers=False)
+        store = dist.PrefixStore(name, server)
     with Watchdog(
         progress,
         world,
@@ -182,26 +188,33 @@ def play_rank(scene: Scene, rank: int, port: int) -> None:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Scene]]:
-    stores = []
+    # Stores have threads, and what forks should have none: they are kept by processes of their own.
+    store_port, doomed_port = free_port(), free_port()
+    store, doomed_store = (FORK.Process(target=keep_store, args=(port,)) for port in (store_port, doomed_port))
+    store.start()
+    doomed_store.start()
     for name, scene in SCENES.items():
         scene.folder = tmp_path_factory.mktemp(name)
-        if scene.keeper is None:
-            stores.append(dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
-            port = stores[-1].port
-        else:
-            port = free_port()
-        scene.processes = [FORK.Process(target=play_rank, args=(scene, rank, port)) for rank in range(scene.size)]
+        port = doomed_port if scene.loses_store else store_port if scene.keeper is None else free_port()
+        scene.processes = [FORK.Process(target=play_rank, args=(name, rank, port)) for rank in range(scene.size)]
         for process in scene.processes:
             process.start()
     started = time.monotonic()
     try:
+        time.sleep(1)
+        doomed_store.kill()
         await_ends(started, limit_s=18)
         yield SCENES
     finally:
-        for scene in SCENES.values():
-            for process in scene.processes:
-                process.kill()
-                process.join()
+        for process in [store, doomed_store, *(p for scene in SCENES.values() for p in scene.processes)]:
+            process.kill()
+            process.join()
+
+
+def keep_store(port: int) -> None:
+    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    time.sleep(60)
+    del store
 
 
 def await_ends(started: float, *, limit_s: float) -> None:
@@ -235,6 +248,21 @@ def test_slow_ranks_are_left_alone_and_leave_nothing_behind(scenes: dict[str, Sc
     assert scene.exit_codes == {0: 0, 1: 0, 2: 0}
     assert scene.said == []
     assert list((scene.folder / "hangs").iterdir()) == []
+
+
+@pytest.mark.dist
+def test_a_run_without_the_store_goes_on(scenes: dict[str, Scene]) -> None:
+    scene = scenes["storeless"]
+    assert scene.exit_codes == {0: 0, 1: 0, 2: 0}
+    assert scene.said == []
+
+
+@pytest.mark.dist
+def test_a_hang_without_the_store_is_told_by_each_rank_of_itself(scenes: dict[str, Scene]) -> None:
+    scene = scenes["storeless_hang"]
+    assert scene.exit_codes == {0: EXIT_HANG, 1: EXIT_HANG, 2: EXIT_HANG}
+    assert ["data_wait" in line for line in scene.said] == [False, True, False]
+    assert all("what the other ranks do is not known" in line for line in scene.said)
 
 
 @pytest.mark.dist
