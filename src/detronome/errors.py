@@ -53,7 +53,12 @@ class DetronomeError(Exception):
         what: what is wrong, as one sentence, or all the problems of one kind at once.
         where: the file, key or option at fault.
         fix: what to do about it.
+
+    Attributes:
+        is_told: another process tells the user of it.
     """
+
+    is_told = False
 
     def __init__(self, what: str | Sequence[Problem], *, where: str = "", fix: str = "") -> None:
         if isinstance(what, str):
@@ -61,6 +66,10 @@ class DetronomeError(Exception):
         else:
             self.problems = tuple(what)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors travel between processes; a subclass's constructor may ask for what went into the text.
+        return _from_problems, (type(self), self.problems)
 
 
 class ConfigError(DetronomeError):
@@ -87,6 +96,12 @@ class MissingExtraError(DetronomeError):
             f"{needed_for} needs the package {package!r}, which is not installed",
             fix=f"pip install 'detronome[{extra}]'",
         )
+
+
+def _from_problems(kind: type[DetronomeError], problems: tuple[Problem, ...]) -> DetronomeError:
+    error = kind.__new__(kind)
+    DetronomeError.__init__(error, problems)
+    return error
 
 
 def first_few(cases: Sequence[str], *, most: int = 5, separator: str = ", ") -> str:

@@ -1,4 +1,4 @@
-"""The typed functions behind the command line: `runs` (models and training) and `data` (data sets).
+"""The typed functions behind the command line: `training`, `runs` (models and reports) and `data` (data sets).
 
 Everything here is also in the package's namespace: `import detronome as dt; dt.train("data/", model="nano")`. The
 modules are imported on first use, so that looking after data does not wait for torch.
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         shard_data,
         verify_shards,
     )
-    from detronome.api.runs import Run, demo, evaluate, evaluate_results, predict, resume, train, write_report
+    from detronome.api.runs import evaluate, evaluate_results, predict, write_report
+    from detronome.api.training import Run, demo, resume, train
 
 __all__ = [
     "Run",
@@ -43,26 +44,18 @@ __all__ = [
     "write_report",
 ]
 
-_DATA = frozenset(
-    {
-        "check_data",
-        "clear_caches",
-        "convert_data",
-        "data_stats",
-        "download_data",
-        "index_data",
-        "list_caches",
-        "shard_data",
-        "verify_shards",
-    }
-)
-"""The names that live in `data`; the others live in `runs`."""
+_HOMES = {
+    "runs": ("evaluate", "evaluate_results", "predict", "write_report"),
+    "training": ("Run", "demo", "resume", "train"),
+}
+"""Names by module; the others live in `data`."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'detronome.api' has no attribute {name!r}")
-    return getattr(import_module(f"detronome.api.{'data' if name in _DATA else 'runs'}"), name)
+    home = next((module for module, names in _HOMES.items() if name in names), "data")
+    return getattr(import_module(f"detronome.api.{home}"), name)
 
 
 def __dir__() -> list[str]:

@@ -55,7 +55,8 @@ def run(arguments: Sequence[str] | None) -> None:
     except DetronomeError as error:
         from detronome.cli.render import print_error
 
-        print_error(error)
+        if not error.is_told:
+            print_error(error)
         sys.exit(EXIT_ERROR)
     except BrokenPipeError:
         # The reader (`| head`) has enough; without this, flushing stdout at exit would fail again.

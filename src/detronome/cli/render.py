@@ -86,7 +86,12 @@ def print_metrics(metrics: DetectionMetrics, *, title: str) -> None:
 
 def print_outcome(run: Run, *, as_json: bool) -> int:
     """Print where a run's results are, and on stderr how to go on with it; return what the command is to end with:
-    0, or 128 and the number of the signal that interrupted the run."""
+    0, or 128 and the number of the signal that interrupted the run. Of several ranks, the main one prints."""
+    from detronome.runtime.distributed import world_of_environment  # imports torch, as the run has
+
+    code = exit_code(run.signal) if run.reason == "interrupted" else 0
+    if not world_of_environment().is_main:
+        return code
     if run.reason == "interrupted":
         print_notice(f"resume with: {resume_command(run.folder)}")
     elif run.was_finished:
@@ -95,7 +100,7 @@ def print_outcome(run: Run, *, as_json: bool) -> int:
         print_json(_run_record(run))
     elif run.reason != "interrupted":
         _print_run(run)
-    return exit_code(run.signal) if run.reason == "interrupted" else 0
+    return code
 
 
 def print_table(table: Table) -> None:

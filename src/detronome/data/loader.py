@@ -245,7 +245,7 @@ class BatchStream(Iterator[EffectiveBatch]):
             ) from error
         if isinstance(item, Failure):
             self._abort()
-            raise item.to_error()
+            raise item.error
         self._num_received += 1
         self.meter.add(item)
         if self._quarantine is not None:

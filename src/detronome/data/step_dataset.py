@@ -45,14 +45,7 @@ class PackedStep:
 class Failure:
     """An error on its way out of a worker. Torch would send the type and a printed traceback, and lose the rest."""
 
-    kind: type[DetronomeError]
-    problems: tuple[Problem, ...]
-
-    def to_error(self) -> DetronomeError:
-        error = self.kind.__new__(self.kind)
-        # Not through the subclass: its constructor may ask for what went into the text.
-        DetronomeError.__init__(error, self.problems)
-        return error
+    error: DetronomeError
 
 
 class StepDataset(Dataset["PackedStep | Failure"]):
@@ -89,7 +82,7 @@ class StepDataset(Dataset["PackedStep | Failure"]):
         try:
             return self._step(keys)
         except DetronomeError as error:
-            return Failure(type(error), error.problems)
+            return Failure(error)
 
     def _step(self, keys: Keys) -> PackedStep:
         clock = self._dataset.clock

@@ -3,15 +3,24 @@ beside `resolve.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from detronome.config.convert import to_dict
 from detronome.config.schema import DetrConfig, RunConfig, ScheduleConfig
-from detronome.data.build import build_eval_batches, build_quarantine, build_train_batches
+from detronome.data.build import (
+    augment_policy,
+    build_eval_batches,
+    build_quarantine,
+    build_train_batches,
+    padded_shapes,
+)
+from detronome.data.largest_shapes import largest_eval_shape, largest_training_shape
 from detronome.data.prefetch import DeviceStream
 from detronome.data.sampler import Share, steps_per_epoch
 from detronome.data.split import DataSplit
@@ -21,6 +30,7 @@ from detronome.engine.checkpoint_writer import CheckpointWriter
 from detronome.engine.convergence import ConvergenceWatch
 from detronome.engine.early_stop import BestMetric
 from detronome.engine.ema import ModelEma
+from detronome.engine.evaluator import detect_batch, detect_in_pieces
 from detronome.engine.events import Observer, RunStarted
 from detronome.engine.guard import StepGuard
 from detronome.engine.micro_batches import MicroBatchSizes
@@ -33,9 +43,11 @@ from detronome.engine.schedule import Schedule
 from detronome.engine.state import TrainingState
 from detronome.engine.step import TrainingStep
 from detronome.engine.trainer import RunPlan, Trainer, Validation
+from detronome.engine.worst_case import WorstCase, try_worst_cases, worst_eval_batch, worst_training_batch
 from detronome.errors import CheckpointError
 from detronome.evaluation.detection import DetectionEvaluator
 from detronome.losses.build import build_criterion
+from detronome.losses.terms import BatchTotals
 from detronome.models.build import build_model
 from detronome.models.detector import Detector
 from detronome.runtime.device import describe_environment
@@ -135,6 +147,8 @@ def build_trainer(
         activity=activity,
         observers=observers,
     )
+    if config.train.worst_case_first:
+        trainer.worst_case = _worst_case(config, train, val, categories, trainer)
     if resume_from is not None:
         _check_same_data(resume_from, train)
         trainer.resume(resume_from)
@@ -284,6 +298,53 @@ def _validation(
         quarantine=quarantine,
         sizes=MicroBatchSizes(config.eval.batch_size, purpose="evaluation"),
     )
+
+
+def _worst_case(
+    config: RunConfig, train: DataSplit, val: DataSplit | None, categories: Categories, trainer: Trainer
+) -> Callable[[Detector], None]:
+    """Return what runs the largest shapes with the most objects through the step and the evaluation."""
+    policy, buckets = augment_policy(config.augment), padded_shapes(config)
+    step, world = trainer.training_step, trainer.world
+    share = math.ceil(config.batch.global_batch_size / world.size)
+
+    def run(evaluated: Detector) -> None:
+        cases = []
+        shape_hw = largest_training_shape(policy, train.index.sizes_hw, buckets, num_images=share)
+        if shape_hw is not None:
+            batch = worst_training_batch(
+                shape_hw=shape_hw,
+                num_images=share,
+                objects_per_image=train.index.num_objects_per_image,
+                num_classes=len(categories),
+            )
+            totals = BatchTotals.of(batch.targets, step.model.num_queries)
+            gradients = partial(step.gradients, totals=totals, step=trainer.step, progress=0.0)
+            cases.append(WorstCase(phase="training", model=step.model, batch=batch, run=gradients))
+        shape_hw = largest_eval_shape(policy, val.index.sizes_hw, buckets) if val is not None else None
+        if shape_hw is not None and trainer.validation is not None:
+            sizes = trainer.validation.sizes
+            detect = partial(
+                detect_batch,
+                evaluated,
+                categories=categories,
+                max_detections=config.eval.max_detections,
+                precision=step.precision,
+                device=step.device,
+            )
+            cases.append(
+                WorstCase(
+                    phase="evaluation",
+                    model=evaluated,
+                    batch=worst_eval_batch(shape_hw=shape_hw, num_images=sizes.size),
+                    run=lambda batch: detect_in_pieces(
+                        batch, detect, sizes, device=step.device, on_split=step.on_split, rank=world.rank
+                    ),
+                )
+            )
+        try_worst_cases(cases, optimizer=step.optimizer, device=step.device)
+
+    return run
 
 
 def _check_same_data(checkpoint: Checkpoint, train: DataSplit) -> None:

@@ -19,7 +19,7 @@ from detronome.runtime.precision import Precision, autocast
 from detronome.runtime.progress import Progress, Section
 from detronome.types import Batch, Categories, Detections, EffectiveBatch, ModelOutput, Target
 
-__all__ = ["LossMeter", "LossSums", "detect_batch", "evaluate"]
+__all__ = ["LossMeter", "LossSums", "detect_batch", "detect_in_pieces", "evaluate"]
 
 
 @dataclass
@@ -136,23 +136,14 @@ def evaluate(
     try:
         for batch in batches:
             activity.enter(activity.now.section, images=batch.image_ids)
-            pieces = batch.parts if sizes is None else sizes.cut(batch)
-            waiting = deque(pieces)
-            while waiting:
-                piece = waiting.popleft()
-                failure = attempt(
-                    lambda piece=piece: mine.extend(  # type: ignore[misc]
-                        _detect(model, piece.to(device), categories, max_detections, precision, device, losses)
-                    ),
-                    piece,
-                    device,
-                    rank=world.rank,
-                )
-                if failure is not None:
-                    sizes = sizes or MicroBatchSizes(len(piece), purpose="evaluation")
-                    for split in sizes.split([failure]):
-                        on_split(*split)
-                    waiting.extendleft(reversed(sizes.cut(EffectiveBatch((piece,)))))
+            mine += detect_in_pieces(
+                batch,
+                lambda piece: _detect(model, piece.to(device), categories, max_detections, precision, device, losses),
+                sizes or MicroBatchSizes(len(batch), purpose="evaluation"),
+                device=device,
+                on_split=on_split,
+                rank=world.rank,
+            )
     finally:
         model.train(was_training)
     if losses is not None:
@@ -162,6 +153,32 @@ def evaluate(
     metrics = world.broadcast(_metrics(evaluator, everywhere, max_detections) if world.is_main else None)
     assert metrics is not None
     return metrics
+
+
+def detect_in_pieces(
+    batch: EffectiveBatch,
+    detect: Callable[[Batch], list[Detections]],
+    sizes: MicroBatchSizes,
+    *,
+    device: torch.device,
+    on_split: Callable[[OutOfMemoryAt, int], None] = lambda *_: None,
+    rank: int = 0,
+) -> list[Detections]:
+    """Return the detections of a batch, in pieces as small as memory demands.
+
+    Raises:
+        TrainingError: memory has no room for a single image.
+    """
+    found: list[Detections] = []
+    waiting = deque(sizes.cut(batch))
+    while waiting:
+        piece = waiting.popleft()
+        failure = attempt(lambda piece=piece: found.extend(detect(piece)), piece, device, rank=rank)  # type: ignore[misc]
+        if failure is not None:
+            for split in sizes.split([failure]):
+                on_split(*split)
+            waiting.extendleft(reversed(sizes.cut(EffectiveBatch((piece,)))))
+    return found
 
 
 def _metrics(

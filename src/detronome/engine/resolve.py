@@ -19,6 +19,7 @@ from detronome.data.split import DataSplit
 from detronome.engine.worst_case import resolve_worst_case_first
 from detronome.errors import ConfigError, Problem
 from detronome.runtime.device import resolve_device
+from detronome.runtime.distributed import ALONE, World
 from detronome.runtime.precision import resolve_precision
 
 __all__ = ["Resolved", "check_consistency", "resolve"]
@@ -50,12 +51,13 @@ class Resolved:
         self.reasons[key] = f"{shown} ({reason})"
 
 
-def resolve(config: RunConfig, train: DataSplit) -> Resolved:
+def resolve(config: RunConfig, train: DataSplit, world: World = ALONE) -> Resolved:
     """Return the configuration with every `auto` replaced.
 
     Args:
         config: as asked for.
         train: the training split, which decides queries and length.
+        world: the ranks that share the work.
 
     Raises:
         ConfigError: settings that cannot work together, all at once; a device that is not there.
@@ -71,10 +73,10 @@ def resolve(config: RunConfig, train: DataSplit) -> Resolved:
     autos: dict[str, Callable[[RunConfig], tuple[object, str]]] = {
         "train.precision": lambda c: resolve_precision(c.train.precision, resolved.device),
         "data.buckets": lambda c: resolve_buckets(c, train),
-        "data.workers": lambda c: resolve_workers(c, resolved.device.type, train.index.sizes_hw),
+        "data.workers": lambda c: resolve_workers(c, resolved.device.type, train.index.sizes_hw, world.local_size),
         "train.epochs": lambda _: _epochs(num_steps),
         "train.eval_epochs": _eval_epochs,
-        "batch.micro_batch_size": lambda c: (c.batch.global_batch_size, "the whole effective batch at once"),
+        "batch.micro_batch_size": lambda c: _micro_batch_size(c, world.size),
         "eval.batch_size": _eval_batch_size,
         "train.worst_case_first": lambda _: resolve_worst_case_first(resolved.device),
     }
@@ -234,6 +236,11 @@ def _epochs(num_steps: int) -> tuple[int, str]:
 def _eval_epochs(config: RunConfig) -> tuple[int, str]:
     assert config.train.epochs != "auto"
     return max(1, config.train.epochs // 20), "about 20 evaluations in the run"
+
+
+def _micro_batch_size(config: RunConfig, num_ranks: int) -> tuple[int, str]:
+    size = math.ceil(config.batch.global_batch_size / num_ranks)
+    return size, "the whole effective batch at once" if num_ranks == 1 else f"the part of one of {num_ranks} ranks"
 
 
 def _eval_batch_size(config: RunConfig) -> tuple[int, str]:

@@ -22,7 +22,7 @@ from detronome.config.presets import PRESETS
 from detronome.config.schema import RunConfig
 from detronome.errors import ConfigError, Problem
 
-__all__ = ["Change", "Judgement", "judge", "reconcile", "resume_command"]
+__all__ = ["Change", "Judgement", "for_another_run", "judge", "reconcile", "resume_command"]
 
 Judgement = Literal["free", "inexact", "fixed"]
 
@@ -150,6 +150,12 @@ def reconcile(held: RunConfig, asked: RunConfig, *, run: Path) -> tuple[RunConfi
     if fixed:
         raise ConfigError([_problem(change, asked, run) for change in _without_what_the_preset_brings(fixed, asked)])
     return asked, changes
+
+
+def for_another_run(config: RunConfig) -> RunConfig:
+    """Return a run's configuration with what fitted its machine and its images to be decided anew."""
+    machine = ("train.device", "train.worst_case_first", "data.workers", "data.buckets")
+    return apply_overrides(config, dict.fromkeys(machine, "auto"))
 
 
 def resume_command(run: Path) -> str:

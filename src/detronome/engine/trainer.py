@@ -109,7 +109,7 @@ class Trainer:
         ladder: decides about refused steps.
         activity: is told what is being done.
         observers: are told everything; on the main rank.
-        worst_case: runs before the first step of each start.
+        worst_case: given the model that is evaluated, tries what needs the most memory; runs before the first step.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Trainer:
         validation_batches = self.validation.batches if self.validation is not None else ()
         with StopRequest() as stop, _closing(validation_batches), self._writing_checkpoints():
             self.model.train()
-            self.worst_case(self.evaluated_model)
+            self.worst_case(self.parallel.for_evaluation(self.evaluated_model))
             if self.step == 0:
                 self._save()  # A run killed before its first evaluation can be resumed too.
                 self._warn(self.watch.before())
@@ -212,7 +212,7 @@ class Trainer:
 
                 is_due = time.perf_counter() - last_saved > self.plan.checkpoint_s
                 self.is_stopping, is_due = self._agree_any(stop.is_set, is_due)
-                is_saved = self.is_stopping or is_due or self._needs_evaluation
+                is_saved = self.is_stopping or is_due or self._is_milestone
                 if is_saved or self.step % self.plan.log_steps == 0:
                     self._examine_last_step()
                     self._log(batches)
@@ -256,8 +256,11 @@ class Trainer:
 
     @property
     def _needs_evaluation(self) -> bool:
-        is_evaluation_step = self.step % self.plan.eval_steps == 0 or self.step == self.plan.total_steps
-        return self.validation is not None and self.step > 0 and is_evaluation_step and self.evaluated_step != self.step
+        return self.validation is not None and self._is_milestone and self.evaluated_step != self.step
+
+    @property
+    def _is_milestone(self) -> bool:
+        return self.step > 0 and (self.step % self.plan.eval_steps == 0 or self.step == self.plan.total_steps)
 
     def _agree_any(self, *flags: bool) -> list[bool]:
         """Return for each flag whether any rank has raised it."""

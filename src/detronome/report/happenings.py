@@ -44,7 +44,7 @@ class Happening:
         if self.kind == "skip":
             done = "" if self.action in ("", "skipped") else f"; {self.action}"
             return f"step {self.step:,} skipped: {self.what}{_in_brackets(self.where)}{done}"
-        if self.kind == "rollback":
+        if self.kind in ("rollback", "checkpoint_failed"):
             return f"{self.what}; {self.action}"
         if self.kind == "bad_image":
             return f"{self.where}: {self.what}; {self.action}"

@@ -7,7 +7,7 @@ processes, costs a fraction of a millisecond, and never waits for a GPU. Alone, 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from detronome.errors import TrainingError
+from detronome.errors import DetronomeError, TrainingError
 
 __all__ = ["ALONE", "World", "joined_world", "world_of_environment"]
 
@@ -62,6 +62,26 @@ class World:
         items = [item]
         dist.broadcast_object_list(items, src=0, device=torch.device("cpu"))
         return items[0]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Do something on the main rank alone; return its result on all ranks.
+
+        Raises:
+            DetronomeError: what the work raised, on all ranks; told by the main one.
+        """
+        if self.size == 1:
+            return work()
+        outcome: tuple[T | None, DetronomeError | None] = None, None
+        if self.is_main:
+            try:
+                outcome = work(), None
+            except DetronomeError as error:
+                outcome = None, error
+        result, failure = self.broadcast(outcome)
+        if failure is not None:
+            failure.is_told = not self.is_main
+            raise failure
+        return result  # type: ignore[return-value]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import detronome as dt
-from detronome.api import runs
+from detronome.api import training
 from detronome.engine.events import Event, RunEnded, StepLogged
 from detronome.report.run_log import read_run_log
 
@@ -75,7 +75,7 @@ def test_one_call_serves_the_first_start_every_later_one_and_the_end(
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     heard: list[Event] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.delattr(runs, "build_trainer")  # nothing is trained
+        patch.delattr(training, "build_trainer")  # nothing is trained
         again = start(heard.append)
     assert (again.reason, again.was_finished, again.report) == ("finished", True, finished.report)
     assert str(again.metrics) == str(finished.metrics)  # nan is not itself

@@ -106,7 +106,7 @@ def test_an_interruption_at_any_other_moment_is_one_line(
     def interrupted(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("detronome.api.runs.train", interrupted)
+    monkeypatch.setattr("detronome.api.training.train", interrupted)
     assert run(capsys, "train", "data") == (code, "", "interrupted\n")
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import detronome as dt
-from detronome.api import runs
+from detronome.api import training
 from detronome.data.dataset import DetectionDataset
 from detronome.data.sampler import epoch_order, step_indices
 from detronome.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
@@ -66,8 +66,8 @@ def recording(run: Recorded, *, stop_at: int | None = None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingStep, "__call__", observed)
         # Nobody looks at the pages.
-        patch.setattr(runs, "write_gallery", lambda *_: None)
-        patch.setattr(runs, "write_report", lambda folders: folders[0] / "report.html")
+        patch.setattr(training, "write_gallery", lambda *_: None)
+        patch.setattr(training, "write_report", lambda folders: folders[0] / "report.html")
         yield
 
 
@@ -281,7 +281,7 @@ def cost_of_resume_at(step: int, run: Path, copy: Path) -> tuple[int, float]:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "load_checkpoint", at_step)
+        patch.setattr(training, "load_checkpoint", at_step)
         patch.setattr(DetectionDataset, "raw", counted)
         patch.setattr(TrainingStep, "__call__", stop)
         started = time.perf_counter()

@@ -1,0 +1,58 @@
+"""The folders that runs, pictures and reports are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from detronome.engine.resume import resume_command
+from detronome.errors import ConfigError
+
+__all__ = ["holds_run", "new_run_dir", "numbered", "writing"]
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Return whether a folder holds a run that can be resumed."""
+    # A start that failed before its first checkpoint has left a config.toml, and nothing that could be resumed.
+    return any((run_dir / "checkpoints").glob("step-*"))
+
+
+def new_run_dir(out: str | Path | None, name: str) -> Path:
+    """Make the folder of a new run: `out`, or `runs/<name>`, numbered.
+
+    Raises:
+        ConfigError: it holds a run already, or cannot be made.
+    """
+    run_dir = numbered(Path("runs") / name) if out is None else Path(out)
+    if holds_run(run_dir):
+        raise ConfigError(
+            "the folder already holds a run",
+            where=str(run_dir),
+            fix=f"choose another --out, or go on with it: {resume_command(run_dir)}",
+        )
+    with writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+    return run_dir
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the disk's refusal into an error that says where."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write there: {error.strerror or error}",
+            where=str(error.filename or path),
+            fix="choose a folder with free space that you may write to, with --out",
+        ) from error
+
+
+def numbered(path: Path) -> Path:
+    """Return the path, or the first of path-2, path-3, ... that does not exist."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate

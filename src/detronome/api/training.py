@@ -1,0 +1,421 @@
+"""Training a model, going on with a run, and the demo: on one process, or on each rank that torchrun has started."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from detronome.api.arguments import one_of
+from detronome.api.folders import holds_run, new_run_dir, numbered, writing
+from detronome.api.runs import write_report
+from detronome.config.convert import apply_overrides, from_dict, read_toml, to_dict, to_toml
+from detronome.config.presets import PRESETS, preset
+from detronome.config.schema import RunConfig
+from detronome.data.layout import available_splits
+from detronome.data.scenes import write_scenes
+from detronome.data.split import DataSplit, open_split
+from detronome.data.split_files import resolve_name
+from detronome.engine.build import build_trainer
+from detronome.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_last_good
+from detronome.engine.events import Observer, RunEnded
+from detronome.engine.resolve import resolve
+from detronome.engine.resume import for_another_run, reconcile
+from detronome.errors import CheckpointError, ConfigError, DataError, TrainingError, first_few, nearest_name_hint
+from detronome.model import Model, load
+from detronome.report.gallery import write_gallery
+from detronome.report.run_log import RunLog, read_run_log
+from detronome.runtime.distributed import World, joined_world
+from detronome.runtime.files import locked, write_atomic
+from detronome.runtime.watchdog import Watchdog
+
+__all__ = ["Run", "demo", "resume", "train"]
+
+IfExists = Literal["error", "resume"]
+
+_HANGS = "hangs"
+_SHORTEST_TIMEOUT_S = 1800.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training run on disk."""
+
+    folder: Path
+    reason: Literal["finished", "early_stop", "interrupted"]
+    metrics: dict[str, float]
+    """Of the best evaluation."""
+    report: Path | None
+    """The page, when the run has ended."""
+    signal: str = ""
+    """Name of the signal that interrupted it, e.g. `SIGTERM`."""
+    was_finished: bool = False
+    """Whether it had ended before this call, which then trained nothing."""
+
+    @cached_property
+    def model(self) -> Model:
+        """The best checkpoint."""
+        return load(self.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """What the main rank has decided about a run; the same on all ranks."""
+
+    run_dir: Path
+    config: RunConfig
+    """Without any `auto`."""
+    reasons: Mapping[str, str]
+    resume_from: Checkpoint | None = None
+    ended: Run | None = None
+    """The run, when there is nothing left to do."""
+
+
+def train(
+    data: str | Path,
+    *,
+    model: str | Path | Model = "detr-r50",
+    epochs: int | None = None,
+    out: str | Path | None = None,
+    config: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    if_exists: IfExists = "error",
+    observers: Sequence[Observer] = (),
+    tensorboard: bool = False,
+) -> Run:
+    """Train a detector on a data folder, with checkpoints, run log, pictures and a report.
+
+    Args:
+        data: a folder in COCO, Roboflow, YOLO or Pascal VOC layout, or a sharded data set, also at an address.
+        model: a preset's name, or a run, checkpoint or `Model` to fine-tune.
+        epochs: shortcut for the setting `train.epochs`.
+        out: the run folder; by default `runs/<preset>`, numbered.
+        config: a TOML file on top of the preset.
+        settings: dotted settings on top of both, e.g. `{"optim.lr": 2e-4}`.
+        if_exists: what to do when `out` holds a run already. `resume` goes on with it, under the rules of `resume`, so
+            that the same call serves for the first start and for every later one; the run that has ended is returned.
+            A process that torchrun has started anew always does so.
+        observers: are told how the run goes, beside the run log.
+        tensorboard: also write TensorBoard files into the run folder.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: what is wrong with settings, data or the model to start from.
+    """
+    one_of(if_exists, IfExists, "if_exists")
+    may_go_on = if_exists == "resume" or _is_restart(os.environ)
+    if out is None and (may_go_on or _may_be_restarted(os.environ)):
+        raise ConfigError(
+            "only the run folder tells which run a later start is to go on with, and none is given",
+            where="--out",
+            fix="name it: --out RUN",
+        )
+    start_from = _as_model(model)
+    run_config = for_another_run(start_from.config) if start_from else preset(str(model))
+    if config is not None:
+        run_config = from_dict(read_toml(Path(config)), base=run_config, where=str(config))
+    shortcuts: dict[str, Any] = {"data.root": _data_root(data)}
+    if epochs is not None:
+        shortcuts["train.epochs"] = epochs
+    run_config = apply_overrides(run_config, {**(settings or {}), **shortcuts})
+    with _joined(run_config) as world:
+
+        def begin() -> _Start:
+            if out is not None and may_go_on and holds_run(Path(out)):
+                return _go_on(Path(out), run_config, world, observers)
+            return _begin(run_config, out, start_from, world)
+
+        return _fit(world.on_main(begin), world, observers, tensorboard=tensorboard, start_from=start_from)
+
+
+def resume(
+    run: str | Path,
+    *,
+    config: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    observers: Sequence[Observer] = (),
+    tensorboard: bool = False,
+) -> Run:
+    """Go on with an interrupted run from its last checkpoint; on a CPU, bit for bit as if it had never stopped.
+
+    A run that has ended is left as it is and returned.
+
+    Args:
+        run: the run folder, or one checkpoint in it: later steps are then done again.
+        config: a TOML file with settings to change.
+        settings: dotted settings to change, on top of it, e.g. `{"data.workers": 4}`. Those that would make it another
+            run are refused; those that cost the bit-exactness are told.
+        observers: are told how the run goes, beside the run log.
+        tensorboard: also write TensorBoard files into the run folder.
+
+    Raises:
+        CheckpointError: the folder holds no checkpoint of a run, or the data has changed.
+        ConfigError: settings that cannot change, all of them at once.
+    """
+    path = Path(run)
+    checkpoint = load_checkpoint(find_checkpoint(path, prefer="last"))
+    asked = from_dict(checkpoint.config, where=str(path))
+    if config is not None:
+        asked = from_dict(read_toml(Path(config)), base=asked, where=str(config))
+    changed = dict(settings or {})
+    if isinstance(changed.get("data.root"), str):
+        changed["data.root"] = _data_root(changed["data.root"])
+    asked = apply_overrides(asked, changed)
+    with _joined(asked) as world:
+        start = world.on_main(lambda: _go_on(path, asked, world, observers))
+        return _fit(start, world, observers, tensorboard=tensorboard)
+
+
+def demo(
+    out: str | Path = "detronome-demo",
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    observers: Sequence[Observer] = (),
+) -> Run:
+    """Write the embedded data set, train the small detector on it, and report.
+
+    Args:
+        out: folder for data and run; a finished data set in it is used again, a run in it is replaced by a new one.
+        quick: a few scenes and steps, to see that everything works; says nothing about accuracy.
+        seed: of the training.
+        settings: dotted settings on top of the preset.
+        observers: are told how the run goes.
+
+    Raises:
+        MissingExtraError: scikit-learn, which holds the digits, is not installed.
+    """
+    folder = Path(out)
+    data = folder / ("data-quick" if quick else "data")
+    with writing(folder):
+        write_scenes(data, num_train=320 if quick else 4000, num_val=40 if quick else 300)
+    short = {"train.epochs": 2} if quick else {}
+    return train(
+        data,
+        model="demo",
+        out=numbered(folder / "run"),
+        settings={"train.seed": seed, **short, **(settings or {})},
+        observers=observers,
+    )
+
+
+@contextmanager
+def _joined(config: RunConfig) -> Iterator[World]:
+    """Join the ranks, for longer than the watchdog takes to say which of them hangs."""
+    is_cuda = config.train.device != "cpu" and torch.cuda.is_available()
+    patience_s = max(_SHORTEST_TIMEOUT_S, 10 * 60 * config.train.hang_minutes)
+    with joined_world("cuda" if is_cuda else "cpu", timeout_s=patience_s) as world:
+        yield world
+
+
+def _begin(config: RunConfig, out: str | Path | None, start_from: Model | None, world: World) -> _Start:
+    """Decide everything about a new run, and write it down."""
+    train_split, _ = _open_splits(config)
+    if start_from is not None:
+        _check_classes(start_from, train_split)
+    resolved = resolve(config, train_split, world)
+    run_dir = new_run_dir(out, resolved.config.preset)
+    with writing(run_dir):
+        write_atomic(run_dir / "config.toml", to_toml(resolved.config))
+    return _Start(run_dir=run_dir, config=resolved.config, reasons=resolved.reasons)
+
+
+def _go_on(path: Path, asked: RunConfig, world: World, observers: Sequence[Observer]) -> _Start:
+    """Decide how to continue a run under the settings asked for, in which `auto` stands for the checkpoint's."""
+    checkpoint, damaged = load_last_good(path)
+    run_dir = _run_folder(path)
+    held = from_dict(checkpoint.config, where=str(run_dir))
+    config, changes = reconcile(held, asked, run=run_dir)
+    if not changes and not damaged and (ended := _ended_run(run_dir, checkpoint, observers)):
+        return _Start(run_dir=run_dir, config=config, reasons={}, ended=ended)
+    train_split, _ = _open_splits(config)
+    resolved = resolve(config, train_split, world)
+    reasons = {**resolved.reasons, **{change.key: change.told for change in changes}}
+    if damaged:
+        passed_over = first_few([f"{problem.where}: {problem.what}" for problem in damaged], separator="; ")
+        reasons["checkpoint"] = f"step {checkpoint.state.step} (newer ones cannot be used: {passed_over})"
+    return _Start(run_dir=run_dir, config=resolved.config, reasons=reasons, resume_from=checkpoint)
+
+
+def _run_folder(path: Path) -> Path:
+    """Return the run that a path names, or that a checkpoint at the path belongs to."""
+    for folder in (path, path.resolve().parent, path.resolve().parent.parent):
+        if (folder / "config.toml").is_file():
+            return folder
+    raise CheckpointError("not a run folder: config.toml is missing", where=str(path), fix="name the folder of the run")
+
+
+def _ended_run(run_dir: Path, checkpoint: Checkpoint, observers: Sequence[Observer]) -> Run | None:
+    """Return the run if it has ended at this checkpoint, report and all, and tell the observers of the end again."""
+    log, page = run_dir / "log.jsonl", run_dir / "report.html"
+    try:
+        *_, last = read_run_log(log)
+    except (DataError, ValueError):
+        return None
+    reason = last.get("reason")
+    if last["kind"] != "end" or last["step"] != checkpoint.state.step:
+        return None
+    if reason not in ("finished", "early_stop") or not page.is_file() or page.stat().st_mtime < log.stat().st_mtime:
+        return None
+    names = {field.name for field in fields(RunEnded)}
+    metrics = {name: math.nan if value is None else value for name, value in last["best_metrics"].items()}
+    event = RunEnded(**{name: value for name, value in last.items() if name in names} | {"best_metrics": metrics})
+    for observer in observers:
+        observer(event)
+    return Run(folder=run_dir, reason=reason, metrics=metrics, report=page, was_finished=True)
+
+
+def _put_in_force(config: RunConfig, run_dir: Path, checkpoint: Checkpoint) -> None:
+    """Let `config.toml` say what the run goes on with; what it said until now is kept beside it."""
+    if to_dict(config) == checkpoint.config:
+        return
+    current, old = run_dir / "config.toml", run_dir / f"config-until-step-{checkpoint.state.step:08d}.toml"
+    with writing(run_dir):
+        if not old.exists():  # changed twice at this step, the one between was never in force
+            write_atomic(old, current.read_bytes())
+        write_atomic(current, to_toml(config))
+
+
+def _fit(
+    start: _Start,
+    world: World,
+    observers: Sequence[Observer],
+    *,
+    tensorboard: bool,
+    start_from: Model | None = None,
+) -> Run:
+    if start.ended is not None:
+        return start.ended
+    run_dir = start.run_dir
+    train_split, val_split = _open_splits(start.config)
+    resolved = resolve(start.config, train_split, world)
+    resolved.reasons.update(start.reasons)
+    with _only_here(run_dir) if world.is_main else nullcontext():
+        trainer = build_trainer(
+            resolved,
+            train=train_split,
+            val=val_split,
+            run_dir=run_dir,
+            observers=_observers(observers, run_dir, tensorboard=tensorboard) if world.is_main else (),
+            world=world,
+            start_from=start_from.checkpoint if start_from else None,
+            resume_from=start.resume_from,
+        )
+        if start.resume_from is not None and world.is_main:
+            _put_in_force(resolved.config, run_dir, start.resume_from)
+        timeout_s = 60 * start.config.train.hang_minutes
+        with Watchdog(trainer.activity, world, timeout_s=timeout_s, folder=run_dir / _HANGS):
+            result = trainer.fit()
+        page = None
+        if result.reason != "interrupted" and world.is_main:
+            page = _write_results(run_dir, val_split or train_split, str(resolved.device))
+    return Run(folder=run_dir, reason=result.reason, metrics=trainer.best_metrics, report=page, signal=result.signal)
+
+
+def _write_results(run_dir: Path, shown: DataSplit, device: str) -> Path:
+    model = load(run_dir, device=device)
+    with writing(run_dir / "pictures"):
+        write_gallery(run_dir / "pictures", model._predictor, shown, model.categories)
+    return write_report([run_dir])
+
+
+def _observers(others: Sequence[Observer], run_dir: Path, *, tensorboard: bool) -> list[Observer]:
+    observers: list[Observer] = [RunLog(run_dir / "log.jsonl"), *others]
+    if tensorboard:
+        from detronome.report.tensorboard import TensorBoardLog
+
+        observers.append(TensorBoardLog(run_dir / "tensorboard"))
+    return observers
+
+
+@contextmanager
+def _only_here(run_dir: Path) -> Iterator[None]:
+    """Keep a second process from training in the same folder."""
+    lock = run_dir / ".lock"
+    with locked(lock) as is_ours:
+        if not is_ours:
+            raise TrainingError(
+                "another process is training in this folder", where=str(run_dir), fix="wait for it, or end it first"
+            )
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _open_splits(config: RunConfig) -> tuple[DataSplit, DataSplit | None]:
+    root = config.data.root
+    train_split = _open_split(root, config.data.train_split, config)
+    if not config.data.val_split:
+        return train_split, None
+    names = available_splits(root)
+    if config.data.val_split == "val" and resolve_name("val", names) is None:
+        raise DataError(
+            "there is no validation split, so nothing can choose the best checkpoint",
+            where=root,
+            fix=f"add one, name one of {', '.join(names)} with --set data.val_split=NAME, "
+            "or train without: --set data.val_split=''",
+        )
+    return train_split, _open_split(root, config.data.val_split, config)
+
+
+def _open_split(data: str | Path, split: str, config: RunConfig) -> DataSplit:
+    """Open a split for a run; missing images count as bad ones."""
+    return open_split(
+        data,
+        split,
+        missing_budget=0.0 if config.data.on_bad_image == "stop" else config.data.bad_image_budget,
+        shard_cache_bytes=int(config.data.shard_cache_gib * 2**30),
+    )
+
+
+def _as_model(model: str | Path | Model) -> Model | None:
+    """Return the model to fine-tune, or None for the name of a preset."""
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str) and model in PRESETS:
+        return None
+    if Path(model).exists():
+        return load(model)
+    raise ConfigError(
+        f"{str(model)!r} is neither a preset nor a run or checkpoint folder",
+        where="--model",
+        fix=nearest_name_hint(str(model), list(PRESETS)),
+    )
+
+
+def _check_classes(model: Model, split: DataSplit) -> None:
+    theirs, ours = split.index.categories, model.categories
+    if theirs != ours:
+        raise CheckpointError(
+            f"the checkpoint knows {len(ours)} classes ({first_few(ours.names)}), the data has {len(theirs)} "
+            f"({first_few(theirs.names)})",
+            where=str(split.files.annotation_file),
+            fix="use data with the checkpoint's categories (same ids and names), or train from a preset",
+        )
+
+
+def _data_root(data: str | Path) -> str:
+    """Return data as a run keeps it: an address as it is, a path whole, so that a resume from elsewhere finds it."""
+    return str(data) if "://" in str(data) else str(Path(data).resolve())
+
+
+def _is_restart(environment: Mapping[str, str]) -> bool:
+    """Whether torchrun has started this process anew after a failure."""
+    return _count(environment, "TORCHELASTIC_RESTART_COUNT") > 0
+
+
+def _may_be_restarted(environment: Mapping[str, str]) -> bool:
+    return _count(environment, "TORCHELASTIC_MAX_RESTARTS") > 0
+
+
+def _count(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "")
+    return int(text) if text.isdecimal() else 0
