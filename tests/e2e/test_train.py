@@ -21,7 +21,7 @@ import detronome as dt
 from detronome.api import runs
 from detronome.data.prefetch import DeviceStream
 from detronome.engine import build
-from detronome.engine.events import Event, Observer, RunEnded, StepLogged
+from detronome.engine.events import Event, Observer, RunEnded, RunStarted, StepLogged
 from detronome.report.run_log import read_run_log
 from detronome.types import EffectiveBatch
 

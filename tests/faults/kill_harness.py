@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -49,10 +50,13 @@ __all__ = [
 FINISHED, INTERRUPTED = 0, 10
 LIFE_TIMEOUT_S = 180.0
 PARTS_OF_A_RUN = (
-    "detronome",
+    "detronome.api.runs",
+    "detronome.engine.build",
+    "detronome.model",
     "detronome.report.gallery",
     "detronome.report.html",
     "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
     "torch._dynamo",
 )
 """What a training imports on its way; imported once, in the server."""
@@ -159,7 +163,11 @@ def live(life: Life) -> None:
         _strike_at_file_event(life.run / life.blow.folder, life.blow.number)
     if life.blow is not None and life.blow.moment == "evaluation":
         _strike_in_evaluation(life.blow.number)
-    sys.exit({"finished": FINISHED, "interrupted": INTERRUPTED}[_start_or_resume(life)])
+    try:
+        sys.exit({"finished": FINISHED, "interrupted": INTERRUPTED}[_start_or_resume(life)])
+    except KeyboardInterrupt:  # before the training heeds signals: end as a program does, not as a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def _start_or_resume(life: Life) -> str:
@@ -445,9 +453,9 @@ def fingerprint(run: Path) -> dict[str, str]:
     prints: dict[str, str] = {}
     for name in ("last", "best"):
         checkpoint = find_checkpoint(run, prefer=name)
-        prints[name] = checkpoint.name
+        prints[name] = _step_of(checkpoint)
         link = run / "checkpoints" / name
-        prints[f"link {name}"] = str(link.readlink()) if link.is_symlink() else "absent"
+        prints[f"link {name}"] = _step_of(link.readlink()) if link.is_symlink() else "absent"
         for file in sorted(checkpoint.glob("*.safetensors")):
             with safe_open(file, "pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118 - it is no mapping
@@ -458,7 +466,7 @@ def fingerprint(run: Path) -> dict[str, str]:
         for key, value in json.loads((checkpoint / "state.json").read_text()).items():
             if key not in CLOCKS:
                 prints[f"{name}/state/{key}"] = json.dumps(_without_clocks(value), sort_keys=True)
-    prints["checkpoints"] = ", ".join(sorted(path.name for path in (run / "checkpoints").iterdir()))
+    prints["checkpoints"] = ", ".join(sorted(map(_step_of, (run / "checkpoints").iterdir())))
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     told = [_without_clocks(record) for record in records if record["kind"] != "start"]
     for number, record in enumerate(told):
@@ -467,6 +475,11 @@ def fingerprint(run: Path) -> dict[str, str]:
     names = {path.name for path in run.iterdir()} - {"log.jsonl.previous"}
     prints["files"] = ", ".join(sorted(name for name in names if not name.startswith("config-until-step-")))
     return prints
+
+
+def _step_of(checkpoint: Path) -> str:
+    """Return a checkpoint's name without its count: a stop in an evaluation saves the step, and the resume again."""
+    return re.sub(r"^(step-\d+)-\d+$", r"\1", checkpoint.name)
 
 
 def _without_clocks(value: Any) -> Any:

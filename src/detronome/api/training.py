@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -24,7 +24,7 @@ from detronome.data.scenes import write_scenes
 from detronome.data.split import DataSplit, open_split
 from detronome.data.split_files import resolve_name
 from detronome.engine.build import build_trainer
-from detronome.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_last_good
+from detronome.engine.checkpoint import Checkpoint, load_last_good
 from detronome.engine.events import Observer, RunEnded
 from detronome.engine.resolve import resolve
 from detronome.engine.resume import for_another_run, reconcile
@@ -41,7 +41,8 @@ __all__ = ["Run", "demo", "resume", "train"]
 IfExists = Literal["error", "resume"]
 
 _HANGS = "hangs"
-_SHORTEST_TIMEOUT_S = 1800.0
+_TIMEOUT_S = 2 * 3600.0
+"""Of a collective: longer than the watchdog takes to say which rank the others wait for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +125,11 @@ def train(
     if epochs is not None:
         shortcuts["train.epochs"] = epochs
     run_config = apply_overrides(run_config, {**(settings or {}), **shortcuts})
-    with _joined(run_config) as world:
+    with _joined() as world:
 
         def begin() -> _Start:
             if out is not None and may_go_on and holds_run(Path(out)):
-                return _go_on(Path(out), run_config, world, observers)
+                return _go_on(Path(out), lambda _: run_config, world, observers)
             return _begin(run_config, out, start_from, world)
 
         return _fit(world.on_main(begin), world, observers, tensorboard=tensorboard, start_from=start_from)
@@ -158,17 +159,16 @@ def resume(
         CheckpointError: the folder holds no checkpoint of a run, or the data has changed.
         ConfigError: settings that cannot change, all of them at once.
     """
-    path = Path(run)
-    checkpoint = load_checkpoint(find_checkpoint(path, prefer="last"))
-    asked = from_dict(checkpoint.config, where=str(path))
-    if config is not None:
-        asked = from_dict(read_toml(Path(config)), base=asked, where=str(config))
     changed = dict(settings or {})
     if isinstance(changed.get("data.root"), str):
         changed["data.root"] = _data_root(changed["data.root"])
-    asked = apply_overrides(asked, changed)
-    with _joined(asked) as world:
-        start = world.on_main(lambda: _go_on(path, asked, world, observers))
+
+    def asked(held: RunConfig) -> RunConfig:
+        wanted = held if config is None else from_dict(read_toml(Path(config)), base=held, where=str(config))
+        return apply_overrides(wanted, changed)
+
+    with _joined() as world:
+        start = world.on_main(lambda: _go_on(Path(run), asked, world, observers))
         return _fit(start, world, observers, tensorboard=tensorboard)
 
 
@@ -207,11 +207,9 @@ def demo(
 
 
 @contextmanager
-def _joined(config: RunConfig) -> Iterator[World]:
-    """Join the ranks, for longer than the watchdog takes to say which of them hangs."""
-    is_cuda = config.train.device != "cpu" and torch.cuda.is_available()
-    patience_s = max(_SHORTEST_TIMEOUT_S, 10 * 60 * config.train.hang_minutes)
-    with joined_world("cuda" if is_cuda else "cpu", timeout_s=patience_s) as world:
+def _joined() -> Iterator[World]:
+    """Join the ranks."""
+    with joined_world("cuda" if torch.cuda.is_available() else "cpu", timeout_s=_TIMEOUT_S) as world:
         yield world
 
 
@@ -227,12 +225,12 @@ def _begin(config: RunConfig, out: str | Path | None, start_from: Model | None, 
     return _Start(run_dir=run_dir, config=resolved.config, reasons=resolved.reasons)
 
 
-def _go_on(path: Path, asked: RunConfig, world: World, observers: Sequence[Observer]) -> _Start:
-    """Decide how to continue a run under the settings asked for, in which `auto` stands for the checkpoint's."""
+def _go_on(path: Path, asked: Callable[[RunConfig], RunConfig], world: World, observers: Sequence[Observer]) -> _Start:
+    """Decide how to continue a run, given what is asked for now; `auto` in it stands for what the checkpoint holds."""
     checkpoint, damaged = load_last_good(path)
     run_dir = _run_folder(path)
     held = from_dict(checkpoint.config, where=str(run_dir))
-    config, changes = reconcile(held, asked, run=run_dir)
+    config, changes = reconcile(held, asked(held), run=run_dir)
     if not changes and not damaged and (ended := _ended_run(run_dir, checkpoint, observers)):
         return _Start(run_dir=run_dir, config=config, reasons={}, ended=ended)
     train_split, _ = _open_splits(config)

@@ -33,11 +33,11 @@ from detronome.engine.ema import ModelEma
 from detronome.engine.evaluator import detect_batch, detect_in_pieces
 from detronome.engine.events import Observer, RunStarted
 from detronome.engine.guard import StepGuard
+from detronome.engine.ladder import Ladder
 from detronome.engine.micro_batches import MicroBatchSizes
 from detronome.engine.optim import build_optimizer
 from detronome.engine.parallel import Parallel, Replicated, Sharded
 from detronome.engine.prospects import DataFacts, RunFacts
-from detronome.engine.recovery import Ladder
 from detronome.engine.resolve import Resolved
 from detronome.engine.schedule import Schedule
 from detronome.engine.state import TrainingState

@@ -146,11 +146,13 @@ def evaluate(
             )
     finally:
         model.train(was_training)
-    if losses is not None:
-        losses.gather(world)
     with activity.within(Section.EVALUATION_MERGE):
+        if losses is not None:
+            losses.gather(world)
         everywhere = world.gather(mine)
-    metrics = world.broadcast(_metrics(evaluator, everywhere, max_detections) if world.is_main else None)
+    metrics = _metrics(evaluator, everywhere, max_detections) if world.is_main else None
+    with activity.within(Section.EVALUATION_MERGE):
+        metrics = world.broadcast(metrics)
     assert metrics is not None
     return metrics
 

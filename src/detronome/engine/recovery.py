@@ -1,117 +1,142 @@
-"""What becomes of a run after steps that the guard refused: the ladder, one rung after some skips in a row.
-
-    skip  →  a module that overflowed in bf16 or fp16 computes in fp32  →  back to the last checkpoint at a lower rate
-          →  stop with a report
-
-A spike is skipped, or the run is rewound: it goes on from the last checkpoint as the run that never had those batches.
-"""
+"""Looking after steps that the guard refused: what was wrong, whom to tell, what to do about it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from detronome.engine.diagnosis import Diagnosis
-from detronome.errors import TrainingError
+from detronome.engine.diagnosis import WHOLE_MODEL, Diagnosis, diagnose
+from detronome.engine.events import Event, StepSkipped
+from detronome.engine.guard import Verdict
+from detronome.engine.ladder import Ladder, Skip
+from detronome.engine.micro_batches import is_out_of_memory, release_memory
+from detronome.engine.step import KeptStep, TrainingStep
+from detronome.runtime.progress import Progress, Section
 
-__all__ = ["Ladder", "RollBack", "Skip", "compute_in_fp32"]
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Go on with the next step."""
-
-    action: str = "skipped"
-    """What was done, for people."""
-    fp32_module: str = ""
-    """A module that shall compute in fp32 from now on."""
+__all__ = ["Recovery", "compute_in_fp32"]
 
 
-class RollBack(Exception):  # noqa: N818
-    """Go back to the last checkpoint. Raised through the step under way, which so remains undone.
+class Recovery:
+    """Reads the guard's verdicts, diagnoses refused steps on every rank, and does what the ladder decides.
 
-    Attributes:
-        reason: for people.
-        lr_scale: factor on every rate from then on.
-        excluded: steps to pass over from then on.
+    Args:
+        step: the training step.
+        ladder: decides.
+        activity: is told what is being done.
+        steps_per_epoch: of the run.
+        tell: takes events.
     """
 
-    def __init__(self, reason: str, *, lr_scale: float, excluded: Sequence[int] = ()) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.lr_scale = lr_scale
-        self.excluded = list(excluded)
+    def __init__(
+        self,
+        step: TrainingStep,
+        ladder: Ladder,
+        activity: Progress,
+        *,
+        steps_per_epoch: int,
+        tell: Callable[[Event], None],
+    ) -> None:
+        self.ladder = ladder
+        self._step = step
+        self._activity = activity
+        self._steps_per_epoch = steps_per_epoch
+        self._tell = tell
 
-
-@dataclass
-class Ladder:
-    """Decides what to do about a refused step. Every rank feeds it the same facts, so all decide alike."""
-
-    on_spike: Literal["skip", "rewind"]
-    rewind_steps: int
-    max_skipped_steps: int
-    max_rollbacks: int
-    rollback_lr_factor: float
-    num_skipped: int = 0
-    num_consecutive: int = 0
-    """Refused steps since the last one that was applied, or since the last rung."""
-    num_rollbacks: int = 0
-    lr_scale: float = 1.0
-    fp32_modules: list[str] = field(default_factory=list)
-
-    def applied(self) -> None:
-        """A step was applied: the row is over."""
-        self.num_consecutive = 0
-
-    def spike(self, step: int, reason: str) -> Skip:
-        """Decide about a spike.
+    def examine(self) -> None:
+        """Read the verdict on the step before, while the weights are those with which it ran; act where it was refused.
 
         Raises:
-            RollBack: to go on without the batches around the spike.
+            RollBack, TrainingError: see `Ladder`.
         """
-        self.num_skipped += 1
-        if self.on_spike == "skip":
-            return Skip()
-        excluded = range(max(0, step - self.rewind_steps), step + 1)
-        raise RollBack(f"step {step}: {reason}", lr_scale=self.lr_scale, excluded=excluded)
+        verdict = self._step.guard.read()
+        if verdict is None:
+            return
+        if verdict.is_applied:
+            self.ladder.applied()
+            return
+        self._activity.void_step(verdict.step)
+        with self._activity.within(Section.RECOVERY, step=verdict.step):
+            rank, diagnosis = self._diagnose(verdict) if not verdict.is_finite else (0, None)
+            try:
+                if verdict.is_finite:
+                    skip = self.ladder.spike(verdict.step, verdict.reason)
+                else:
+                    skip = self.ladder.not_finite(verdict.step, verdict.reason, diagnosis)
+            except Exception:
+                self._tell_skipped(verdict, rank, diagnosis, Skip())
+                raise
+            if skip.fp32_module:
+                self.compute_in_fp32(skip.fp32_module)
+            self._tell_skipped(verdict, rank, diagnosis, skip)
 
-    def not_finite(self, step: int, reason: str, diagnosis: Diagnosis | None) -> Skip:
-        """Decide about a loss or gradient that is not finite.
+    def _diagnose(self, verdict: Verdict[KeptStep]) -> tuple[int, Diagnosis | None]:
+        """Run a refused step again on every rank; return the rank where the fault was born, and what was found."""
+        if not self._step.parallel.can_run_alone:
+            return 0, None
+        found = self._run_again(verdict)
+        with self._activity.within(Section.AGREE):
+            everywhere = self._step.parallel.world.gather(found)
+        # A fault that does not come again has at most left its mark in a rank's losses.
+        marks = [[one and one.where for one in everywhere], [one and one.loss_term for one in everywhere]]
+        rank = next((r for mark in marks for r, text in enumerate(mark) if text), 0)
+        return rank, everywhere[rank]
 
-        Raises:
-            RollBack: to go on from the last checkpoint at a lower rate.
-            TrainingError: everything has been tried.
-        """
-        self.num_skipped += 1
-        if diagnosis is not None and diagnosis.is_loss_scale:
-            return Skip("loss scale lowered")
-        self.num_consecutive += 1
-        if self.num_consecutive < self.max_skipped_steps:
-            return Skip()
-        in_a_row, self.num_consecutive = self.num_consecutive, 0
-        if diagnosis is not None and diagnosis.is_finite_in_fp32 and diagnosis.module not in ("", *self.fp32_modules):
-            self.fp32_modules.append(diagnosis.module)
-            return Skip(f"{diagnosis.module} computes in fp32 from now on", fp32_module=diagnosis.module)
-        if self.num_rollbacks < self.max_rollbacks:
-            self.num_rollbacks += 1
-            self.lr_scale *= self.rollback_lr_factor
-            raise RollBack(f"step {step}: {in_a_row} steps in a row were skipped; {reason}", lr_scale=self.lr_scale)
-        found = f"; {diagnosis.describe()}" if diagnosis is not None else ""
-        raise TrainingError(
-            f"{in_a_row} steps in a row had a loss or gradient that is not finite ({reason}){found}",
-            where=f"step {step}, after {self.num_rollbacks} rollbacks to the last checkpoint",
-            fix="lower optim.lr, train in fp32 (--set train.precision=fp32), or check the images that the log names "
-            "(detronome data check DATA)",
+    def _run_again(self, verdict: Verdict[KeptStep]) -> Diagnosis | None:
+        """Return what running this rank's part of a step again shows; None when memory has no room for that."""
+        kept, step = verdict.kept, self._step
+        try:
+            return diagnose(
+                step.model,
+                step.criterion,
+                kept.micro_batches,
+                totals=kept.totals,
+                progress=kept.progress,
+                precision=step.precision,
+                device=step.device,
+                loss_scale=step.loss_scale.scale.item(),
+                reseed=lambda: step.reseed(verdict.step),
+                seen_losses={name: value.item() for name, value in kept.losses.items()},
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        release_memory(step.device)
+        return None
+
+    def _tell_skipped(self, verdict: Verdict[KeptStep], rank: int, diagnosis: Diagnosis | None, skip: Skip) -> None:
+        images = [image_id for batch in verdict.kept.micro_batches for image_id in batch.image_ids]
+        self._tell(
+            StepSkipped(
+                step=verdict.step,
+                epoch=verdict.step / self._steps_per_epoch,
+                reason=verdict.reason if diagnosis is None else f"{verdict.reason}: {diagnosis.describe()}",
+                image_ids=images if diagnosis is None else diagnosis.image_ids,
+                rank=rank,
+                module=diagnosis.module if diagnosis else "",
+                dtype=diagnosis.dtype if diagnosis else "",
+                loss_term=diagnosis.loss_term if diagnosis else "",
+                is_reproducible=diagnosis.is_reproducible if diagnosis else None,
+                action=skip.action,
+            )
         )
+
+    def compute_in_fp32(self, module: str) -> None:
+        """Make a module of the model, and of its average, compute in fp32 from now on."""
+        averages = [] if self._step.ema is None else [self._step.ema.model]
+        for model in (self._step.model, *averages):
+            compute_in_fp32(model, module)
 
 
 def compute_in_fp32(model: nn.Module, name: str) -> None:
-    """Make a module, and all in it, compute in fp32 also under autocast; what it returns stays fp32."""
-    module = model.get_submodule(name)
+    """Make a module, and all in it, compute in fp32 also under autocast; what it returns stays fp32.
+
+    Args:
+        model: holds the module.
+        name: its dotted path, or `WHOLE_MODEL`.
+    """
+    module = model if name == WHOLE_MODEL else model.get_submodule(name)
     forward = module.forward
 
     def in_fp32(*args: object, **kwargs: object) -> object:

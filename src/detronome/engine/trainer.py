@@ -18,7 +18,6 @@ from detronome.data.quarantine import Quarantine
 from detronome.engine.checkpoint import Checkpoint
 from detronome.engine.checkpoint_writer import CheckpointWriter
 from detronome.engine.convergence import ConvergenceWatch
-from detronome.engine.diagnosis import Diagnosis, diagnose
 from detronome.engine.early_stop import BestMetric
 from detronome.engine.evaluator import LossMeter, evaluate
 from detronome.engine.events import (
@@ -31,16 +30,15 @@ from detronome.engine.events import (
     RolledBack,
     RunEnded,
     RunWarned,
-    StepSkipped,
 )
-from detronome.engine.guard import Verdict
+from detronome.engine.ladder import Ladder, RollBack
 from detronome.engine.log_window import LogWindow
 from detronome.engine.micro_batches import MicroBatchSizes, OutOfMemoryAt
 from detronome.engine.optim import load_optimizer_tensors, optimizer_tensors
 from detronome.engine.prospects import Concern
-from detronome.engine.recovery import Ladder, RollBack, Skip, compute_in_fp32
+from detronome.engine.recovery import Recovery
 from detronome.engine.state import TrainingState
-from detronome.engine.step import KeptStep, TrainingStep
+from detronome.engine.step import TrainingStep
 from detronome.evaluation.detection import DetectionEvaluator
 from detronome.losses.terms import BatchTotals
 from detronome.models.detector import Detector
@@ -148,6 +146,7 @@ class Trainer:
         self.ladder = ladder
         self.activity = activity
         self.observers = observers if self.world.is_main else ()
+        self.recovery = Recovery(step, ladder, activity, steps_per_epoch=plan.steps_per_epoch, tell=self._tell)
         self.worst_case = worst_case
         self.step = 0
         self.evaluated_step = -1
@@ -214,7 +213,7 @@ class Trainer:
                 self.is_stopping, is_due = self._agree_any(stop.is_set, is_due)
                 is_saved = self.is_stopping or is_due or self._is_milestone
                 if is_saved or self.step % self.plan.log_steps == 0:
-                    self._examine_last_step()
+                    self.recovery.examine()
                     self._log(batches)
                 if self._needs_evaluation and not self.is_stopping:
                     self._evaluate(stop)
@@ -225,6 +224,7 @@ class Trainer:
 
     def _train_one(self, batches: DeviceStream) -> None:
         started = time.perf_counter()
+        self.activity.begin_step(self.step)
         self.activity.enter(Section.DATA_WAIT, step=self.step, images=batches.next_image_ids)
         batch = next(batches)
         wait_s = time.perf_counter() - started
@@ -278,77 +278,7 @@ class Trainer:
     def _before_update(self) -> None:
         with self.activity.within(Section.CHECKPOINT, step=self.step):
             self.checkpoints.settle()
-        self._examine_last_step()
-
-    def _examine_last_step(self) -> None:
-        """Read the verdict on the step before, while the weights are those with which it ran; act where it was refused.
-
-        Raises:
-            RollBack, TrainingError: see `Ladder`.
-        """
-        verdict = self.training_step.guard.read()
-        if verdict is None:
-            return
-        if verdict.is_applied:
-            self.ladder.applied()
-            return
-        with self.activity.within(Section.RECOVERY, step=verdict.step):
-            rank, diagnosis = self._diagnose(verdict) if not verdict.is_finite else (0, None)
-            try:
-                if verdict.is_finite:
-                    skip = self.ladder.spike(verdict.step, verdict.reason)
-                else:
-                    skip = self.ladder.not_finite(verdict.step, verdict.reason, diagnosis)
-            except Exception:
-                self._tell_skipped(verdict, rank, diagnosis, Skip())
-                raise
-            if skip.fp32_module:
-                self._compute_in_fp32(skip.fp32_module)
-            self._tell_skipped(verdict, rank, diagnosis, skip)
-
-    def _diagnose(self, verdict: Verdict[KeptStep]) -> tuple[int, Diagnosis | None]:
-        """Run a refused step again on every rank; return the rank where the fault was born, and what was found."""
-        if not self.parallel.can_run_alone:
-            return 0, None
-        kept = verdict.kept
-        found = diagnose(
-            self.model,
-            self.training_step.criterion,
-            kept.micro_batches,
-            totals=kept.totals,
-            progress=kept.progress,
-            precision=self.training_step.precision,
-            device=self.training_step.device,
-            loss_scale=self.training_step.loss_scale.scale.item(),
-            reseed=lambda: self.training_step.reseed(verdict.step),
-            seen_losses={name: value.item() for name, value in kept.losses.items()},
-        )
-        everywhere = self.world.gather(found)
-        # A fault that does not come again has at most left its mark in a rank's losses.
-        marks: list[list[str]] = [[one.where for one in everywhere], [one.loss_term for one in everywhere]]
-        rank = next((r for mark in marks for r, text in enumerate(mark) if text), 0)
-        return rank, everywhere[rank]
-
-    def _tell_skipped(self, verdict: Verdict[KeptStep], rank: int, diagnosis: Diagnosis | None, skip: Skip) -> None:
-        images = [image_id for batch in verdict.kept.micro_batches for image_id in batch.image_ids]
-        self._tell(
-            StepSkipped(
-                step=verdict.step,
-                epoch=verdict.step / self.plan.steps_per_epoch,
-                reason=verdict.reason if diagnosis is None else f"{verdict.reason}: {diagnosis.describe()}",
-                image_ids=images if diagnosis is None else diagnosis.image_ids,
-                rank=rank,
-                module=diagnosis.module if diagnosis else "",
-                dtype=diagnosis.dtype if diagnosis else "",
-                loss_term=diagnosis.loss_term if diagnosis else "",
-                is_reproducible=diagnosis.is_reproducible if diagnosis else None,
-                action=skip.action,
-            )
-        )
-
-    def _compute_in_fp32(self, module: str) -> None:
-        for model in {self.model, self.evaluated_model}:
-            compute_in_fp32(model, module)
+        self.recovery.examine()
 
     def _roll_back(self, request: RollBack) -> None:
         """Go on from the last checkpoint: its steps are done again, what was learnt since then is kept."""
@@ -358,6 +288,7 @@ class Trainer:
             checkpoint = self.world.broadcast(self.checkpoints.load_last() if self.world.is_main else None)
             assert checkpoint is not None
             self._restore_training(checkpoint)
+            self.activity.void_since(self.step)
             self.training_step.lr_scale = request.lr_scale
             self.excluded |= {step for step in request.excluded if step >= self.step}
         self._tell(
@@ -390,7 +321,7 @@ class Trainer:
         state = checkpoint.state
         self._restore_training(checkpoint)
         for module in state.fp32_modules:
-            self._compute_in_fp32(module)
+            self.recovery.compute_in_fp32(module)
         self.ladder.num_skipped = state.num_skipped
         self.ladder.num_consecutive = state.num_consecutive_skips
         self.ladder.num_rollbacks = state.num_rollbacks
@@ -456,6 +387,7 @@ class Trainer:
                 self.checkpoints.save_now(checkpoint, is_best=False)
             elif self.world.is_main:
                 self.checkpoints.save(checkpoint, is_best=self.best.step == self.step)
+        self.activity.forget_before(self.step)
         self._report_failed_checkpoints()
 
     @contextmanager
@@ -552,7 +484,9 @@ class Trainer:
             DataError: too many, on every rank.
         """
         if self.world.size > 1:
-            quarantine.merge(image for images in self.world.gather(quarantine.take_new()) for image in images)
+            with self.activity.within(Section.AGREE):
+                everywhere = self.world.gather(quarantine.take_new())
+            quarantine.merge(image for images in everywhere for image in images)
         for image in quarantine.drain():
             self._tell(
                 ImageQuarantined(

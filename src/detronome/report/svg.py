@@ -14,7 +14,10 @@ FALLBACK_COLORS = ("#3b78d8", "#e07b28", "#2a9d74", "#9a64d4", "#d6486f", "#1f97
 """The colours of curves where a page does not set `--series-0` to `--series-7`: readable on white and on black."""
 
 # Colours that stand for CSS until the SVG is written; no data can contain them, only style attributes are replaced.
-TEXT, GRID, ALARM, _SERIES = "#0a0c00", "#0a0c01", "#0a0c02", "#0a0b{:02x}"
+TEXT = "#0a0c00"
+GRID = "#0a0c01"
+ALARM = "#0a0c02"
+_SERIES = "#0a0b{:02x}"
 
 
 def series_color(number: int) -> str:

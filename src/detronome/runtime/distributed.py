@@ -52,7 +52,8 @@ class World:
         if self.size == 1:
             return [item]
         items: list[T] = [item] * self.size
-        dist.all_gather_object(items, item)
+        with self._collective():
+            dist.all_gather_object(items, item)
         return items
 
     def broadcast(self, item: T) -> T:
@@ -60,7 +61,8 @@ class World:
         if self.size == 1:
             return item
         items = [item]
-        dist.broadcast_object_list(items, src=0, device=torch.device("cpu"))
+        with self._collective():
+            dist.broadcast_object_list(items, src=0, device=torch.device("cpu"))
         return items[0]
 
     def on_main(self, work: Callable[[], T]) -> T:
@@ -91,8 +93,20 @@ class World:
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, op=operation)
+        with self._collective():
+            dist.all_reduce(tensor, op=operation)
         return tensor.tolist()
+
+    @contextmanager
+    def _collective(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise TrainingError(
+                f"another rank is gone: {str(error).partition(chr(10))[0]}",
+                where=f"rank {self.rank} of {self.size}",
+                fix="see what that rank says; with torchrun --max-restarts=N and --out RUN the job goes on by itself",
+            ) from error
 
 
 ALONE = World()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 __all__ = ["Moment", "Progress", "Section", "explain", "goodput"]
 
@@ -81,6 +81,7 @@ class Progress:
 
     def __init__(self, previous: Mapping[str, float] | None = None, *, saved_at: float = 0.0) -> None:
         self._seconds: dict[str, float] = dict(previous or {})
+        self._useful_at: dict[int, float] = {}
         if saved_at > 0:
             self._book(Section.STOPPED, max(0.0, time.time() - saved_at))  # a clock may have been set back
         self.now = Moment(Section.START, -1, (), time.perf_counter())
@@ -121,13 +122,29 @@ class Progress:
         finally:
             self.enter(before.section, step=before.step, images=before.images)
 
-    def void(self, useful_s: float, *, as_: Literal[Section.SKIPPED, Section.REDONE]) -> None:
-        """Book time of steps that turned out not to count anew; the sum stays what it was.
+    def begin_step(self, step: int) -> None:
+        """Note where the useful time of a step begins."""
+        self._useful_at[step] = self.useful_s
 
-        Args:
-            useful_s: seconds of these steps: the growth of `useful_s` over them. At most what is booked is moved.
-            as_: why they do not count.
-        """
+    def void_step(self, step: int) -> None:
+        """Book the useful time of a step as `skipped`; the sum stays what it was. No later step but one has begun."""
+        if step not in self._useful_at:
+            return
+        useful_s = self._useful_at.get(step + 1, self.useful_s) - self._useful_at[step]
+        self._void(useful_s, Section.SKIPPED)
+        if step + 1 in self._useful_at:
+            self._useful_at[step + 1] -= useful_s
+
+    def void_since(self, step: int) -> None:
+        """Book the useful time of a step and of all after it as `redone`; the sum stays what it was."""
+        if step in self._useful_at:
+            self._void(self.useful_s - self._useful_at[step], Section.REDONE)
+
+    def forget_before(self, step: int) -> None:
+        """Forget where earlier steps began."""
+        self._useful_at = {s: useful_s for s, useful_s in self._useful_at.items() if s >= step}
+
+    def _void(self, useful_s: float, as_: Section) -> None:
         self.enter(self.now.section, images=self.now.images)
         total = _useful(self._seconds)
         if total <= 0 or useful_s <= 0:

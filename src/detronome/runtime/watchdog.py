@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -141,6 +142,8 @@ class Watchdog:
         self._held_stacks = None
         if is_empty:
             path.unlink(missing_ok=True)
+            with suppress(OSError):  # reports, or another rank's file
+                path.parent.rmdir()
 
     def _watch(self) -> None:
         while not self._is_leaving:

@@ -21,9 +21,10 @@ import detronome as dt
 from detronome.api import training
 from detronome.data.dataset import DetectionDataset
 from detronome.data.sampler import epoch_order, step_indices
-from detronome.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from detronome.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_last_good
 from detronome.engine.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from detronome.engine.step import TrainingStep
+from detronome.errors import Problem
 from detronome.evaluation.detection import DetectionEvaluator
 from detronome.report.run_log import read_run_log
 
@@ -263,10 +264,10 @@ def cost_of_resume_at(step: int, run: Path, copy: Path) -> tuple[int, float]:
     shutil.copytree(run, copy, symlinks=True)
     images_read, first_step_at = 0, math.nan
 
-    def at_step(path: Path, **options: Any) -> Checkpoint:
-        checkpoint = load_checkpoint(path, **options)
+    def at_step(path: Path) -> tuple[Checkpoint, list[Problem]]:
+        checkpoint, problems = load_last_good(path)
         config = {**checkpoint.config, "train": {**checkpoint.config["train"], "epochs": 40_000}}
-        return replace(checkpoint, config=config, state=replace(checkpoint.state, step=step))
+        return replace(checkpoint, config=config, state=replace(checkpoint.state, step=step)), problems
 
     read = DetectionDataset.raw
 
@@ -281,7 +282,7 @@ def cost_of_resume_at(step: int, run: Path, copy: Path) -> tuple[int, float]:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "load_checkpoint", at_step)
+        patch.setattr(training, "load_last_good", at_step)
         patch.setattr(DetectionDataset, "raw", counted)
         patch.setattr(TrainingStep, "__call__", stop)
         started = time.perf_counter()

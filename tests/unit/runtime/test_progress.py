@@ -2,8 +2,6 @@ import json
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from detronome.runtime.progress import Moment, Progress, Section, explain, goodput
 
@@ -91,33 +89,57 @@ def test_a_clock_that_was_set_back_takes_no_time_away() -> None:
 def test_what_is_taken_over_is_not_changed() -> None:
     previous = {"update": 1.0, "start": 1.0}
     progress = Progress(previous, saved_at=1.0)
-    progress.void(0.5, as_=Section.SKIPPED)
+    progress.enter(Section.UPDATE)
     assert previous == {"update": 1.0, "start": 1.0}
 
 
-@given(
-    st.dictionaries(st.sampled_from([s.value for s in Section]), st.floats(0, 1e6)),
-    st.floats(0, 1e7),
-    st.sampled_from([Section.SKIPPED, Section.REDONE]),
-)
-def test_void_moves_useful_time_and_keeps_the_sum(seconds: dict[str, float], useful_s: float, kind: Section) -> None:
-    progress = Progress(seconds)
-    before = progress.seconds
-    progress.void(useful_s, as_=kind)  # type: ignore[arg-type]
-    after = progress.seconds
-    total = goodput(before) * sum(before.values())
-    assert sum(after.values()) == pytest.approx(sum(before.values()), rel=1e-9, abs=1)
-    assert progress.useful_s == pytest.approx(max(0.0, total - useful_s), rel=1e-6, abs=1)
-    assert min(after.values()) > -1e-6
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr("detronome.runtime.progress.time.perf_counter", lambda: self.now)
+
+    def spend(self, progress: Progress, section: Section, seconds: float) -> None:
+        progress.enter(section)
+        self.now += seconds
+
+    def step(self, progress: Progress, step: int, seconds: float) -> None:
+        progress.begin_step(step)
+        self.spend(progress, Section.DATA_WAIT, 1.0)
+        self.spend(progress, Section.FORWARD_BACKWARD, seconds)
 
 
-def test_a_rollback_voids_what_has_grown_since_the_checkpoint() -> None:
-    progress = Progress({"forward_backward": 10.0, "update": 5.0})
-    at_checkpoint = progress.useful_s
-    progress = Progress({"forward_backward": 14.0, "update": 7.0})
-    progress.void(progress.useful_s - at_checkpoint, as_=Section.REDONE)
-    assert progress.useful_s == pytest.approx(at_checkpoint)
-    assert progress.seconds["redone"] == pytest.approx(6)
+def test_a_skipped_step_does_not_count_whether_the_next_has_begun_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, progress = Clock(monkeypatch), Progress()
+    for step, seconds in enumerate((2.0, 3.0, 5.0, 7.0)):
+        clock.step(progress, step, seconds)
+        if step == 2:
+            progress.void_step(1)
+        if step == 3:
+            progress.void_step(2)
+            progress.void_step(3)
+    assert progress.useful_s == pytest.approx(2)
+    assert progress.seconds["skipped"] == pytest.approx(15)
+    assert sum(progress.seconds.values()) == pytest.approx(clock.now - 100)
+    progress.void_step(99)
+    assert progress.useful_s == pytest.approx(2)
+
+
+def test_a_rollback_voids_what_has_grown_since_the_checkpoint_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, progress = Clock(monkeypatch), Progress()
+    for step in range(4):
+        clock.step(progress, step, 2.0)
+    progress.void_step(3)
+    progress.forget_before(1)
+    progress.void_since(1)
+    seconds = progress.seconds
+    assert (seconds["redone"], seconds["skipped"]) == (pytest.approx(4), pytest.approx(2))
+    assert progress.useful_s == pytest.approx(2)
+    clock.step(progress, 1, 3.0)
+    assert progress.useful_s == pytest.approx(5)
+    progress.void_since(0)  # forgotten
+    assert progress.useful_s == pytest.approx(5) and sum(progress.seconds.values()) == pytest.approx(clock.now - 100)
 
 
 def test_goodput_counts_steps_alone() -> None:

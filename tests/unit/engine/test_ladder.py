@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from detronome.engine.diagnosis import Diagnosis
-from detronome.engine.recovery import Ladder, RollBack, Skip, compute_in_fp32
+from detronome.engine.ladder import Ladder, RollBack, Skip
+from detronome.engine.recovery import compute_in_fp32
 from detronome.errors import TrainingError
 
 
