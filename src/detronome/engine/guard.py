@@ -135,7 +135,8 @@ class StepGuard(Generic[K]):
         share = (1 - torch.clamp(self._num_good / (self._num_good + 1), max=_DECAY)) * is_applied
         self._means = torch.where(is_applied > 0, self._means + share * (logs - self._means), self._means)
         self._num_good = self._num_good + is_applied
-        self._high_in_row = torch.where(is_high, self._high_in_row + 1, torch.zeros_like(self._high_in_row))
+        in_row = torch.where(is_high, self._high_in_row + 1, torch.zeros_like(self._high_in_row))
+        self._high_in_row = torch.where(is_finite, in_row, self._high_in_row)
         self._keep(step, kept, verdict)
         return Judgement(is_applied, is_finite.float())
 

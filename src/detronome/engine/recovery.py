@@ -79,7 +79,10 @@ class Recovery:
         with self._activity.within(Section.AGREE):
             everywhere = self._step.parallel.world.gather(found)
         # A fault that does not come again has at most left its mark in a rank's losses.
-        marks = [[one and one.where for one in everywhere], [one and one.loss_term for one in everywhere]]
+        marks: list[list[str]] = [
+            [one.where if one else "" for one in everywhere],
+            [one.loss_term if one else "" for one in everywhere],
+        ]
         rank = next((r for mark in marks for r, text in enumerate(mark) if text), 0)
         return rank, everywhere[rank]
 
