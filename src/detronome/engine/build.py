@@ -131,7 +131,11 @@ def build_trainer(
         categories=categories,
         config=to_dict(config),
         checkpoints=CheckpointWriter(
-            CheckpointFolder(run_dir / "checkpoints", config.train.keep_checkpoints),
+            # A rewind goes back to before the batches that it leaves out, and the last checkpoint may lie among them.
+            CheckpointFolder(
+                run_dir / "checkpoints",
+                max(config.train.keep_checkpoints, 2 if config.guard.on_spike == "rewind" else 1),
+            ),
             parameters=[name for name, _ in model.named_parameters()],
         ),
         data_fingerprint=train.index.fingerprint,

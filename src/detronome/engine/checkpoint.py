@@ -177,11 +177,12 @@ def find_checkpoint(path: Path, *, prefer: Preference = "best") -> Path:
     return _candidates(path, prefer)[0][0]
 
 
-def load_last_good(path: Path) -> tuple[Checkpoint, list[Problem]]:
+def load_last_good(path: Path, *, until: int | None = None) -> tuple[Checkpoint, list[Problem]]:
     """Read the newest checkpoint that is not damaged, with all that a resume needs.
 
     Args:
         path: as for `find_checkpoint`; for a checkpoint folder that is named itself there is no substitute.
+        until: the newest of at most so many steps, where there is one.
 
     Returns:
         The checkpoint, and what is wrong with each one that was passed over.
@@ -190,6 +191,8 @@ def load_last_good(path: Path) -> tuple[Checkpoint, list[Problem]]:
         CheckpointError: there is none; or all there are is damaged.
     """
     folders, problems = _candidates(path, "last")
+    if until is not None:
+        folders.sort(key=lambda folder: _read_record(folder / _RECORD)["state"]["step"] > until)
     for folder in folders:
         try:
             return load_checkpoint(folder, with_training=True), problems

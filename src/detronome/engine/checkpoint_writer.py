@@ -94,14 +94,17 @@ class CheckpointWriter:
             bug, self._bug = self._bug, None
             raise bug
 
-    def load_last(self) -> Checkpoint:
+    def load_last(self, *, until: int | None = None) -> Checkpoint:
         """Read the newest checkpoint that is not damaged, when nothing is under way any more.
+
+        Args:
+            until: the newest of at most so many steps, where there is one.
 
         Raises:
             CheckpointError: there is none.
         """
         self.wait()
-        checkpoint, _ = load_last_good(self.folder.path)
+        checkpoint, _ = load_last_good(self.folder.path, until=until)
         return checkpoint
 
     def drain_failures(self) -> list[CheckpointFailure]:

@@ -29,7 +29,8 @@ class Skip:
 
 
 class RollBack(Exception):  # noqa: N818
-    """Go back to the last checkpoint. Raised through the step under way, which so remains undone.
+    """Go back to a checkpoint before the excluded steps, else to the last. Raised through the step under way, which so
+    remains undone.
 
     Attributes:
         reason: for people.

@@ -285,8 +285,8 @@ class Trainer:
         with self.activity.within(Section.RECOVERY, step=self.step):
             from_step = self.step
             self.training_step.drop_gradients()
-            checkpoint = self.world.broadcast(self.checkpoints.load_last() if self.world.is_main else None)
-            assert checkpoint is not None
+            until = min(request.excluded, default=None)
+            checkpoint = self.world.on_main(lambda: self.checkpoints.load_last(until=until))
             self._restore_training(checkpoint)
             self.activity.void_since(self.step)
             self.training_step.lr_scale = request.lr_scale
@@ -301,6 +301,7 @@ class Trainer:
                 excluded=sorted(self.excluded),
             )
         )
+        self._save()  # with what was learnt, and newer than those of the steps that are done again
 
     def _on_split(self, failure: OutOfMemoryAt, new_size: int) -> None:
         self._tell(
@@ -383,8 +384,8 @@ class Trainer:
                 training=self.parallel.weights(self.model) if has_ema else None,
                 optimizer=optimizer_tensors(self.training_step.optimizer, self.model),
             )
-            if self.world.is_main and self.step == 0:
-                self.checkpoints.save_now(checkpoint, is_best=False)
+            if self.step == 0:
+                self.world.on_main(lambda: self.checkpoints.save_now(checkpoint, is_best=False))
             elif self.world.is_main:
                 self.checkpoints.save(checkpoint, is_best=self.best.step == self.step)
         self.activity.forget_before(self.step)

@@ -321,3 +321,16 @@ def test_find_checkpoint_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         find_checkpoint(tmp_path / "file")
+
+
+@pytest.mark.parametrize(("until", "expected"), [(None, 30), (99, 30), (30, 30), (29, 20), (20, 20), (9, 30)])
+def test_a_rewind_reads_the_newest_that_lies_before_it_else_the_newest(
+    tmp_path: Path, until: int | None, expected: int
+) -> None:
+    folder = CheckpointFolder(tmp_path, keep_last=3)
+    for step in (10, 20, 30):
+        folder.save(checkpoint_of(step), is_best=False)
+    checkpoint, problems = load_last_good(tmp_path, until=until)
+    assert (checkpoint.state.step, problems) == (expected, [])
+    folder.save(checkpoint_of(20), is_best=False)  # done again after a rewind: newer than 30
+    assert load_last_good(tmp_path, until=25)[0].state.step == load_last_good(tmp_path)[0].state.step == 20

@@ -203,7 +203,7 @@ LADDER = {"guard.max_skipped_steps": 2, "guard.max_rollbacks": 1, "guard.rollbac
 def test_the_ladder_from_skips_over_a_rollback_to_the_end(bench: Bench) -> None:
     trainer = bench.trainer(settings=LADDER)
     multiply_loss(trainer, lambda step: math.nan if step >= 8 else 1.0)
-    with pytest.raises(TrainingError, match="2 steps in a row.*after 1 rollback"):
+    with pytest.raises(TrainingError, match=r"(?s)2 steps in a row.*after 1 rollback"):
         trainer.fit()
     told = [(type(e), e.step) for e in bench.events if isinstance(e, StepSkipped | RolledBack | RunEnded)]
     skips = [(StepSkipped, 8), (StepSkipped, 9)]
@@ -228,7 +228,7 @@ def test_after_a_rollback_the_run_goes_on_at_half_the_rate_and_remembers_it(benc
     with pytest.raises(Crash):
         trainer.fit()
     rates = [(e.step, e.learning_rates["model"]) for e in bench.heard(StepLogged)]
-    assert rates == [*((s, 2e-3) for s in range(1, 11)), *((s, 1e-3) for s in range(7, 16))]
+    assert rates == [*((s, 2e-3) for s in range(1, 10)), *((s, 1e-3) for s in range(7, 16))]
     again = bench.resumed(settings=settings)
     assert (again.step, again.training_step.lr_scale, again.ladder.num_rollbacks) == (12, 0.5, 1)
     again.fit()
@@ -291,18 +291,24 @@ def test_an_interrupted_evaluation_is_made_anew(bench: Bench) -> None:
 
 
 def test_the_guard_decides_after_a_resume_as_it_would_have(bench: Bench, early_guard: None) -> None:
-    """Its limits are so tight that ordinary steps exceed them: the last digit of a running mean matters."""
-    tight = {"guard.loss_spike_factor": 1.01, "guard.gradient_spike_factor": 1.1}
+    """Its limit is so tight that many steps are about as high: the running mean decides, not the spike."""
+    tight = {"guard.loss_spike_factor": 1.1}
+
+    def wave(step: int) -> float:
+        return 1.0 + step / 6 + math.sin(4 * step) / 4  # the loss falls about as fast
+
     whole = bench.trainer("whole", settings=tight)
+    multiply_loss(whole, wave)
     whole.fit()
     expected = [(e.step, e.reason) for e in bench.heard(StepSkipped)]
-    assert 3 <= len(expected) < 14
+    assert 3 <= len(expected) < 12
 
     seen: list[tuple[int, str]] = []
     for crash_at in (8, 14, None):
         stop = crash_when(lambda e, at=crash_at: isinstance(e, StepLogged) and e.step == at)
         options: Settings = {"settings": tight, "observers": [stop]}
         trainer = bench.trainer(**options) if crash_at == 8 else bench.resumed(**options)
+        multiply_loss(trainer, wave)
         seen = [told for told in seen if told[0] < trainer.step]
         if crash_at is None:
             trainer.fit()
@@ -380,19 +386,22 @@ def test_the_seconds_of_all_sections_are_the_wall_time(bench: Bench) -> None:
 
 
 def test_skipped_and_undone_steps_do_not_count_as_useful(bench: Bench) -> None:
-    settings = {**LADDER, "guard.max_rollbacks": 9}
     is_cured: list[Event] = []
 
     def listen(event: Event) -> None:
         is_cured.extend([event] if isinstance(event, RolledBack) else [])
 
-    trainer = bench.trainer(settings=settings, observers=[listen])
-    multiply_loss(trainer, lambda step: math.nan if step == 2 or (step in (9, 10) and not is_cured) else 1.0)
+    def factor(step: int) -> float:
+        if is_cured:
+            return 1.0
+        time.sleep({2: 0.4, 7: 0.5, 9: 0.2}.get(step, 0.0))
+        return math.nan if step in (2, 9, 10) else 1.0
+
+    trainer = bench.trainer(settings=LADDER, observers=[listen])
+    multiply_loss(trainer, factor)
     trainer.fit()
     (ended,) = bench.heard(RunEnded)
-    useful_s = ended.goodput * ended.wall_s
-    # 18 steps make the run; one was skipped, and the five before the rollback, 6 to 10, were done in vain.
-    step_s = useful_s / 17
-    assert ended.seconds[Section.SKIPPED] == pytest.approx(step_s, rel=0.8)
-    assert ended.seconds[Section.REDONE] == pytest.approx(5 * step_s, rel=0.8)
+    # Steps 2, 9 and 10 were skipped; 6 to 8 were done in vain, since the run went back from step 10 to step 6.
+    assert 0.6 <= ended.seconds[Section.SKIPPED] < 0.6 + ended.seconds[Section.FORWARD_BACKWARD]
+    assert 0.5 <= ended.seconds[Section.REDONE] < 0.5 + ended.seconds[Section.FORWARD_BACKWARD]
     assert ended.wall_s == pytest.approx(sum(ended.seconds.values()))

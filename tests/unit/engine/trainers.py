@@ -115,7 +115,7 @@ def multiply_loss(trainer: Trainer, factor: Callable[[int], float]) -> None:
     criterion.total = lambda losses: total(losses) * factor(trainer.step)  # type: ignore[method-assign]
 
 
-class Crash(Exception):
+class Crash(Exception):  # noqa: N818 - it is no error
     """The end of a process, as far as a trainer can tell."""
 
 
