@@ -69,7 +69,7 @@ class DetronomeError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors travel between processes; a subclass's constructor may ask for what went into the text.
-        return _from_problems, (type(self), self.problems)
+        return _from_problems, (type(self), self.problems), self.__dict__
 
 
 class ConfigError(DetronomeError):
