@@ -1,8 +1,8 @@
 """What the step guard costs: a training step with it and without it, and its own work alone.
 
 The guard keeps BatchNorm's statistics before a step, judges loss and gradient norm on the device, steers the update,
-and is read once a step. Without it, the step is given a constant verdict. Both steps have weights, moments and average of
-their own, and train on the same images. `guard alone` is `remember`, `judge` and `read` in turn, many times, on the
+and is read once a step. Without it, the step is given a constant verdict. Both steps have weights, moments and average
+of their own, and train on the same images. `guard alone` is `remember`, `read` and `judge` in turn, many times, on the
 same model: the difference of two whole steps is mostly noise.
 
     python benches/bench_guard.py --threads 2 --out benches/results

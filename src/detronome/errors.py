@@ -55,10 +55,11 @@ class DetronomeError(Exception):
         fix: what to do about it.
 
     Attributes:
-        is_told: another process tells the user of it.
+        is_told: whether another process tells the user of it; None before the ranks of a run have met: it is the same
+            on all of them then, and the main one tells it.
     """
 
-    is_told = False
+    is_told: bool | None = None
 
     def __init__(self, what: str | Sequence[Problem], *, where: str = "", fix: str = "") -> None:
         if isinstance(what, str):

@@ -318,7 +318,9 @@ class RunUnderFire:
             process.join(max(0.0, LIFE_TIMEOUT_S - (time.monotonic() - started)))
             is_hung = process.exitcode is None
         finally:
-            _signal(process, signal.SIGKILL, to_group=True)
+            # What a leader that was killed alone leaves behind stays, as it would for the next start.
+            if blow is None or blow.to_group or process.exitcode != -signal.SIGKILL:
+                _signal(process, signal.SIGKILL, to_group=True)
             process.join()
         assert not is_hung, f"life {number} of {self.folder} hung:\n{self.output()}"
         assert process.exitcode is not None

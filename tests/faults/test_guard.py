@@ -350,6 +350,15 @@ def test_a_few_faults_on_two_ranks(blocks: Path, tiny_settings: Settings, report
     prove(report_figure, "guard, few on 2 ranks", faults, lambda f: over_ranks(blocks, tiny_settings, f, num_ranks=2))
 
 
+@pytest.mark.dist
+def test_a_fault_in_the_very_first_step_of_three_ranks(
+    blocks: Path, tiny_settings: Settings, report_figure: Report
+) -> None:
+    """Sums of three numbers round by their order: it must be the same in a run's first pass as in all others."""
+    fault = Fault(kind=DETR[0], rank=2, step=0, phase="forward", value=math.nan, is_persistent=True, draw=0.5)
+    prove(report_figure, "guard, first step", [fault], lambda f: over_ranks(blocks, tiny_settings, f, num_ranks=3))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_many_faults_of_each_family_cut_and_precision(

@@ -151,6 +151,18 @@ def test_a_run_killed_in_its_evaluation_does_it_again(blocks: Path, tiny_setting
     assert num_redone(run) == 3 * 6
 
 
+def test_a_run_whose_leader_alone_is_killed_goes_on_while_its_workers_are_still_there(
+    blocks: Path, tiny_settings: Settings, tmp_path: Path
+) -> None:
+    variant = nano(tiny_settings, epochs=6)
+    reference = RunUnderFire(variant, blocks, tmp_path / "undisturbed")
+    run = RunUnderFire(variant, blocks, tmp_path / "killed")
+    assert reference.live().exit_code == FINISHED
+    assert run.live(Blow(moment="write", number=4, to_group=False), workers=4).is_killed
+    assert run.live().exit_code == FINISHED
+    assert differences(run, reference) == []
+
+
 def test_a_run_killed_at_its_file_operations_leaves_nothing_that_is_in_the_way(
     blocks: Path, tiny_settings: Settings, tmp_path: Path
 ) -> None:
@@ -208,9 +220,9 @@ def test_a_run_told_to_stop_at_many_instants_saves_within_a_step_each_time(
     blocks: Path, tiny_settings: Settings, tmp_path: Path, report_figure: Report
 ) -> None:
     variant = nano(tiny_settings, epochs=20, train__checkpoint_minutes=1)
-    most = _stop_at_random(60, variant, blocks, tmp_path)
+    most = _stop_at_random(30, variant, blocks, tmp_path)
     names = ", ".join(number.name for number in STOP_SIGNALS)
-    report_figure(names, f"60 stops | saved after {most} step at most | 0 steps redone | bit-identical")
+    report_figure(names, f"30 stops | saved after {most} step at most | 0 steps redone | bit-identical")
     assert most <= 1
 
 

@@ -117,15 +117,15 @@ def train(
             where="--out",
             fix="name it: --out RUN",
         )
-    start_from = _as_model(model)
-    run_config = for_another_run(start_from.config) if start_from else preset(str(model))
-    if config is not None:
-        run_config = from_dict(read_toml(Path(config)), base=run_config, where=str(config))
-    shortcuts: dict[str, Any] = {"data.root": _data_root(data)}
-    if epochs is not None:
-        shortcuts["train.epochs"] = epochs
-    run_config = apply_overrides(run_config, {**(settings or {}), **shortcuts})
     with _joined() as world:
+        start_from = _as_model(model)
+        run_config = for_another_run(start_from.config) if start_from else preset(str(model))
+        if config is not None:
+            run_config = from_dict(read_toml(Path(config)), base=run_config, where=str(config))
+        shortcuts: dict[str, Any] = {"data.root": _data_root(data)}
+        if epochs is not None:
+            shortcuts["train.epochs"] = epochs
+        run_config = apply_overrides(run_config, {**(settings or {}), **shortcuts})
 
         def begin() -> _Start:
             if out is not None and may_go_on and holds_run(Path(out)):
@@ -311,10 +311,11 @@ def _fit(
         timeout_s = 60 * start.config.train.hang_minutes
         with Watchdog(trainer.activity, world, timeout_s=timeout_s, folder=run_dir / _HANGS):
             result = trainer.fit()
+        signal = next(filter(None, world.gather(result.signal)), "")  # perhaps one rank alone was told to stop
         page = None
         if result.reason != "interrupted" and world.is_main:
             page = _write_results(run_dir, val_split or train_split, str(resolved.device))
-    return Run(folder=run_dir, reason=result.reason, metrics=trainer.best_metrics, report=page, signal=result.signal)
+    return Run(folder=run_dir, reason=result.reason, metrics=trainer.best_metrics, report=page, signal=signal)
 
 
 def _write_results(run_dir: Path, shown: DataSplit, device: str) -> Path:
@@ -335,13 +336,16 @@ def _observers(others: Sequence[Observer], run_dir: Path, *, tensorboard: bool) 
 
 @contextmanager
 def _only_here(run_dir: Path) -> Iterator[None]:
-    """Keep a second process from training in the same folder."""
+    """Keep a second process from training in the same folder, and remove what a killed one was writing there."""
     lock = run_dir / ".lock"
-    with locked(lock) as is_ours:
+    # Loader workers outlive a killed trainer for some seconds, and must not keep the next one out.
+    with locked(lock, with_children=False) as is_ours:
         if not is_ours:
             raise TrainingError(
                 "another process is training in this folder", where=str(run_dir), fix="wait for it, or end it first"
             )
+        for leftover in (*run_dir.glob(".*.tmp"), *run_dir.glob("pictures/.*.tmp")):
+            leftover.unlink(missing_ok=True)
         try:
             yield
         finally:

@@ -50,12 +50,13 @@ def run(arguments: Sequence[str] | None) -> None:
 
         error.verbose = False
         command = " ".join(("detronome", *(error.command_chain or ())))
-        print_error(ConfigError(str(error), where=command, fix=f"see {command} --help"))
+        if _is_main_rank():
+            print_error(ConfigError(str(error), where=command, fix=f"see {command} --help"))
         sys.exit(EXIT_ERROR)
     except DetronomeError as error:
         from detronome.cli.render import print_error
 
-        if not error.is_told:
+        if not (error.is_told if error.is_told is not None else not _is_main_rank()):
             print_error(error)
         sys.exit(EXIT_ERROR)
     except BrokenPipeError:
@@ -71,6 +72,10 @@ def run(arguments: Sequence[str] | None) -> None:
             ConfigError("the output cannot be written: the disk is full", where="stdout", fix="free some space")
         )
         sys.exit(EXIT_ERROR)
+
+
+def _is_main_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # as torchrun sets it
 
 
 def _silence_stdout() -> None:

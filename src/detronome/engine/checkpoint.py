@@ -112,11 +112,22 @@ class CheckpointFolder:
                 where=str(self.path),
                 fix="free disk space or choose another --out; older checkpoints are intact",
             ) from error
-        for link in ("last", "best") if is_best else ("last",):
-            self._point(link, folder.name)
-        with suppress(OSError):  # it is tried again with the next checkpoint
-            self._delete_unused(folder)
+        self._finish(folder)
         return folder
+
+    def tidy(self) -> None:
+        """Do what a killed process has left undone: point the links, delete what is left over or no longer kept."""
+        self._delete_leftovers()
+        for newest in _in_order(_survey(self.path)[0], "last")[:1]:
+            self._finish(newest.folder)
+
+    def _finish(self, newest: Path) -> None:
+        published, _ = _survey(self.path)
+        self._point("last", newest.name)
+        for best in _in_order(published, "best")[:1]:
+            self._point("best", best.folder.name)
+        with suppress(OSError):  # it is tried again with the next checkpoint
+            self._delete_unused(newest, published)
 
     def _delete_leftovers(self) -> None:
         """Remove what a killed process was writing or deleting."""
@@ -153,9 +164,8 @@ class CheckpointFolder:
             with suppress(OSError):
                 (self.path / link).unlink()
 
-    def _delete_unused(self, newest: Path) -> None:
+    def _delete_unused(self, newest: Path, published: list[_Published]) -> None:
         """Delete what is whole and not kept. What is damaged stays: somebody may want to look at it."""
-        published, _ = _survey(self.path)
         kept = {newest}  # even if just now it could not be read
         kept |= {one.folder for one in _in_order(published, "last")[: self.keep_last]}
         kept |= {one.folder for one in _in_order(published, "best")[:1]}

@@ -88,6 +88,10 @@ class Replicated(Parallel):
         # DDP's averages would make a rank with few images count as much as one with many.
         self._reducer = DistributedDataParallel(_Touch(p for p in model.parameters() if p.requires_grad))
         self._reducer.register_comm_hook(None, lambda state, bucket: _sum(bucket.buffer()))
+        # DDP orders its buckets anew after its first pass, and sums of three ranks round by their order: without this
+        # pass the first step of a process, so also of a resume, would round otherwise than all others.
+        self._reducer().backward()
+        model.zero_grad(set_to_none=True)
 
     def sum_gradients(self) -> None:
         self._reducer().backward()

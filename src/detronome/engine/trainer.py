@@ -164,6 +164,8 @@ class Trainer:
         """Train to the end of the plan, to an early stop, or to the user's interruption."""
         validation_batches = self.validation.batches if self.validation is not None else ()
         with StopRequest() as stop, _closing(validation_batches), self._writing_checkpoints():
+            if self.world.is_main:
+                self.checkpoints.folder.tidy()
             self.model.train()
             self.worst_case(self.parallel.for_evaluation(self.evaluated_model))
             if self.step == 0:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from detronome.errors import DetronomeError, TrainingError
+from detronome.runtime.joint_failure import failing_together
 
 __all__ = ["ALONE", "World", "joined_world", "world_of_environment"]
 
@@ -128,7 +129,7 @@ def world_of_environment(environment: Mapping[str, str] = os.environ) -> World:
         rank = size = local_rank = local_size = -1
     if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
         given = ", ".join(f"{name}={environment.get(name, '(not set)')}" for name in names)
-        raise TrainingError(
+        raise _of_this_rank(
             "the environment announces ranks that make no sense",
             where=given,
             fix="start with torchrun, or unset RANK and WORLD_SIZE to train in one process",
@@ -140,14 +141,15 @@ def world_of_environment(environment: Mapping[str, str] = os.environ) -> World:
 def joined_world(device_type: str, *, timeout_s: float) -> Iterator[World]:
     """Join the ranks that torchrun has started, and leave them again; alone without it.
 
-    A process group that exists already is used and left as it is.
+    An error on one rank ends all of them with this error, and one of them tells it. A process group that exists already
+    is used and left as it is.
 
     Args:
         device_type: `cuda` adds NCCL for tensors on GPUs.
         timeout_s: after which a collective that some rank never joins is given up.
 
     Raises:
-        TrainingError: the environment is contradictory, or the ranks cannot reach each other.
+        TrainingError: the environment is contradictory, the ranks cannot reach each other, or one has gone.
     """
     world = world_of_environment()
     if world.size == 1 or dist.is_initialized():
@@ -158,28 +160,37 @@ def joined_world(device_type: str, *, timeout_s: float) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "cpu:gloo"
     timeout = timedelta(seconds=timeout_s)
     try:
-        dist.init_process_group(backend, store=_store(), rank=world.rank, world_size=world.size, timeout=timeout)
+        store = _store(world)
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise TrainingError(
+        raise _of_this_rank(
             f"the ranks cannot reach each other: {error}",
             where=f"rank {world.rank} of {world.size}, rendezvous at {address}",
             fix="check that this address can be reached from every node, and name the network interface with "
             "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME",
         ) from error
     try:
-        yield world
+        with failing_together(store, rank=world.rank, num_ranks=world.size):
+            yield world
     finally:
         dist.destroy_process_group()
 
 
-def _store() -> Store | None:
-    """Return where torchrun's ranks meet; None leaves it to the environment.
+def _store(world: World) -> Store:
+    """Return where the ranks meet.
 
     torchrun keeps one store for all restarts of a job: without a prefix of its own, a restarted rank would find the
     addresses of processes that are gone, and wait for them.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
-    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    is_keeper = world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = TCPStore(address, int(port), is_master=is_keeper, wait_for_workers=False)
     return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _of_this_rank(what: str, *, where: str, fix: str) -> TrainingError:
+    """Return an error that every rank tells by itself: they have not met."""
+    error = TrainingError(what, where=where, fix=fix)
+    error.is_told = False
+    return error

@@ -132,24 +132,27 @@ def atomic_symlink(link: Path, target: str) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+def locked(path: Path, *, wait: bool = False, with_children: bool = True) -> Iterator[bool]:
     """Hold the lock that a file stands for, and yield whether it is ours: False where another process holds it.
 
     Args:
         path: the lock file; made if it is missing, with its folder. Only who holds the lock may remove it.
         wait: until it is ours.
+        with_children: forked children keep the lock alive after this process. Without, it cannot tell two holders in
+            one process apart.
 
     Raises:
         OSError: the file cannot be opened; or, with `wait`, the file system has no locks.
     """
+    lock = fcntl.flock if with_children else fcntl.lockf
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         # No link is followed: anyone may have put one into a folder that came from elsewhere.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # NFS locks only what can be written
         try:
             if wait:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            is_ours = wait or try_lock(descriptor)
+                lock(descriptor, fcntl.LOCK_EX)
+            is_ours = wait or _try(lock, descriptor)
             if is_ours and not is_open_at(descriptor, path):  # removed by its holder between opening and locking
                 continue
             try:
@@ -157,16 +160,20 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
                 return
             finally:
                 with suppress(OSError):  # a file system without locks
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it to a child forked meanwhile
+                    lock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it to a child forked meanwhile
         finally:
             os.close(descriptor)
 
 
 def try_lock(descriptor: int) -> bool:
     """Return False if another process holds the lock on a file; where the file system has no locks, go on without."""
+    return _try(fcntl.flock, descriptor)
+
+
+def _try(lock: Callable[[int, int], None], descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         return False
     except OSError:
         return True

@@ -176,6 +176,25 @@ def test_a_rewound_run_is_the_run_that_never_had_the_batches(bench: Bench, early
     assert evaluations(bench.heard(Evaluated)) == expected
 
 
+def test_a_rewind_over_a_checkpoint_undoes_that_too(bench: Bench, early_guard: None) -> None:
+    """The newest checkpoint, of step 12, has learnt from two of the three batches that are left out."""
+    settings = {**REWIND, "guard.rewind_steps": 2}
+    never = bench.trainer("never", settings=settings)
+    never.excluded = {10, 11, 12}
+    never.fit()
+    expected = evaluations(bench.heard(Evaluated))
+
+    trainer = bench.trainer("rewound", settings=settings)
+    multiply_loss(trainer, at_steps(1e4, 12))
+    trainer.fit()
+    (told,) = bench.heard(RolledBack)
+    assert told.step <= 10 and told.excluded == [10, 11, 12]
+    assert differing(learnt(trainer), learnt(never)) == []
+    # Step 12 has been evaluated twice; what counts is what was told last.
+    last = {event[0]: event for event in evaluations(bench.heard(Evaluated))}
+    assert list(last.values()) == expected
+
+
 @pytest.mark.parametrize("step", [10, 13, 17])
 def test_a_rewound_run_that_dies_and_is_resumed_is_that_run_too(step: int, bench: Bench, early_guard: None) -> None:
     """Once before the first checkpoint after a rewind, which knows of nothing, and twice after it."""
