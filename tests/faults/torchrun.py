@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 __all__ = ["Job", "Restart", "at", "job", "restart_after", "train_command", "wait_for"]
 
-REPOSITORY = Path(__file__).parents[2]
 T = TypeVar("T")
 
 
@@ -105,7 +104,7 @@ def job(
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", *options, "--nproc-per-node", str(num_ranks)]
     torchrun += ["--max-restarts", str(max_restarts), "--monitor-interval", "0.1"]
-    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(REPOSITORY)}
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with open(output, "ab") as sink:
         process = subprocess.Popen(
             [*prefix, *torchrun, *arguments],

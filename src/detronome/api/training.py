@@ -41,7 +41,7 @@ __all__ = ["Run", "demo", "resume", "train"]
 IfExists = Literal["error", "resume"]
 
 _HANGS = "hangs"
-_TIMEOUT_S = 2 * 3600.0
+_TIMEOUT_S = 24 * 3600.0
 """Of a collective: longer than the watchdog takes to say which rank the others wait for."""
 
 
@@ -183,7 +183,8 @@ def demo(
     """Write the embedded data set, train the small detector on it, and report.
 
     Args:
-        out: folder for data and run; a finished data set in it is used again, a run in it is replaced by a new one.
+        out: folder for data and run; a finished data set in it is used again, and beside a run in it the new one gets
+            a number.
         quick: a few scenes and steps, to see that everything works; says nothing about accuracy.
         seed: of the training.
         settings: dotted settings on top of the preset.

@@ -35,7 +35,7 @@ from detronome.engine.events import Observer, RunStarted
 from detronome.engine.guard import StepGuard
 from detronome.engine.ladder import Ladder
 from detronome.engine.micro_batches import MicroBatchSizes
-from detronome.engine.optim import build_optimizer
+from detronome.engine.optim import build_optimizer, freeze_backbone
 from detronome.engine.parallel import Parallel, Replicated, Sharded
 from detronome.engine.prospects import DataFacts, RunFacts
 from detronome.engine.resolve import Resolved
@@ -225,6 +225,8 @@ def _training_step(
     config, device = resolved.config, resolved.device
     assert config.batch.micro_batch_size != "auto"
     precision: Precision = "fp32" if config.train.precision == "auto" else config.train.precision
+    if config.optim.backbone_lr == 0:
+        freeze_backbone(model)
     # Before the model is cut into parts that cannot be copied.
     ema = ModelEma(model, decay=config.train.ema_decay) if config.train.ema_decay else None
     parallel = _parallel(config, model, ema, world, device)
@@ -346,7 +348,11 @@ def _worst_case(
                     ),
                 )
             )
-        try_worst_cases(cases, optimizer=step.optimizer, device=step.device)
+        step.activity = Progress()  # a trial is no step: it belongs to the start
+        try:
+            try_worst_cases(cases, optimizer=step.optimizer, device=step.device)
+        finally:
+            step.activity = trainer.activity
 
     return run
 

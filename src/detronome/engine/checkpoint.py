@@ -121,6 +121,13 @@ class CheckpointFolder:
         for newest in _in_order(_survey(self.path)[0], "last")[:1]:
             self._finish(newest.folder)
 
+    def newest_step(self) -> int | None:
+        """Return the step of the newest checkpoint; None where there is none."""
+        for newest in _in_order(_survey(self.path)[0], "last")[:1]:
+            step: int = _read_record(newest.folder / _RECORD)["state"]["step"]
+            return step
+        return None
+
     def _finish(self, newest: Path) -> None:
         published, _ = _survey(self.path)
         self._point("last", newest.name)

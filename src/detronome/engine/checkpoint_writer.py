@@ -7,11 +7,15 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import torch
+
 from detronome.engine.checkpoint import Checkpoint, CheckpointFolder, load_last_good
 from detronome.engine.snapshot import HostBuffers, Snapshot
 from detronome.errors import CheckpointError
 
 __all__ = ["CheckpointFailure", "CheckpointWriter"]
+
+_NOTHING = torch.empty(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +61,13 @@ class CheckpointWriter:
         tensors = {f"{part}/{name}": t for part, named in checkpoint.parts().items() for name, t in named.items()}
         steady = {name for name in tensors if _is_steady(name, self._parameters)}
         self._snapshot = Snapshot(tensors, steady=steady, buffers=self._buffers)
+        # A tensor that the thread held would be kept until the disk is done: gathered from its parts, a GPU's copy.
+        without_tensors = checkpoint.mapped(lambda *_: _NOTHING)
         # Lists and dictionaries of the state may go on changing too.
+        described = replace(without_tensors, state=copy.deepcopy(checkpoint.state))
         self._thread = threading.Thread(
             target=self._write,
-            args=(replace(checkpoint, state=copy.deepcopy(checkpoint.state)), self._snapshot, is_best),
+            args=(described, self._snapshot, is_best),
             name="checkpoint",
             daemon=True,
         )
@@ -126,14 +133,14 @@ class CheckpointWriter:
         if raise_last and self._last_error is not None:
             raise self._last_error
 
-    def _write(self, checkpoint: Checkpoint, snapshot: Snapshot, is_best: bool) -> None:
+    def _write(self, described: Checkpoint, snapshot: Snapshot, is_best: bool) -> None:
         try:
             copies = snapshot.finish()
-            self.folder.save(checkpoint.mapped(lambda name, _: copies[name]), is_best=is_best)
+            self.folder.save(described.mapped(lambda name, _: copies[name]), is_best=is_best)
         except CheckpointError as error:
             self._last_error = error
             reason = "; ".join(problem.what for problem in error.problems)
-            self._failures.append(CheckpointFailure(step=checkpoint.state.step, is_best=is_best, reason=reason))
+            self._failures.append(CheckpointFailure(step=described.state.step, is_best=is_best, reason=reason))
         except BaseException as error:  # ours: it is raised by the next call of the training thread
             self._bug = error
 

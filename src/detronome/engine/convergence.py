@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from detronome.engine.early_stop import NO_AP
 from detronome.engine.events import Evaluated, StepLogged
@@ -98,14 +98,32 @@ class ConvergenceWatch:
 
     def state(self) -> dict[str, list[float]]:
         """Return what a resume needs, ready for JSON."""
-        return self.history.state() | {f"told.{subject}": [value] for subject, value in self._told.items()}
+        told = {f"told.{subject}": [value] for subject, value in self._told.items()}
+        return self.history.state() | {"is_fine_tuned": [float(self.facts.is_fine_tuned)]} | told
 
     def restore(self, state: Mapping[str, Sequence[float]]) -> None:
-        """Go on from a saved state; an empty one is that of a run that was not watched yet."""
+        """Go on from a saved state; an empty one is that of a run that was not watched yet.
+
+        Whether the run is a fine-tuning is taken from the state: a later process does not know what it started from.
+        """
         if not state:
             return
         self.history.restore(state)
+        if "is_fine_tuned" in state:
+            self.facts = replace(self.facts, is_fine_tuned=bool(state["is_fine_tuned"][0]))
         self._told = {name.removeprefix("told."): value[0] for name, value in state.items() if name.startswith("told.")}
+
+    def rewind(self, state: Mapping[str, Sequence[float]], *, num_skipped: int) -> None:
+        """Go back to a state that this run saved, in the same process: what was told stays told.
+
+        Args:
+            state: as for `restore`.
+            num_skipped: the run's count of skipped steps, which goes on from here and does not go back.
+        """
+        told = self._told
+        self.restore(state)
+        self._told = told
+        self.history.count_skipped_from(num_skipped)
 
     def _new(self, *signs: _Sign | None) -> list[Concern]:
         new = []

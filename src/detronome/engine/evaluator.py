@@ -168,18 +168,24 @@ def detect_in_pieces(
 ) -> list[Detections]:
     """Return the detections of a batch, in pieces as small as memory demands.
 
+    A single image that finds no room is tried a second time, since others may have held the memory for a moment only.
+
     Raises:
         TrainingError: memory has no room for a single image.
     """
     found: list[Detections] = []
     waiting = deque(sizes.cut(batch))
+    was_tried_alone = False
     while waiting:
         piece = waiting.popleft()
         failure = attempt(lambda piece=piece: found.extend(detect(piece)), piece, device, rank=rank)  # type: ignore[misc]
-        if failure is not None:
-            for split in sizes.split([failure]):
-                on_split(*split)
-            waiting.extendleft(reversed(sizes.cut(EffectiveBatch((piece,)))))
+        if failure is None:
+            was_tried_alone = False
+            continue
+        for split in sizes.split([failure] if failure.num_images > 1 or was_tried_alone else []):
+            on_split(*split)
+        was_tried_alone = failure.num_images == 1
+        waiting.extendleft(reversed(sizes.cut(EffectiveBatch((piece,)))))
     return found
 
 

@@ -127,7 +127,7 @@ class MemorySplit(Event):
     old_size: int
     new_size: int
     rank: int = 0
-    """Where memory ran out; all ranks cut alike from then on."""
+    """Where memory ran out. In training all ranks cut alike from then on; in evaluation each cuts its own images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,6 +146,10 @@ class History:
             name.removeprefix("curve."): Curve(*values) for name, values in state.items() if name.startswith("curve.")
         }
 
+    def count_skipped_from(self, num_skipped: int) -> None:
+        """Take this for the run's count of skipped steps at the last log record, which does not go back as steps do."""
+        self._num_skipped = num_skipped
+
     def _weighted(self, losses: Mapping[str, float]) -> float:
         """Return the weighted sum of the terms; nan where one is missing."""
         return sum(weight * losses.get(name, math.nan) for name, weight in self._loss_weights.items())

@@ -17,6 +17,9 @@ from detronome.errors import TrainingError
 
 __all__ = ["Ladder", "RollBack", "Skip"]
 
+_STEPS_OF_A_ROW = 100
+"""Rewinds no farther apart are one row: at most `max_rollbacks` of them, as each does steps again."""
+
 
 @dataclass(frozen=True)
 class Skip:
@@ -58,6 +61,9 @@ class Ladder:
     num_consecutive: int = 0
     """Refused steps since the last one that was applied, or since the last rung."""
     num_rollbacks: int = 0
+    last_rewind: int = -1
+    """The step whose spike was rewound last."""
+    rewinds_in_row: int = 0
     lr_scale: float = 1.0
     fp32_modules: list[str] = field(default_factory=list)
 
@@ -74,18 +80,23 @@ class Ladder:
         self.num_skipped += 1
         if self.on_spike == "skip":
             return Skip()
+        is_in_row = 0 <= step - self.last_rewind <= _STEPS_OF_A_ROW
+        self.rewinds_in_row = self.rewinds_in_row + 1 if is_in_row else 1
+        self.last_rewind = step
+        if self.rewinds_in_row > self.max_rollbacks:  # no batch is to blame; it may be a new level
+            return Skip()
         excluded = range(max(0, step - self.rewind_steps), step + 1)
         raise RollBack(f"step {step}: {reason}", lr_scale=self.lr_scale, excluded=excluded)
 
-    def not_finite(self, step: int, reason: str, diagnosis: Diagnosis | None) -> Skip:
-        """Decide about a loss or gradient that is not finite.
+    def not_finite(self, step: int, reason: str, diagnosis: Diagnosis | None, *, is_loss_scale: bool = False) -> Skip:
+        """Decide about a loss or gradient that is not finite; one that only the loss scale is to blame for is no fault.
 
         Raises:
             RollBack: to go on from the last checkpoint at a lower rate.
             TrainingError: everything has been tried.
         """
         self.num_skipped += 1
-        if diagnosis is not None and diagnosis.is_loss_scale:
+        if is_loss_scale:
             return Skip("loss scale lowered")
         self.num_consecutive += 1
         if self.num_consecutive < self.max_skipped_steps:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detronome.engine.parallel import full_tensor, like
 
-__all__ = ["build_optimizer", "load_optimizer_tensors", "materialise_state", "optimizer_tensors"]
+__all__ = ["build_optimizer", "freeze_backbone", "load_optimizer_tensors", "materialise_state", "optimizer_tensors"]
 
 
 def build_optimizer(
@@ -19,7 +19,6 @@ def build_optimizer(
 
     Groups are called `model` and `backbone` (parameter names that contain "backbone", as in the reference), each
     with a `_no_decay` twin where vectors are spared. `base_lr` keeps the rate that a schedule multiplies.
-    A group with rate 0 is left out and its parameters stay fixed.
     """
     groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -32,13 +31,17 @@ def build_optimizer(
     settings = []
     for group, parameters in sorted(groups.items(), reverse=True):
         rate = backbone_lr if group.startswith("backbone") else lr
-        if rate == 0:
-            for parameter in parameters:
-                parameter.requires_grad_(False)
-            continue
         decay = 0.0 if group.endswith("_no_decay") else weight_decay
         settings.append({"params": parameters, "name": group, "lr": rate, "base_lr": rate, "weight_decay": decay})
     return torch.optim.AdamW(settings, lr=lr, fused=True)
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Let the backbone (parameter names that contain "backbone") stay as it is. Before the model is spread over ranks:
+    what they sum up is settled then."""
+    for name, parameter in model.named_parameters():
+        if "backbone" in name:
+            parameter.requires_grad_(False)
 
 
 def materialise_state(optimizer: torch.optim.Optimizer) -> None:

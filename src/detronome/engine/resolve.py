@@ -65,6 +65,12 @@ def resolve(config: RunConfig, train: DataSplit, world: World = ALONE) -> Resolv
     check_consistency(config)
     resolved = Resolved(config)
     resolved.device, device_reason = resolve_device(config.train.device)
+    if world.size > 1 and resolved.device.index is not None:
+        raise ConfigError(
+            f"train.device = {config.train.device!r} puts all {world.size} ranks on one device",
+            where="train.device",
+            fix=f"use {resolved.device.type}: each rank takes the one of its number",
+        )
     if config.train.precision == "fp16" and resolved.device.type == "cpu":
         raise ConfigError("fp16 needs a GPU", where="train.precision", fix="use bf16 or fp32")
     if config.train.device == "auto":
@@ -200,7 +206,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.keep_checkpoints": (1, math.inf),
     "train.early_stop_patience": (0, math.inf),
     "train.early_stop_min_delta": (0, math.inf),
-    "train.hang_minutes": (0, math.inf),
+    "train.hang_minutes": (0, 200),
     "guard.loss_spike_factor": (0, math.inf),
     "guard.gradient_spike_factor": (0, math.inf),
     "guard.rewind_steps": (0, math.inf),

@@ -30,10 +30,14 @@ class TrainingState:
     lr_scale: float = 1.0
     """Factor on every rate; below 1 after the run has been rolled back."""
     num_rollbacks: int = 0
+    last_rewind: int = -1
+    rewinds_in_row: int = 0
     fp32_modules: list[str] = field(default_factory=list)
     """Modules that overflowed in bf16 or fp16 and compute in fp32 since."""
     micro_batch_sizes: dict[str, int] = field(default_factory=dict)
     """Images in one forward pass by padded shape (`HEIGHTxWIDTH`), where memory had room for fewer than asked."""
+    eval_batch_sizes: dict[str, int] = field(default_factory=dict)
+    """The same for evaluation."""
     scaler: dict[str, float] = field(default_factory=dict)
     best: dict[str, float | None] = field(default_factory=dict)
     best_metrics: dict[str, float | None] = field(default_factory=dict)
@@ -43,3 +47,5 @@ class TrainingState:
     data_fingerprint: str = ""
     quarantined: list[int] = field(default_factory=list)
     """Ids of the training images that could not be used so far."""
+    val_quarantined: list[int] = field(default_factory=list)
+    """The same of the validation images."""

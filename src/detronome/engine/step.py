@@ -51,6 +51,8 @@ class KeptStep:
     micro_batches: list[Batch]
     totals: BatchTotals
     progress: float
+    loss_scale: Tensor
+    """By which the loss was multiplied for backward."""
     loss: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     """All terms."""
@@ -117,7 +119,7 @@ class TrainingStep:
         step: int,
         progress: float,
         totals: BatchTotals | None = None,
-        before_update: Callable[[], None] = lambda: None,
+        before_update: Callable[[], bool] = lambda: False,
     ) -> StepResult:
         """Do update number `step` (from 0).
 
@@ -126,16 +128,19 @@ class TrainingStep:
             step: decides rate and randomness.
             progress: part of the training done, 0-1.
             totals: of the effective batch over all ranks; by default this rank has all of it.
-            before_update: called when the gradients are there and the weights are still as they were; what it raises
-                leaves the step undone.
+            before_update: called when the gradients are there and the weights are still as they were; returns whether
+                it has changed the model, so that the gradients are worth nothing; what it raises leaves the step undone.
         """
         totals = totals or BatchTotals.of(batch.targets, self.model.num_queries)
-        kept = self.gradients(batch, totals=totals, step=step, progress=progress)
-        self.activity.enter(Section.REDUCE)
-        self.parallel.sum_gradients()
-        loss, losses = self._sum_losses(kept)
-        grad_norm = self._clip()
-        before_update()
+        while True:
+            kept = self.gradients(batch, totals=totals, step=step, progress=progress)
+            self.activity.enter(Section.REDUCE)
+            self.parallel.sum_gradients()
+            loss, losses = self._sum_losses(kept)
+            grad_norm = self._clip()
+            if not before_update():
+                break
+            self.drop_gradients()
         self.activity.enter(Section.UPDATE)
         judgement = self.guard.judge(loss=loss, grad_norm=grad_norm, step=step, kept=kept)
         self._update(step, judgement.is_applied)
@@ -180,7 +185,11 @@ class TrainingStep:
 
     def _accumulate(self, micro_batches: list[Batch], totals: BatchTotals, progress: float) -> KeptStep | OutOfMemoryAt:
         kept = KeptStep(
-            micro_batches=micro_batches, totals=totals, progress=progress, loss=torch.zeros((), device=self.device)
+            micro_batches=micro_batches,
+            totals=totals,
+            progress=progress,
+            loss_scale=self.loss_scale.scale,
+            loss=torch.zeros((), device=self.device),
         )
         num_passes = self._num_passes(len(micro_batches))
         for i in range(num_passes):

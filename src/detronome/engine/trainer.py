@@ -171,6 +171,8 @@ class Trainer:
             if self.step == 0:
                 self._save()  # A run killed before its first evaluation can be resumed too.
                 self._warn(self.watch.before())
+            elif self.world.on_main(self.checkpoints.folder.newest_step) != self.step:
+                self._save()  # newer than the steps that are done again
             while not (self.is_stopping or self._is_over):
                 try:
                     self._train(stop)
@@ -264,6 +266,13 @@ class Trainer:
     def _is_milestone(self) -> bool:
         return self.step > 0 and (self.step % self.plan.eval_steps == 0 or self.step == self.plan.total_steps)
 
+    @contextmanager
+    def _led_by_main(self) -> Iterator[None]:
+        """The other ranks wait while the main one works."""
+        section = self.activity.now.section if self.world.is_main else Section.AGREE
+        with self.activity.within(section):
+            yield
+
     def _agree_any(self, *flags: bool) -> list[bool]:
         """Return for each flag whether any rank has raised it."""
         self.activity.enter(Section.AGREE, step=self.step)
@@ -277,18 +286,20 @@ class Trainer:
 
     # --- steps that went wrong ---------------------------------------------------------------------------------------
 
-    def _before_update(self) -> None:
+    def _before_update(self) -> bool:
         with self.activity.within(Section.CHECKPOINT, step=self.step):
             self.checkpoints.settle()
-        self.recovery.examine()
+        return self.recovery.examine()
 
     def _roll_back(self, request: RollBack) -> None:
         """Go on from the last checkpoint: its steps are done again, what was learnt since then is kept."""
         with self.activity.within(Section.RECOVERY, step=self.step):
             from_step = self.step
             self.training_step.drop_gradients()
+            self._report_bad_images(self.quarantine)
             until = min(request.excluded, default=None)
-            checkpoint = self.world.on_main(lambda: self.checkpoints.load_last(until=until))
+            with self._led_by_main():
+                checkpoint = self.world.on_main(lambda: self.checkpoints.load_last(until=until))
             self._restore_training(checkpoint)
             self.activity.void_since(self.step)
             self.training_step.lr_scale = request.lr_scale
@@ -328,11 +339,16 @@ class Trainer:
         self.ladder.num_skipped = state.num_skipped
         self.ladder.num_consecutive = state.num_consecutive_skips
         self.ladder.num_rollbacks = state.num_rollbacks
+        self.ladder.last_rewind, self.ladder.rewinds_in_row = state.last_rewind, state.rewinds_in_row
         self.ladder.fp32_modules = list(state.fp32_modules)
         self.ladder.lr_scale = self.training_step.lr_scale = state.lr_scale
         self.excluded = set(state.excluded)
         self.training_step.sizes.restore(state.micro_batch_sizes)
         self.quarantine.restore(state.quarantined)
+        if self.validation is not None:
+            self.validation.quarantine.restore(state.val_quarantined)
+            self.validation.sizes.restore(state.eval_batch_sizes)
+        self.training_step.loss_scale.restore(state.scaler)
         self.training_s, self.eval_s = state.training_s, state.eval_s
 
     def _restore_training(self, checkpoint: Checkpoint) -> None:
@@ -342,7 +358,6 @@ class Trainer:
         if step.ema is not None:
             self.parallel.load_weights(step.ema.model, checkpoint.model)
         load_optimizer_tensors(step.optimizer, self.model, checkpoint.optimizer or {})
-        step.loss_scale.restore(state.scaler)
         step.guard.restore(state.guard)
         self.watch.restore(state.convergence)
         self.best.restore(state.best)
@@ -364,14 +379,18 @@ class Trainer:
             guard=step.guard.state(),
             lr_scale=step.lr_scale,
             num_rollbacks=self.ladder.num_rollbacks,
+            last_rewind=self.ladder.last_rewind,
+            rewinds_in_row=self.ladder.rewinds_in_row,
             fp32_modules=list(self.ladder.fp32_modules),
             micro_batch_sizes=step.sizes.state(),
+            eval_batch_sizes=self.validation.sizes.state() if self.validation else {},
             scaler=step.loss_scale.state(),
             best=self.best.state(),
             best_metrics={n: None if math.isnan(v) else v for n, v in self.best_metrics.items()},
             convergence=self.watch.state(),
             data_fingerprint=self.data_fingerprint,
             quarantined=self.quarantine.image_ids,
+            val_quarantined=self.validation.quarantine.image_ids if self.validation else [],
         )
 
     def _save(self) -> None:
@@ -387,30 +406,30 @@ class Trainer:
                 optimizer=optimizer_tensors(self.training_step.optimizer, self.model),
             )
             if self.step == 0:
-                self.world.on_main(lambda: self.checkpoints.save_now(checkpoint, is_best=False))
+                with self._led_by_main():
+                    self.world.on_main(lambda: self.checkpoints.save_now(checkpoint, is_best=False))
             elif self.world.is_main:
                 self.checkpoints.save(checkpoint, is_best=self.best.step == self.step)
-        self.activity.forget_before(self.step)
         self._report_failed_checkpoints()
 
     @contextmanager
     def _writing_checkpoints(self) -> Iterator[None]:
+        is_sound = False
         try:
             yield
-        except BaseException:
-            self.checkpoints.close(raise_last=False)
-            raise
-        with self.activity.within(Section.CHECKPOINT, step=self.step):
-            self.checkpoints.close(raise_last=True)
-        self._report_failed_checkpoints()
+            is_sound = True
+        finally:
+            try:
+                with self.activity.within(Section.CHECKPOINT, step=self.step):
+                    self.checkpoints.close(raise_last=is_sound)
+            finally:
+                self._report_failed_checkpoints()
 
     def _report_failed_checkpoints(self) -> None:
         for failure in self.checkpoints.drain_failures():
-            self._tell(
-                CheckpointFailed(
-                    step=failure.step, epoch=failure.step / self.plan.steps_per_epoch, reason=failure.reason
-                )
-            )
+            lost = "; the best weights so far are not on disk" if failure.is_best else ""
+            epoch = failure.step / self.plan.steps_per_epoch
+            self._tell(CheckpointFailed(step=failure.step, epoch=epoch, reason=failure.reason + lost))
 
     # --- evaluation and what is told ---------------------------------------------------------------------------------
 

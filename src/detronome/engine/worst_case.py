@@ -144,10 +144,8 @@ def _try(case: WorstCase, device: torch.device) -> WorstCaseFound:
 def _leaving_no_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = [] if device.type == "cpu" else [device.index or 0]
-    device_type = "cuda" if device.type == "cpu" else device.type
     try:
-        with torch.random.fork_rng(devices=devices, device_type=device_type):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
         for parameter in model.parameters():

@@ -53,8 +53,7 @@ class World:
         if self.size == 1:
             return [item]
         items: list[T] = [item] * self.size
-        with self._collective():
-            dist.all_gather_object(items, item)
+        dist.all_gather_object(items, item)
         return items
 
     def broadcast(self, item: T) -> T:
@@ -62,8 +61,7 @@ class World:
         if self.size == 1:
             return item
         items = [item]
-        with self._collective():
-            dist.broadcast_object_list(items, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(items, src=0, device=torch.device("cpu"))
         return items[0]
 
     def on_main(self, work: Callable[[], T]) -> T:
@@ -94,20 +92,8 @@ class World:
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
-        with self._collective():
-            dist.all_reduce(tensor, op=operation)
+        dist.all_reduce(tensor, op=operation)
         return tensor.tolist()
-
-    @contextmanager
-    def _collective(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            raise TrainingError(
-                f"another rank is gone: {str(error).partition(chr(10))[0]}",
-                where=f"rank {self.rank} of {self.size}",
-                fix="see what that rank says; with torchrun --max-restarts=N and --out RUN the job goes on by itself",
-            ) from error
 
 
 ALONE = World()
@@ -156,6 +142,12 @@ def joined_world(device_type: str, *, timeout_s: float) -> Iterator[World]:
         yield world
         return
     if device_type == "cuda":
+        if world.local_rank >= torch.cuda.device_count():
+            raise _of_this_rank(
+                f"this machine has {torch.cuda.device_count()} GPUs for {world.local_size} ranks",
+                where=f"rank {world.rank}",
+                fix="start no more ranks than GPUs: torchrun --nproc-per-node=N",
+            )
         torch.cuda.set_device(world.local_rank)
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "cpu:gloo"
     timeout = timedelta(seconds=timeout_s)

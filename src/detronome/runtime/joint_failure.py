@@ -67,7 +67,7 @@ def _first_failure(store: Store) -> DetronomeError | None:
 
 def _lost(error: RuntimeError, rank: int, num_ranks: int) -> TrainingError:
     lost = TrainingError(
-        f"another rank has gone, or the network to it has failed: {str(error).splitlines()[0]}",
+        f"another rank is gone, or the network to it: {str(error).splitlines()[0]}",
         where=f"rank {rank} of {num_ranks}",
         fix="what ended it stands in its own output, or in the system's log (dmesg) if it was killed; start again to "
         "go on from the last checkpoint, or let torchrun do so: --max-restarts",

@@ -43,6 +43,8 @@ class Section(StrEnum):
     """Booked only: from the checkpoint that a run was resumed from to its resume, work lost and nobody at work."""
 
 
+_STEPS_REMEMBERED = 2**16
+"""More than are ever undone."""
 _USEFUL = (Section.FORWARD_BACKWARD, Section.REDUCE, Section.UPDATE)
 
 _WORDS: Mapping[str, str] = {
@@ -123,26 +125,29 @@ class Progress:
             self.enter(before.section, step=before.step, images=before.images)
 
     def begin_step(self, step: int) -> None:
-        """Note where the useful time of a step begins."""
+        """Note where the useful time of a step begins; forgotten after many steps."""
         self._useful_at[step] = self.useful_s
+        if len(self._useful_at) > _STEPS_REMEMBERED:
+            del self._useful_at[next(iter(self._useful_at))]
 
     def void_step(self, step: int) -> None:
         """Book the useful time of a step as `skipped`; the sum stays what it was. No later step but one has begun."""
         if step not in self._useful_at:
             return
-        useful_s = self._useful_at.get(step + 1, self.useful_s) - self._useful_at[step]
+        following = min((later for later in self._useful_at if later > step), default=None)
+        ended = self.useful_s if following is None else self._useful_at[following]
+        useful_s = ended - self._useful_at[step]
         self._void(useful_s, Section.SKIPPED)
-        if step + 1 in self._useful_at:
-            self._useful_at[step + 1] -= useful_s
+        if following is not None:
+            self._useful_at[following] -= useful_s
 
     def void_since(self, step: int) -> None:
         """Book the useful time of a step and of all after it as `redone`; the sum stays what it was."""
-        if step in self._useful_at:
-            self._void(self.useful_s - self._useful_at[step], Section.REDONE)
-
-    def forget_before(self, step: int) -> None:
-        """Forget where earlier steps began."""
-        self._useful_at = {s: useful_s for s, useful_s in self._useful_at.items() if s >= step}
+        undone = [later for later in self._useful_at if later >= step]
+        if undone:
+            self._void(self.useful_s - self._useful_at[min(undone)], Section.REDONE)
+        for later in undone:
+            del self._useful_at[later]
 
     def _void(self, useful_s: float, as_: Section) -> None:
         self.enter(self.now.section, images=self.now.images)

@@ -58,7 +58,8 @@ def test_the_run_goes_back_at_a_lower_rate_and_then_stops_with_a_report() -> Non
 def test_a_loss_scale_that_is_too_high_is_no_step_towards_the_next_rung() -> None:
     ours = ladder(max_skipped_steps=1, max_rollbacks=0)
     for step in range(20):
-        skip = ours.not_finite(step, "gradient norm inf", Diagnosis(where="backward", is_loss_scale=True))
+        diagnosis = Diagnosis(where="backward", is_loss_scale=True)
+        skip = ours.not_finite(step, "gradient norm inf", diagnosis, is_loss_scale=True)
         assert skip.action == "loss scale lowered"
     assert (ours.num_skipped, ours.num_consecutive) == (20, 0)
 
@@ -76,6 +77,16 @@ def test_a_spike_is_skipped_or_rewound_with_the_batches_before_it(step: int, exc
     with pytest.raises(RollBack) as request:
         ours.spike(step, "spike")
     assert request.value.excluded == excluded and request.value.lr_scale == 1.0 and ours.num_rollbacks == 0
+
+
+def test_a_row_of_rewinds_ends_with_skips_and_a_later_spike_is_rewound_again() -> None:
+    ours = ladder(on_spike="rewind", max_rollbacks=2)
+    for step in (10, 11):
+        with pytest.raises(RollBack):
+            ours.spike(step, "spike")
+    assert [ours.spike(step, "spike") for step in (12, 13, 112)] == [Skip()] * 3
+    with pytest.raises(RollBack):
+        ours.spike(300, "spike")
 
 
 def test_a_module_computes_in_fp32_under_autocast_and_its_neighbours_do_not() -> None:

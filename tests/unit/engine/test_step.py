@@ -12,7 +12,7 @@ from detronome.engine import schedule as schedules
 from detronome.engine.ema import ModelEma
 from detronome.engine.guard import StepGuard
 from detronome.engine.micro_batches import MicroBatchSizes
-from detronome.engine.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from detronome.engine.optim import build_optimizer, freeze_backbone, load_optimizer_tensors, optimizer_tensors
 from detronome.engine.parallel import Parallel
 from detronome.engine.step import KeptStep, TrainingStep
 from detronome.losses.build import build_criterion
@@ -294,12 +294,36 @@ def test_vectors_decay_too_where_asked() -> None:
     assert [(g["name"], len(g["params"])) for g in optimizer.param_groups] == [("model", 4), ("backbone", 2)]
 
 
-def test_rate_zero_leaves_the_backbone_out_and_fixed() -> None:
+def test_a_frozen_backbone_is_left_out() -> None:
     model = toy()
+    freeze_backbone(model)
     optimizer = build_optimizer(model, lr=1e-3, backbone_lr=0.0, weight_decay=0.05, decay_one_dimensional=True)
     assert [g["name"] for g in optimizer.param_groups] == ["model"]
     assert not any(p.requires_grad for p in model["backbone"].parameters())  # type: ignore[index]
     assert all(p.requires_grad for p in model["head"].parameters())  # type: ignore[index]
+
+
+def test_gradients_are_computed_anew_when_the_model_has_changed_meanwhile() -> None:
+    def double(model: Detector) -> None:
+        with torch.no_grad():
+            next(p for name, p in model.named_parameters() if "class_embed" in name).mul_(2)
+
+    step = training_step(small_detr(backbone_norm="trainable"))
+    is_changed = False
+
+    def before_update() -> bool:
+        nonlocal is_changed
+        if is_changed:
+            return False
+        double(step.model)
+        is_changed = True
+        return True
+
+    step(batch_of((2, 1)), step=0, progress=0.1, before_update=before_update)
+    reference = training_step(small_detr(backbone_norm="trainable"))
+    double(reference.model)
+    reference(batch_of((2, 1)), step=0, progress=0.1)
+    assert is_changed and differing(everything(step), everything(reference)) == []
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -276,6 +276,28 @@ def test_a_module_that_overflows_computes_in_fp32_from_then_on(module: str, benc
     assert fault.num_fired == 0 and bench.heard(StepSkipped) == []
 
 
+def test_when_a_module_goes_to_fp32_does_not_depend_on_when_checkpoints_are_written(bench: Bench) -> None:
+    learnt_by = []
+    for minutes in (5.0, 0.0):
+        settings = {**LADDER, "train.checkpoint_minutes": minutes, "train.log_steps": 100}
+        trainer = bench.trainer(f"{minutes:g}", settings=settings, precision="bf16", epochs=1, validate=False)
+        with injected(trainer.model, ModuleFault(module=OVERFLOWING, only_in_low_precision=True)):
+            trainer.fit()
+        assert trainer.ladder.fp32_modules == [OVERFLOWING]
+        learnt_by.append(learnt(trainer))
+    assert differing(*learnt_by) == []
+
+
+def test_an_overflow_of_the_loss_scale_is_no_fault_of_hardware(bench: Bench) -> None:
+    trainer = bench.trainer(precision="fp16", epochs=1, validate=False)
+    trainer.training_step.loss_scale.scale.fill_(2.0**40)
+    trainer.fit()
+    skips = bench.heard(StepSkipped)
+    assert len(skips) == STEPS_PER_EPOCH and trainer.ladder.num_consecutive == 0
+    assert all(skip.is_reproducible and skip.action == "loss scale lowered" for skip in skips)
+    assert trainer.training_step.loss_scale.scale == 2.0 ** (40 - STEPS_PER_EPOCH)
+
+
 # --- interruptions ---------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +329,18 @@ def test_an_interrupted_evaluation_is_made_anew(bench: Bench) -> None:
     assert again.fit().reason == "finished"
     assert evaluations(bench.heard(Evaluated)) == expected
     assert differing(learnt(again), learnt(whole)) == []
+
+
+def test_an_older_checkpoint_that_is_resumed_is_the_newest_from_then_on(bench: Bench) -> None:
+    whole = bench.trainer("whole", settings={"train.keep_checkpoints": 9})
+    whole.fit()
+    checkpoints = bench.folder / "whole" / "checkpoints"
+    older = load_checkpoint(checkpoints / f"step-{STEPS_PER_EPOCH:08d}", with_training=True)
+    crash = crash_when(lambda e: isinstance(e, StepLogged) and e.step == STEPS_PER_EPOCH + 2)
+    options: Settings = {"settings": {"train.keep_checkpoints": 9}, "resume_from": older, "observers": [crash]}
+    with pytest.raises(Crash):
+        bench.trainer("whole", **options).fit()
+    assert load_last_good(checkpoints)[0].state.step == STEPS_PER_EPOCH
 
 
 def test_the_guard_decides_after_a_resume_as_it_would_have(bench: Bench, early_guard: None) -> None:
@@ -384,7 +418,8 @@ def test_a_checkpoint_that_fails_on_the_way_is_told_and_the_run_goes_on(
     trainer = bench.trainer()
     assert trainer.fit().reason == "finished"
     (failed,) = bench.heard(CheckpointFailed)
-    assert (failed.step, failed.reason) == (STEPS_PER_EPOCH, "no space left on device")
+    assert failed.step == STEPS_PER_EPOCH
+    assert failed.reason == "no space left on device; the best weights so far are not on disk"
     assert differing(learnt(trainer), learnt(whole)) == []
 
 

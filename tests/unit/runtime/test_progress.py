@@ -131,15 +131,16 @@ def test_a_rollback_voids_what_has_grown_since_the_checkpoint_once(monkeypatch: 
     for step in range(4):
         clock.step(progress, step, 2.0)
     progress.void_step(3)
-    progress.forget_before(1)
     progress.void_since(1)
     seconds = progress.seconds
     assert (seconds["redone"], seconds["skipped"]) == (pytest.approx(4), pytest.approx(2))
     assert progress.useful_s == pytest.approx(2)
     clock.step(progress, 1, 3.0)
     assert progress.useful_s == pytest.approx(5)
-    progress.void_since(0)  # forgotten
-    assert progress.useful_s == pytest.approx(5) and sum(progress.seconds.values()) == pytest.approx(clock.now - 100)
+    progress.void_since(2)  # it has not begun again
+    assert progress.useful_s == pytest.approx(5)
+    progress.void_since(0)
+    assert progress.useful_s == pytest.approx(0) and sum(progress.seconds.values()) == pytest.approx(clock.now - 100)
 
 
 def test_goodput_counts_steps_alone() -> None:

@@ -133,6 +133,9 @@ class RTDETR(Detector):
                 box_noise=self.denoising_box_noise,
                 label_noise=self.denoising_label_noise,
             )
+            if denoising is None:
+                # Every rank must have a gradient of every weight, also one without any object.
+                content = content + 0 * self.denoising_label_embed.weight.sum()
         if denoising is None:
             layers = self.decoder(content, reference_boxes, feature_map, valid_ratio)
             num_denoising = 0
