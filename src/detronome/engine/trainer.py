@@ -301,6 +301,7 @@ class Trainer:
             with self._led_by_main():
                 checkpoint = self.world.on_main(lambda: self.checkpoints.load_last(until=until))
             self._restore_training(checkpoint)
+            self.watch.rewind(checkpoint.state.convergence, num_skipped=self.ladder.num_skipped)
             self.activity.void_since(self.step)
             self.training_step.lr_scale = request.lr_scale
             self.excluded |= {step for step in request.excluded if step >= self.step}
@@ -349,6 +350,7 @@ class Trainer:
             self.validation.quarantine.restore(state.val_quarantined)
             self.validation.sizes.restore(state.eval_batch_sizes)
         self.training_step.loss_scale.restore(state.scaler)
+        self.watch.restore(state.convergence)
         self.training_s, self.eval_s = state.training_s, state.eval_s
 
     def _restore_training(self, checkpoint: Checkpoint) -> None:
@@ -359,7 +361,6 @@ class Trainer:
             self.parallel.load_weights(step.ema.model, checkpoint.model)
         load_optimizer_tensors(step.optimizer, self.model, checkpoint.optimizer or {})
         step.guard.restore(state.guard)
-        self.watch.restore(state.convergence)
         self.best.restore(state.best)
         self.best_metrics = {n: math.nan if v is None else v for n, v in state.best_metrics.items()}
         self.step, self.evaluated_step = state.step, state.evaluated_step

@@ -26,9 +26,10 @@ _logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
-_LAST_BEFORE_CHECKPOINT = {"step": 0, "eval": 0, "bad_image": 0, "warning": 0, "skip": -1, "split": -1, "rollback": -1}
+_LAST_BEFORE_CHECKPOINT = {"step": 0, "eval": 0, "bad_image": 0, "warning": 0, "skip": -1, "split": -1, "rollback": 0}
 """What a run tells as it goes from step to step, each with the last step, relative to a checkpoint's, that it tells of
-before that checkpoint: step 500 is logged before the checkpoint at 500, and skipped after it."""
+before that checkpoint: step 500 is logged before the checkpoint at 500, and skipped after it. Having gone back to 500,
+a run tells so and takes another checkpoint there, which holds what it has learnt."""
 _OF_THE_PROCESS = ("start", "checkpoint_failed")
 """Kinds that belong to one process and its disk: a resumed run does not tell them again."""
 
@@ -38,7 +39,8 @@ class RunLog:
 
     Values that JSON does not know (nan, inf) become null. When a run resumes from a checkpoint, what was told after
     that checkpoint is dropped first, so that the log reads as if the run had never stopped; the `start` record of
-    each resume stays. A run that starts at step 0 over an existing log moves that log aside to `<name>.previous`.
+    each resume stays. A run that starts at step 0 over an existing log moves that log aside to `<name>.previous`,
+    unless the log tells that it has gone back to step 0.
 
     When a run goes back to a checkpoint by itself, the `step` and `eval` records of the steps undone are dropped, so
     that every curve has one value a step; what led to it (skips, splits, warnings, bad images) stays.
@@ -70,7 +72,7 @@ class RunLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.exists() or self.path.stat().st_size == 0:
             return
-        if step == 0:
+        if step == 0 and not _has_gone_back_to_start(self.path):
             os.replace(self.path, self.path.with_name(f"{self.path.name}.previous"))
             return
         self._rewrite(_told_before_checkpoint(read_run_log(self.path), step))
@@ -130,6 +132,14 @@ def read_run_log(path: Path) -> list[Record]:
             ) from error
         records.append(record)
     return records
+
+
+def _has_gone_back_to_start(path: Path) -> bool:
+    try:
+        records = read_run_log(path)
+    except DataError:
+        return False
+    return any(record["kind"] == "rollback" and record.get("step") == 0 for record in records)
 
 
 def _told_before_checkpoint(records: Sequence[Record], step: int) -> list[Record]:

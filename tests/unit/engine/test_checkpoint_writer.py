@@ -1,6 +1,7 @@
 """The training goes on beside the writing, what is written is the state at `save`, and no failed write ends a run."""
 
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,11 @@ WAIT_S = 0.05
 
 
 class Gates:
-    """Hold the writer's thread before it copies and before it writes."""
+    """Hold the writer's thread before it copies and before it writes, which it tells when it has come so far."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.copying, self.writing = threading.Event(), threading.Event()
+        self.has_copied = threading.Event()
         copy, save = HostBuffers.copy, CheckpointFolder.save
 
         def copy_behind_a_gate(buffers: HostBuffers, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -30,6 +32,7 @@ class Gates:
             return copy(buffers, tensors)
 
         def save_behind_a_gate(folder: CheckpointFolder, checkpoint: Checkpoint, *, is_best: bool) -> Path:
+            self.has_copied.set()
             assert self.writing.wait(30)
             return save(folder, checkpoint, is_best=is_best)
 
@@ -111,6 +114,21 @@ def test_what_the_forward_pass_changes_was_copied_at_once(writer: CheckpointWrit
     gates.open()
     expected = checkpoint_of(1)
     assert_same(writer.load_last(), replace(expected, state=replace(expected.state, excluded=[7])))
+
+
+def test_tensors_gathered_for_the_checkpoint_are_freed_before_the_disk_is_done(
+    writer: CheckpointWriter, gates: Gates
+) -> None:
+    checkpoint = checkpoint_of(1)
+    gathered = [weakref.ref(tensor) for named in checkpoint.parts().values() for tensor in named.values()]
+    writer.save(checkpoint, is_best=False)
+    del checkpoint
+    gates.copying.set()
+    writer.settle()
+    assert gates.has_copied.wait(30)
+    assert gathered and not any(reference() is not None for reference in gathered)
+    gates.open()
+    assert_same(writer.load_last(), checkpoint_of(1))
 
 
 def test_a_second_save_waits_for_the_first(tmp_path: Path, writer: CheckpointWriter, gates: Gates) -> None:

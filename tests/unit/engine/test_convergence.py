@@ -361,6 +361,57 @@ def test_what_is_known_before_is_told_once() -> None:
     assert len(new.before()) == 1
 
 
+def test_a_run_that_goes_back_warns_of_nothing_twice() -> None:
+    records = list(made_up(NANO, 1, diverges))
+    watch = ConvergenceWatch(NANO)
+    middle = len(records) // 2
+    follow(watch, records[:middle])
+    state = watch.state()
+    told = subjects(follow(watch, records[middle:]))
+    assert "diverging" in told
+    rewound = ConvergenceWatch(NANO)
+    rewound.restore(state)
+    assert "diverging" in subjects(follow(rewound, records[middle:]))
+    watch.rewind(state, num_skipped=0)
+    assert follow(watch, records[middle:]) == []
+
+
+def test_the_skips_that_made_a_run_go_back_are_not_counted_among_the_steps_done_again() -> None:
+    def log(step: int, skipped_steps: int) -> StepLogged:
+        return logged(step, dict.fromkeys(WEIGHTS, 1.0), loss=8.0, grad_norm=1.0, skipped_steps=skipped_steps)
+
+    watch = ConvergenceWatch(NANO)
+    follow(watch, [log(step, 0) for step in range(10, 210, 10)])
+    state = watch.state()
+    follow(watch, [log(210, 8)])
+    watch.rewind(state, num_skipped=30)
+    saved = json.loads(json.dumps(watch.state()))
+    assert follow(watch, [log(210, 30), log(220, 31)]) == []
+    assert 0 < watch.history.curve("skipped").now < 0.1
+    resumed = ConvergenceWatch(NANO)
+    resumed.restore(saved)
+    follow(resumed, [log(210, 30), log(220, 31)])
+    assert resumed.state() == watch.state()
+
+
+def test_a_resumed_fine_tuning_is_still_one() -> None:
+    watch = ConvergenceWatch(replace(DETR, is_fine_tuned=True))
+    resumed = ConvergenceWatch(DETR)
+    resumed.restore(json.loads(json.dumps(watch.state())))
+    assert resumed.facts == watch.facts
+    assert resumed.state() == watch.state()
+    records = list(made_up(DETR, 0, stays_flat))
+    assert follow(resumed, records) == follow(watch, records) != follow(ConvergenceWatch(DETR), records)
+
+
+def test_a_state_that_does_not_tell_of_fine_tuning_leaves_the_facts() -> None:
+    watch = ConvergenceWatch(replace(DETR, is_fine_tuned=True))
+    state = watch.state()
+    del state["is_fine_tuned"]
+    watch.restore(state)
+    assert watch.facts.is_fine_tuned
+
+
 def test_flat_ap_is_never_told_before_a_thousand_steps_or_a_fifth_of_the_plan() -> None:
     def first_step(facts: RunFacts) -> int:
         told = follow(ConvergenceWatch(facts), list(made_up(facts, 0, stays_flat)))

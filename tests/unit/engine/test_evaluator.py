@@ -8,10 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.faults.oom_injection import out_of_memory
 from torch import Tensor
 
 from detronome.config.schema import DetrConfig, LossConfig, ModelConfig, RtDetrConfig
-from detronome.engine.evaluator import LossMeter, LossSums, evaluate
+from detronome.engine.evaluator import LossMeter, LossSums, detect_batch, detect_in_pieces, evaluate
+from detronome.engine.micro_batches import MicroBatchSizes
+from detronome.errors import TrainingError
 from detronome.evaluation.detection import DetectionEvaluator
 from detronome.losses.build import build_criterion
 from detronome.losses.set_criterion import SetCriterion
@@ -204,3 +207,31 @@ def test_losses_are_measured_on_the_way_without_dropout_and_denoising(
     assert first.sums.means().keys() == TERMS
     assert all(math.isfinite(value) and value > 0 for value in first.sums.means().values())
     assert model.training
+
+
+def detected(model: Detector, batch: EffectiveBatch) -> list[int]:
+    """Return the images in whose pieces something was looked for, in turn."""
+
+    def detect(piece: Batch) -> Any:
+        return detect_batch(model, piece, categories=CATEGORIES, max_detections=9, precision="fp32", device=CPU)
+
+    found = detect_in_pieces(batch, detect, MicroBatchSizes(2, purpose="evaluation"), device=CPU)
+    return [one.image_id for one in found]
+
+
+@pytest.mark.parametrize("lacks", [{0, 1}, {0, 1, 3}], ids=["the first image", "each image once"])
+def test_an_image_that_finds_no_room_for_a_moment_is_tried_again(lacks: set[int]) -> None:
+    model = small_model(SMALL_RTDETR).eval()
+    (batch,), _ = split((2, 1))
+    with out_of_memory(model, max_images=0, calls=lacks) as injection:
+        assert detected(model, batch) == [0, 1]
+    assert [images for images, _, _ in injection.calls] == [2] + [1] * (len(lacks) + 1)
+    assert injection.num_failures == len(lacks)
+
+
+def test_an_image_that_never_finds_room_was_tried_twice() -> None:
+    model = small_model(SMALL_RTDETR).eval()
+    (batch,), _ = split((2, 1))
+    with out_of_memory(model, max_images=0) as injection, pytest.raises(TrainingError, match="the last twice"):
+        detected(model, batch)
+    assert [images for images, _, _ in injection.calls] == [2, 1, 1]

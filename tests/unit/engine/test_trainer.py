@@ -14,7 +14,7 @@ from tests.faults.fault_injection import ModuleFault, injected
 from tests.unit.engine.trainers import CLASSIC, Crash, crash_when, differing, learnt, multiply_loss, tiny_trainer
 
 from detronome.engine import guard
-from detronome.engine.checkpoint import CheckpointFolder, load_last_good
+from detronome.engine.checkpoint import CheckpointFolder, load_checkpoint, load_last_good
 from detronome.engine.events import (
     CheckpointFailed,
     Evaluated,

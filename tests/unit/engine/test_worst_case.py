@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -226,6 +227,26 @@ def test_a_model_that_never_fits_ends_the_run_before_its_first_step_and_leaves_n
 def test_gpus_try_and_cpus_do_not() -> None:
     assert resolve_worst_case_first(CPU)[0] is False
     assert resolve_worst_case_first(torch.device("cuda"))[0] is True
+
+
+@pytest.mark.parametrize(("name", "devices"), [("cpu", []), ("cuda", ["cuda"]), ("cuda:1", ["cuda:1"])])
+def test_the_generator_kept_is_that_of_the_device_in_use(
+    monkeypatch: pytest.MonkeyPatch, name: str, devices: list[str]
+) -> None:
+    """Without an index it is the current device, which is another one on each rank."""
+    kept = []
+
+    def fork_rng(devices: list[torch.device]) -> AbstractContextManager[None]:
+        kept.append(devices)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    for function in ("reset_peak_memory_stats", "synchronize", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, function, lambda _: 1)
+    model = small_model()
+    case = WorstCase(phase="training", model=model, batch=training_batch(), run=lambda _: None)
+    try_worst_cases([case], optimizer=adamw(model), device=torch.device(name))
+    assert kept == [[torch.device(device) for device in devices]]
 
 
 @pytest.mark.gpu

@@ -115,8 +115,9 @@ class ScriptedRun:
 
     def _go_back(self) -> None:
         from_step = self.state.step
-        self._set(step=self.checkpoint.step, warned=self.checkpoint.warned, num_rollbacks=self.state.num_rollbacks + 1)
+        self._set(step=self.checkpoint.step, num_rollbacks=self.state.num_rollbacks + 1)
         self.tell(rolled_back(self.state.step, from_step))
+        self.checkpoint = self.state
 
     def _split(self, name: str) -> None:
         if name not in self.state.split:

@@ -105,10 +105,21 @@ def test_a_rollback_drops_the_steps_undone_and_keeps_what_led_to_it(tmp_path: Pa
 
 def test_a_skip_after_the_checkpoint_is_not_told_twice(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.jsonl")
-    for event in (started(), logged(10), warned(10), skipped(10), split(10), rolled_back(10, 12)):
+    for event in (started(), logged(10), warned(10), skipped(10), split(10)):
         log(event)
     log(started(step=10))
     assert [kind for kind, _ in _steps(log.path)] == ["start", "step", "warning", "start"]
+
+
+@pytest.mark.parametrize("step", [0, 10])
+def test_a_run_killed_right_after_it_went_back_still_says_why_it_did(tmp_path: Path, step: int) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    led_to_it = [skipped(step), split(step + 1), skipped(step + 1), rolled_back(step, step + 2)]
+    for event in (started(), logged(step), *led_to_it, skipped(step)):
+        log(event)
+    log(started(step))
+    kinds = ["start", "step", "skip", "split", "skip", "rollback", "start"]
+    assert [kind for kind, _ in _steps(log.path)] == kinds
 
 
 steps = st.frozensets(st.integers(0, NUM_STEPS), max_size=6)
