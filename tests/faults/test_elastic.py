@@ -75,7 +75,7 @@ def shown(num_ranks: int, num_kills: int, restarts: list[Restart]) -> str:
     seconds, lost = [one.seconds for one in restarts], [one.num_lost for one in restarts]
     return (
         f"{num_ranks} ranks | {num_kills} kills | bit-identical | {statistics.median(seconds):.1f} s from kill to next "
-        f"step (median; {max(seconds):.1f} at most) | {statistics.mean(lost):.1f} steps lost a kill ({max(lost)} at most)"
+        f"step (median; {max(seconds):.1f} at most) | {statistics.mean(lost):.1f} steps lost a kill (most {max(lost)})"
     )
 
 

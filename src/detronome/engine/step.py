@@ -129,7 +129,8 @@ class TrainingStep:
             progress: part of the training done, 0-1.
             totals: of the effective batch over all ranks; by default this rank has all of it.
             before_update: called when the gradients are there and the weights are still as they were; returns whether
-                it has changed the model, so that the gradients are worth nothing; what it raises leaves the step undone.
+                it has changed the model, so that the gradients are worth nothing. What it raises leaves the step undone
+                altogether.
         """
         totals = totals or BatchTotals.of(batch.targets, self.model.num_queries)
         while True:
