@@ -8,6 +8,7 @@ price is that the sum does not overlap with backward.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -90,11 +91,14 @@ class Replicated(Parallel):
         self._reducer.register_comm_hook(None, lambda state, bucket: _sum(bucket.buffer()))
         # DDP orders its buckets anew after its first pass, and sums of three ranks round by their order: without this
         # pass the first step of a process, so also of a resume, would round otherwise than all others.
-        self._reducer().backward()
+        self.sum_gradients()
         model.zero_grad(set_to_none=True)
 
     def sum_gradients(self) -> None:
-        self._reducer().backward()
+        with warnings.catch_warnings():
+            # Of 1x1 convolutions, whose strides mean nothing.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            self._reducer().backward()
 
     def sum(self, tensor: Tensor) -> Tensor:
         dist.all_reduce(tensor)

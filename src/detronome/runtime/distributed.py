@@ -19,10 +19,13 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from detronome.errors import DetronomeError, TrainingError
 from detronome.runtime.joint_failure import failing_together
+from detronome.runtime.meeting import agree_on_name
 
 __all__ = ["ALONE", "World", "joined_world", "world_of_environment"]
 
 T = TypeVar("T")
+
+_MEETING_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,15 +173,12 @@ def joined_world(device_type: str, *, timeout_s: float) -> Iterator[World]:
 
 
 def _store(world: World) -> Store:
-    """Return where the ranks meet.
-
-    torchrun keeps one store for all restarts of a job: without a prefix of its own, a restarted rank would find the
-    addresses of processes that are gone, and wait for them.
-    """
+    """Return where the ranks meet: a part of the job's store in which no earlier start has left anything."""
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     is_keeper = world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store = TCPStore(address, int(port), is_master=is_keeper, wait_for_workers=False)
-    return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    name = agree_on_name(store, rank=world.rank, num_ranks=world.size, timeout_s=_MEETING_S)
+    return PrefixStore(name, store)
 
 
 def _of_this_rank(what: str, *, where: str, fix: str) -> TrainingError:
