@@ -133,7 +133,7 @@ def _split(record: Record) -> Happening:
 def _checkpoint_failed(record: Record) -> Happening:
     return _at(
         record,
-        what=f"the checkpoint of step {_count(record['step'])} could not be written: {_text(record, 'reason')}",
+        what=_text(record, "reason"),
         action="training goes on, older checkpoints are intact",
     )
 
