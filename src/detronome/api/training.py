@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -233,6 +233,8 @@ def _go_on(path: Path, asked: Callable[[RunConfig], RunConfig], world: World, ob
     held = from_dict(checkpoint.config, where=str(run_dir))
     config, changes = reconcile(held, asked(held), run=run_dir)
     if not changes and not damaged and (ended := _ended_run(run_dir, checkpoint, observers)):
+        with suppress(TrainingError), _only_here(run_dir):
+            pass  # perhaps it was killed when nothing was left but to tidy up
         return _Start(run_dir=run_dir, config=config, reasons={}, ended=ended)
     train_split, _ = _open_splits(config)
     resolved = resolve(config, train_split, world)
