@@ -231,9 +231,10 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_a_run_to_resume(
         send(signal.SIGINT)()
         send(signal.SIGINT)()
 
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         dt.train(blocks, model="nano", epochs=1, out=tmp_path, settings=tiny_settings, observers=[at_step(2, twice)])
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) == before
     assert dt.resume(tmp_path).reason == "finished"
 
 
