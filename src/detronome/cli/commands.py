@@ -31,7 +31,7 @@ app.command(
     help="Train on a data folder.",
     help_epilogue="Ctrl-C, SIGTERM and SIGUSR1 save within a step and end with the line that goes on with the run; a "
     "second signal ends at once. Exit codes: 0 the run has ended, 1 an error that the message explains, 130, 143 or "
-    "138 interrupted by one of these signals.",
+    "138 interrupted by one of these signals, 75 a hang that was reported.",
 )
 app.command("detronome.cli.evaluate:evaluate", name="eval", help="Measure a checkpoint, or a results file of any tool.")
 app.command("detronome.cli.predict:predict", help="Find objects in images: pictures and COCO results.")

@@ -87,10 +87,6 @@ class World:
             raise failure
         return result  # type: ignore[return-value]
 
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        self.sum([0])
-
     def _reduce(self, values: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
         if self.size == 1:
             return list(values)

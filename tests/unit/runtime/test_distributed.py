@@ -79,7 +79,6 @@ def conversation() -> dict[str, Any]:
             world.on_main(fail)
         except ConfigError as error:
             errors = (error.problems[0].what, error.is_told)
-        world.barrier()
         return {
             "rank": world.rank,
             "sum": world.sum([world.rank, 2**50]),
