@@ -4,7 +4,7 @@ beside `resolve.py`."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from detronome.data.build import (
 )
 from detronome.data.largest_shapes import largest_eval_shape, largest_training_shape
 from detronome.data.prefetch import DeviceStream
+from detronome.data.quarantine import Quarantine
 from detronome.data.sampler import Share, steps_per_epoch
 from detronome.data.split import DataSplit
 from detronome.engine import schedule as schedules
@@ -57,7 +58,7 @@ from detronome.runtime.progress import Progress
 from detronome.runtime.seeding import seed_torch
 from detronome.types import Categories
 
-__all__ = ["build_schedule", "build_trainer"]
+__all__ = ["build_plan", "build_schedule", "build_step", "build_stream", "build_trainer"]
 
 
 def build_trainer(
@@ -89,45 +90,27 @@ def build_trainer(
     config, device = resolved.config, resolved.device
     source = resume_from or start_from
     categories = source.categories if source else train.index.categories
-    assert config.train.epochs != "auto" and config.train.eval_epochs != "auto"
-    assert config.batch.micro_batch_size != "auto" and config.data.workers != "auto"
-    num_steps = steps_per_epoch(len(train.index), config.batch.global_batch_size)
-    plan = RunPlan(
-        steps_per_epoch=num_steps,
-        total_steps=config.train.epochs * num_steps,
-        log_steps=config.train.log_steps,
-        eval_steps=config.train.eval_epochs * num_steps,
-        checkpoint_s=config.train.checkpoint_minutes * 60,
-        metric=config.train.metric,
-    )
+    plan = build_plan(config, len(train.index))
     state = resume_from.state if resume_from else TrainingState()
     activity = Progress(state.seconds, saved_at=state.saved_at)
-    model = _model(config, categories, source).to(device)
-    step = _training_step(resolved, model, plan, world, activity)
-    workers = config.data.workers
-    share = Share(world.rank, world.size)
+    step = build_step(resolved, categories, plan, world=world, source=source, activity=activity)
+    model = step.model
     quarantine = build_quarantine(config, train)
     trainer = Trainer(
         step=step,
         plan=plan,
-        batches=lambda start_step, excluded: DeviceStream(
-            build_train_batches(
-                config,
-                train,
-                categories,
-                start_step=start_step,
-                total_steps=plan.total_steps,
-                workers=workers,
-                device=device,
-                quarantine=quarantine,
-                share=share,
-                excluded=excluded,
-                local_size=world.local_size,
-            ),
-            device,
+        batches=lambda start_step, excluded: build_stream(
+            resolved,
+            train,
+            categories,
+            start_step=start_step,
+            total_steps=plan.total_steps,
+            world=world,
+            quarantine=quarantine,
+            excluded=excluded,
         ),
         quarantine=quarantine,
-        validation=_validation(config, val, categories, workers, device, share) if val else None,
+        validation=_validation(config, val, categories, device, Share(world.rank, world.size)) if val else None,
         categories=categories,
         config=to_dict(config),
         checkpoints=CheckpointWriter(
@@ -161,8 +144,8 @@ def build_trainer(
         epoch=trainer.epoch,
         preset=config.preset,
         total_steps=plan.total_steps,
-        total_epochs=config.train.epochs,
-        steps_per_epoch=num_steps,
+        total_epochs=plan.total_steps // plan.steps_per_epoch,
+        steps_per_epoch=plan.steps_per_epoch,
         global_batch_size=config.batch.global_batch_size,
         num_train_images=len(train.index),
         num_val_images=len(val.index) if val else 0,
@@ -174,6 +157,86 @@ def build_trainer(
     for observer in trainer.observers:
         observer(started)
     return trainer
+
+
+def build_plan(config: RunConfig, num_images: int) -> RunPlan:
+    """Return the length and rhythm of a run over so many training images; the configuration is resolved."""
+    assert config.train.epochs != "auto" and config.train.eval_epochs != "auto"
+    num_steps = steps_per_epoch(num_images, config.batch.global_batch_size)
+    return RunPlan(
+        steps_per_epoch=num_steps,
+        total_steps=config.train.epochs * num_steps,
+        log_steps=config.train.log_steps,
+        eval_steps=config.train.eval_epochs * num_steps,
+        checkpoint_s=config.train.checkpoint_minutes * 60,
+        metric=config.train.metric,
+    )
+
+
+def build_step(
+    resolved: Resolved,
+    categories: Categories,
+    plan: RunPlan,
+    *,
+    world: World = ALONE,
+    source: Checkpoint | None = None,
+    activity: Progress | None = None,
+) -> TrainingStep:
+    """Return a run's training step, with a new model on its device.
+
+    Args:
+        resolved: configuration, device and reasons.
+        categories: of the model.
+        plan: the learning rate follows its length.
+        world: the ranks; all build the same.
+        source: weights for the model.
+        activity: is told what is being done.
+
+    Raises:
+        CheckpointError: the weights do not fit the model.
+    """
+    model = _model(resolved.config, categories, source).to(resolved.device)
+    return _training_step(resolved, model, plan, world, activity or Progress())
+
+
+def build_stream(
+    resolved: Resolved,
+    train: DataSplit,
+    categories: Categories,
+    *,
+    start_step: int,
+    total_steps: int,
+    world: World = ALONE,
+    quarantine: Quarantine | None = None,
+    excluded: Collection[int] = (),
+) -> DeviceStream:
+    """Return this rank's effective batches on the device, one a step from `start_step` to `total_steps`; close it.
+
+    Args:
+        resolved: configuration, device and reasons.
+        train: the split to learn from.
+        categories: of the model.
+        start_step: first step, counted from 0.
+        total_steps: end of the run.
+        world: the ranks.
+        quarantine: counts the images that cannot be used.
+        excluded: steps that are passed over.
+    """
+    assert resolved.config.data.workers != "auto"
+    batches = build_train_batches(
+        resolved.config,
+        train,
+        categories,
+        start_step=start_step,
+        total_steps=total_steps,
+        workers=resolved.config.data.workers,
+        device=resolved.device,
+        quarantine=quarantine,
+        share=Share(world.rank, world.size),
+        excluded=excluded,
+        local_size=world.local_size,
+    )
+    return DeviceStream(batches, resolved.device)
 
 
 def build_schedule(config: ScheduleConfig, *, steps_per_epoch: int, total_steps: int) -> Schedule:
@@ -284,9 +347,9 @@ def _facts(config: RunConfig, train: DataSplit, step: TrainingStep, plan: RunPla
 
 
 def _validation(
-    config: RunConfig, val: DataSplit, categories: Categories, workers: int, device: torch.device, share: Share
+    config: RunConfig, val: DataSplit, categories: Categories, device: torch.device, share: Share
 ) -> Validation:
-    assert config.eval.batch_size != "auto"
+    assert config.eval.batch_size != "auto" and config.data.workers != "auto"
     quarantine = build_quarantine(config, val)
     return Validation(
         batches=build_eval_batches(
@@ -294,7 +357,7 @@ def _validation(
             val,
             categories,
             batch_size=config.eval.batch_size,
-            workers=workers,
+            workers=config.data.workers,
             device=device,
             quarantine=quarantine,
             share=share,
