@@ -14,24 +14,23 @@ from typing import Any, Literal
 import torch
 
 from detronome.api.arguments import one_of
+from detronome.api.asked import asked_config, data_root, open_splits
 from detronome.api.folders import holds_run, new_run_dir, numbered, writing
 from detronome.api.runs import write_report
 from detronome.config.convert import apply_overrides, from_dict, read_toml, to_dict, to_toml
-from detronome.config.presets import PRESETS, preset
 from detronome.config.schema import RunConfig
-from detronome.data.layout import available_splits
 from detronome.data.scenes import write_scenes
-from detronome.data.split import DataSplit, open_split
-from detronome.data.split_files import resolve_name
+from detronome.data.split import DataSplit
 from detronome.engine.build import build_trainer
 from detronome.engine.checkpoint import Checkpoint, load_last_good
-from detronome.engine.events import Observer, RunEnded
+from detronome.engine.events import Evaluated, Observer, RunEnded
 from detronome.engine.resolve import resolve
-from detronome.engine.resume import for_another_run, reconcile
-from detronome.errors import CheckpointError, ConfigError, DataError, TrainingError, first_few, nearest_name_hint
+from detronome.engine.resume import reconcile
+from detronome.errors import CheckpointError, ConfigError, DataError, TrainingError, first_few
 from detronome.model import Model, load
 from detronome.report.gallery import write_gallery
 from detronome.report.run_log import RunLog, read_run_log
+from detronome.report.trackers.build import TrackerName, build_trackers
 from detronome.runtime.distributed import World, joined_world
 from detronome.runtime.files import locked, write_atomic
 from detronome.runtime.watchdog import Watchdog
@@ -89,7 +88,8 @@ def train(
     settings: Mapping[str, Any] | None = None,
     if_exists: IfExists = "error",
     observers: Sequence[Observer] = (),
-    tensorboard: bool = False,
+    trackers: Sequence[TrackerName] = (),
+    stop_when: Callable[[Evaluated], bool] = lambda _: False,
 ) -> Run:
     """Train a detector on a data folder, with checkpoints, run log, pictures and a report.
 
@@ -104,12 +104,15 @@ def train(
             that the same call serves for the first start and for every later one; the run that has ended is returned.
             A process that torchrun has started anew always does so.
         observers: are told how the run goes, beside the run log.
-        tensorboard: also write TensorBoard files into the run folder.
+        trackers: where else to write how it goes: `tensorboard`, `wandb`, `mlflow`.
+        stop_when: given an evaluation, says whether training on is pointless; the run then ends as by an early stop.
 
     Raises:
         ConfigError, DataError, CheckpointError: what is wrong with settings, data or the model to start from.
     """
     one_of(if_exists, IfExists, "if_exists")
+    for name in trackers:
+        one_of(name, TrackerName, "trackers")
     may_go_on = if_exists == "resume" or _is_restart(os.environ)
     if out is None and (may_go_on or _may_be_restarted(os.environ)):
         raise ConfigError(
@@ -118,21 +121,21 @@ def train(
             fix="name it: --out RUN",
         )
     with _joined() as world:
-        start_from = _as_model(model)
-        run_config = for_another_run(start_from.config) if start_from else preset(str(model))
-        if config is not None:
-            run_config = from_dict(read_toml(Path(config)), base=run_config, where=str(config))
-        shortcuts: dict[str, Any] = {"data.root": _data_root(data)}
-        if epochs is not None:
-            shortcuts["train.epochs"] = epochs
-        run_config = apply_overrides(run_config, {**(settings or {}), **shortcuts})
+        run_config, start_from = asked_config(data, model=model, config=config, settings=settings, epochs=epochs)
 
         def begin() -> _Start:
             if out is not None and may_go_on and holds_run(Path(out)):
                 return _go_on(Path(out), lambda _: run_config, world, observers)
             return _begin(run_config, out, start_from, world)
 
-        return _fit(world.on_main(begin), world, observers, tensorboard=tensorboard, start_from=start_from)
+        return _fit(
+            world.on_main(begin),
+            world,
+            observers,
+            trackers=trackers,
+            start_from=start_from,
+            stop_when=stop_when,
+        )
 
 
 def resume(
@@ -141,7 +144,7 @@ def resume(
     config: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     observers: Sequence[Observer] = (),
-    tensorboard: bool = False,
+    trackers: Sequence[TrackerName] = (),
 ) -> Run:
     """Go on with an interrupted run from its last checkpoint; on a CPU, bit for bit as if it had never stopped.
 
@@ -153,15 +156,17 @@ def resume(
         settings: dotted settings to change, on top of it, e.g. `{"data.workers": 4}`. Those that would make it another
             run are refused; those that cost the bit-exactness are told.
         observers: are told how the run goes, beside the run log.
-        tensorboard: also write TensorBoard files into the run folder.
+        trackers: where else to write how it goes: `tensorboard`, `wandb`, `mlflow`.
 
     Raises:
         CheckpointError: the folder holds no checkpoint of a run, or the data has changed.
         ConfigError: settings that cannot change, all of them at once.
     """
+    for name in trackers:
+        one_of(name, TrackerName, "trackers")
     changed = dict(settings or {})
     if isinstance(changed.get("data.root"), str):
-        changed["data.root"] = _data_root(changed["data.root"])
+        changed["data.root"] = data_root(changed["data.root"])
 
     def asked(held: RunConfig) -> RunConfig:
         wanted = held if config is None else from_dict(read_toml(Path(config)), base=held, where=str(config))
@@ -169,7 +174,7 @@ def resume(
 
     with _joined() as world:
         start = world.on_main(lambda: _go_on(Path(run), asked, world, observers))
-        return _fit(start, world, observers, tensorboard=tensorboard)
+        return _fit(start, world, observers, trackers=trackers)
 
 
 def demo(
@@ -216,7 +221,7 @@ def _joined() -> Iterator[World]:
 
 def _begin(config: RunConfig, out: str | Path | None, start_from: Model | None, world: World) -> _Start:
     """Decide everything about a new run, and write it down."""
-    train_split, _ = _open_splits(config)
+    train_split, _ = open_splits(config)
     if start_from is not None:
         _check_classes(start_from, train_split)
     resolved = resolve(config, train_split, world)
@@ -236,7 +241,7 @@ def _go_on(path: Path, asked: Callable[[RunConfig], RunConfig], world: World, ob
         with suppress(TrainingError), _only_here(run_dir):
             pass  # perhaps it was killed when nothing was left but to tidy up
         return _Start(run_dir=run_dir, config=config, reasons={}, ended=ended)
-    train_split, _ = _open_splits(config)
+    train_split, _ = open_splits(config)
     resolved = resolve(config, train_split, world)
     reasons = {**resolved.reasons, **{change.key: change.told for change in changes}}
     if damaged:
@@ -289,25 +294,30 @@ def _fit(
     world: World,
     observers: Sequence[Observer],
     *,
-    tensorboard: bool,
+    trackers: Sequence[TrackerName],
     start_from: Model | None = None,
+    stop_when: Callable[[Evaluated], bool] = lambda _: False,
 ) -> Run:
     if start.ended is not None:
         return start.ended
     run_dir = start.run_dir
-    train_split, val_split = _open_splits(start.config)
+    train_split, val_split = open_splits(start.config)
     resolved = resolve(start.config, train_split, world)
     resolved.reasons.update(start.reasons)
-    with _only_here(run_dir) if world.is_main else nullcontext():
+    with (
+        _only_here(run_dir) if world.is_main else nullcontext(),
+        build_trackers(trackers if world.is_main else (), run_dir, to_dict(resolved.config)) as tracked,
+    ):
         trainer = build_trainer(
             resolved,
             train=train_split,
             val=val_split,
             run_dir=run_dir,
-            observers=_observers(observers, run_dir, tensorboard=tensorboard) if world.is_main else (),
+            observers=[RunLog(run_dir / "log.jsonl"), *observers, tracked] if world.is_main else (),
             world=world,
             start_from=start_from.checkpoint if start_from else None,
             resume_from=start.resume_from,
+            stop_when=stop_when,
         )
         if start.resume_from is not None and world.is_main:
             _put_in_force(resolved.config, run_dir, start.resume_from)
@@ -328,15 +338,6 @@ def _write_results(run_dir: Path, shown: DataSplit, device: str) -> Path:
     return write_report([run_dir])
 
 
-def _observers(others: Sequence[Observer], run_dir: Path, *, tensorboard: bool) -> list[Observer]:
-    observers: list[Observer] = [RunLog(run_dir / "log.jsonl"), *others]
-    if tensorboard:
-        from detronome.report.tensorboard import TensorBoardLog
-
-        observers.append(TensorBoardLog(run_dir / "tensorboard"))
-    return observers
-
-
 @contextmanager
 def _only_here(run_dir: Path) -> Iterator[None]:
     """Keep a second process from training in the same folder, and remove what a killed one was writing there."""
@@ -355,47 +356,6 @@ def _only_here(run_dir: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def _open_splits(config: RunConfig) -> tuple[DataSplit, DataSplit | None]:
-    root = config.data.root
-    train_split = _open_split(root, config.data.train_split, config)
-    if not config.data.val_split:
-        return train_split, None
-    names = available_splits(root)
-    if config.data.val_split == "val" and resolve_name("val", names) is None:
-        raise DataError(
-            "there is no validation split, so nothing can choose the best checkpoint",
-            where=root,
-            fix=f"add one, name one of {', '.join(names)} with --set data.val_split=NAME, "
-            "or train without: --set data.val_split=''",
-        )
-    return train_split, _open_split(root, config.data.val_split, config)
-
-
-def _open_split(data: str | Path, split: str, config: RunConfig) -> DataSplit:
-    """Open a split for a run; missing images count as bad ones."""
-    return open_split(
-        data,
-        split,
-        missing_budget=0.0 if config.data.on_bad_image == "stop" else config.data.bad_image_budget,
-        shard_cache_bytes=int(config.data.shard_cache_gib * 2**30),
-    )
-
-
-def _as_model(model: str | Path | Model) -> Model | None:
-    """Return the model to fine-tune, or None for the name of a preset."""
-    if isinstance(model, Model):
-        return model
-    if isinstance(model, str) and model in PRESETS:
-        return None
-    if Path(model).exists():
-        return load(model)
-    raise ConfigError(
-        f"{str(model)!r} is neither a preset nor a run or checkpoint folder",
-        where="--model",
-        fix=nearest_name_hint(str(model), list(PRESETS)),
-    )
-
-
 def _check_classes(model: Model, split: DataSplit) -> None:
     theirs, ours = split.index.categories, model.categories
     if theirs != ours:
@@ -405,11 +365,6 @@ def _check_classes(model: Model, split: DataSplit) -> None:
             where=str(split.files.annotation_file),
             fix="use data with the checkpoint's categories (same ids and names), or train from a preset",
         )
-
-
-def _data_root(data: str | Path) -> str:
-    """Return data as a run keeps it: an address as it is, a path whole, so that a resume from elsewhere finds it."""
-    return str(data) if "://" in str(data) else str(Path(data).resolve())
 
 
 def _is_restart(environment: Mapping[str, str]) -> bool:

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from detronome.cli.options import Json, Settings, parse_settings
 from detronome.cli.render import print_outcome
 from detronome.errors import ConfigError
+from detronome.report.trackers.build import TrackerName
 
 __all__ = ["train"]
 
@@ -27,7 +28,7 @@ def train(
     settings: Settings = None,
     if_exists: Literal["error", "resume"] = "error",
     resume: Path | None = None,
-    tensorboard: Annotated[bool, Parameter(negative=())] = False,
+    track: Annotated[list[TrackerName] | None, Parameter(negative=(), consume_multiple=True)] = None,
     json: Json = False,
 ) -> int:
     """Train a detector; Ctrl-C saves and leaves a run that --resume continues.
@@ -50,8 +51,8 @@ def train(
     resume
         An interrupted run to go on with; takes data and settings from it. --set and --config may change what does not
         make it another run.
-    tensorboard
-        Also write TensorBoard files into the run folder.
+    track
+        Also write to tensorboard, wandb or mlflow, several at once; they never hold up or stop the run.
     """
     from detronome import api
     from detronome.report.console import ConsoleProgress
@@ -76,7 +77,7 @@ def train(
                 config=config,
                 settings=parse_settings(settings),
                 observers=[progress],
-                tensorboard=tensorboard,
+                trackers=track or (),
             )
         elif data is None:
             raise ConfigError("no data folder", where="detronome train", fix="detronome train DATA --model nano")
@@ -90,7 +91,7 @@ def train(
                 settings=parse_settings(settings),
                 if_exists=if_exists,
                 observers=[progress],
-                tensorboard=tensorboard,
+                trackers=track or (),
             )
     finally:
         progress.close()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = [
+    "ActivationCheckpointing",
     "AugmentConfig",
     "BatchConfig",
     "DataConfig",
@@ -77,6 +78,8 @@ class RtDetrConfig:
 
 
 ModelConfig = DetrConfig | RtDetrConfig
+
+ActivationCheckpointing = Literal["none", "backbone", "transformer", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +240,14 @@ class TrainConfig:
     step, so that memory runs out then or never. `auto`: on GPUs."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Over several ranks: `ddp` keeps the whole model on each, `fsdp` a part of it."""
+    checkpoint_activations: ActivationCheckpointing = "none"
+    """What is computed again in backward instead of kept: less memory, more time, the same gradients. `backbone`: its
+    trained stages. `transformer`: each layer of encoder and decoder. `all`: both."""
+    compile: bool = False
+    """Let torch's compiler make kernels of backbone and transformer layers, in training and evaluation: minutes at the
+    start, then faster steps on GPUs. Dropout draws other numbers."""
+    channels_last: bool = True
+    """Keep the colours of a pixel, and the channels of a feature map's cell, side by side in memory: mostly faster."""
     hang_minutes: float = 10.0
     """A rank that makes no progress for this long is reported and the run ends, so that a launcher can start it again;
     0 turns the watchdog off."""

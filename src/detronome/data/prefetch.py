@@ -43,6 +43,11 @@ class DeviceStream(Iterator[EffectiveBatch]):
         ahead = self._ahead
         return self._batches.next_image_ids if ahead is None else ahead.image_ids
 
+    @property
+    def num_ready(self) -> int:
+        """Batches that the workers have ready; see `BatchStream`."""
+        return self._batches.num_ready
+
     def __next__(self) -> EffectiveBatch:
         if self._copies is None:
             return next(self._batches).to(self._device)

@@ -32,7 +32,7 @@ from detronome.engine.convergence import ConvergenceWatch
 from detronome.engine.early_stop import BestMetric
 from detronome.engine.ema import ModelEma
 from detronome.engine.evaluator import detect_batch, detect_in_pieces
-from detronome.engine.events import Observer, RunStarted
+from detronome.engine.events import Evaluated, Observer, RunStarted
 from detronome.engine.guard import StepGuard
 from detronome.engine.ladder import Ladder
 from detronome.engine.micro_batches import MicroBatchSizes
@@ -52,6 +52,7 @@ from detronome.losses.terms import BatchTotals
 from detronome.models.build import build_model
 from detronome.models.detector import Detector
 from detronome.runtime.device import describe_environment
+from detronome.runtime.device_clock import DeviceClock
 from detronome.runtime.distributed import ALONE, World
 from detronome.runtime.precision import Precision
 from detronome.runtime.progress import Progress
@@ -71,6 +72,7 @@ def build_trainer(
     world: World = ALONE,
     start_from: Checkpoint | None = None,
     resume_from: Checkpoint | None = None,
+    stop_when: Callable[[Evaluated], bool] = lambda _: False,
 ) -> Trainer:
     """Return a trainer at its first step, or where a checkpoint left it.
 
@@ -83,6 +85,7 @@ def build_trainer(
         world: the ranks; all build the same. Alone by default.
         start_from: weights to fine-tune.
         resume_from: the checkpoint of this same run to go on from.
+        stop_when: given an evaluation, says whether training on is pointless.
 
     Raises:
         CheckpointError: the checkpoint's classes or data differ from the run's.
@@ -92,7 +95,9 @@ def build_trainer(
     categories = source.categories if source else train.index.categories
     plan = build_plan(config, len(train.index))
     state = resume_from.state if resume_from else TrainingState()
-    activity = Progress(state.seconds, saved_at=state.saved_at)
+    device_clock = DeviceClock(device) if device.type == "cuda" else None
+    marker = device_clock.mark if device_clock is not None else None
+    activity = Progress(state.seconds, saved_at=state.saved_at, marker=marker)
     step = build_step(resolved, categories, plan, world=world, source=source, activity=activity)
     model = step.model
     quarantine = build_quarantine(config, train)
@@ -132,7 +137,9 @@ def build_trainer(
             rollback_lr_factor=config.guard.rollback_lr_factor,
         ),
         activity=activity,
+        device_clock=device_clock,
         observers=observers,
+        stop_when=stop_when,
     )
     if config.train.worst_case_first:
         trainer.worst_case = _worst_case(config, train, val, categories, trainer)
@@ -269,7 +276,12 @@ def _model(config: RunConfig, categories: Categories, source: Checkpoint | None)
     if source is not None and isinstance(model_config, DetrConfig):
         # The checkpoint holds all the weights: nothing to download.
         model_config = replace(model_config, backbone_weights="none")
-    model = build_model(model_config, len(categories))
+    model = build_model(
+        model_config,
+        len(categories),
+        checkpoint_activations=config.train.checkpoint_activations,
+        channels_last=config.train.channels_last,
+    )
     if source is not None:
         try:
             model.load_state_dict(source.model)

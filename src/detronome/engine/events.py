@@ -85,6 +85,12 @@ class StepLogged(Event):
     the only batches were fetched before the last log record."""
     batches_ready: float = 0.0
     """Batches found ready when one was asked for; 0 without workers."""
+    sections_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of one step by section, on the host's clock; the sum is `step_s`."""
+    device_s: Mapping[str, float] = field(default_factory=dict)
+    """The same on the device's clock, of the steps that it has finished; empty on a CPU."""
+    system: Mapping[str, float] = field(default_factory=dict)
+    """What the machine did, see `runtime.monitor`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,10 @@ from torch import Tensor
 from detronome.data.loader import LoaderMeter
 from detronome.engine.events import StepLogged
 from detronome.engine.step import StepResult
+from detronome.runtime.device_clock import DeviceClock
 from detronome.runtime.memory import peak_memory_bytes
+from detronome.runtime.monitor import SystemMonitor
+from detronome.runtime.progress import Progress
 
 __all__ = ["LogWindow"]
 
@@ -24,15 +27,31 @@ class LogWindow:
 
     Args:
         device: of the model.
+        activity: knows the seconds of every section.
+        device_clock: knows those of the device, where it is another's.
+        monitor: watches the machine.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        activity: Progress,
+        *,
+        device_clock: DeviceClock | None = None,
+        monitor: SystemMonitor | None = None,
+    ) -> None:
         self._device = device
+        self._activity = activity
+        self._device_clock = device_clock
+        self._monitor = monitor
         self.restart()
 
     def restart(self) -> None:
         """Begin anew: what was added is forgotten."""
         self._started = time.perf_counter()
+        self._seconds_before = self._activity.seconds
+        if self._device_clock is not None:
+            self._device_clock.read()
         self._wait_s = 0.0
         self._num_steps = 0
         self._num_images = 0
@@ -92,10 +111,22 @@ class LogWindow:
             skipped_steps=skipped_steps,
             data_stages_s=meter.image_stage_s,
             batches_ready=meter.batches_ready,
+            sections_s=self._sections_s(),
+            device_s=self._per_step(self._device_clock.read() if self._device_clock is not None else {}),
+            system=self._monitor.take() if self._monitor is not None else {},
         )
         meter.reset()
         self.restart()
         return record
+
+    def _sections_s(self) -> dict[str, float]:
+        before, now = self._seconds_before, self._activity.seconds
+        # A step that was booked as skipped takes its time out of the others.
+        spent = {section: max(0.0, seconds - before.get(section, 0.0)) for section, seconds in now.items()}
+        return self._per_step({section: seconds for section, seconds in spent.items() if seconds > 0})
+
+    def _per_step(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        return {str(section): value / self._num_steps for section, value in seconds.items()}
 
     def _means(self) -> dict[str, float]:
         """Return the means over the steps that were applied; nan if none was."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 
@@ -22,7 +23,7 @@ from detronome.runtime.device import resolve_device
 from detronome.runtime.distributed import ALONE, World
 from detronome.runtime.precision import resolve_precision
 
-__all__ = ["Resolved", "check_consistency", "resolve"]
+__all__ = ["BatchPlanner", "Resolved", "check_consistency", "resolve"]
 
 _STEPS_TO_LEARN = 2500
 """Updates after which small detectors trained from scratch had levelled off on the data sets measured."""
@@ -51,13 +52,29 @@ class Resolved:
         self.reasons[key] = f"{shown} ({reason})"
 
 
-def resolve(config: RunConfig, train: DataSplit, world: World = ALONE) -> Resolved:
+class BatchPlanner(Protocol):
+    """Says how many images go through the model at once, and why; None where it has nothing to say.
+
+    It is asked for training first, once everything else that memory depends on is resolved.
+    """
+
+    def training(self, config: RunConfig, device: torch.device) -> tuple[int, str] | None:
+        """Return the micro-batch size and the reason for it."""
+
+    def evaluation(self, config: RunConfig, device: torch.device) -> tuple[int, str] | None:
+        """Return the batch size of an evaluation and the reason for it."""
+
+
+def resolve(
+    config: RunConfig, train: DataSplit, world: World = ALONE, *, planner: BatchPlanner | None = None
+) -> Resolved:
     """Return the configuration with every `auto` replaced.
 
     Args:
         config: as asked for.
         train: the training split, which decides queries and length.
         world: the ranks that share the work.
+        planner: fits the batches to the memory; without one they are as large as they may be.
 
     Raises:
         ConfigError: settings that cannot work together, all at once; a device that is not there.
@@ -76,18 +93,21 @@ def resolve(config: RunConfig, train: DataSplit, world: World = ALONE) -> Resolv
     if config.train.device == "auto":
         resolved._take("train.device", str(resolved.device), device_reason)
     num_steps = steps_per_epoch(len(train.index), config.batch.global_batch_size)
-    autos: dict[str, Callable[[RunConfig], tuple[object, str]]] = {
+    autos: dict[str, Callable[[RunConfig], tuple[object, str]]] = {}
+    if isinstance(config.model, RtDetrConfig):
+        autos["model.num_queries"] = lambda _: _num_queries(train.index.max_objects_per_image)
+    autos |= {
         "train.precision": lambda c: resolve_precision(c.train.precision, resolved.device),
         "data.buckets": lambda c: resolve_buckets(c, train),
         "data.workers": lambda c: resolve_workers(c, resolved.device.type, train.index.sizes_hw, world.local_size),
         "train.epochs": lambda _: _epochs(num_steps),
         "train.eval_epochs": _eval_epochs,
-        "batch.micro_batch_size": lambda c: _micro_batch_size(c, world.size),
-        "eval.batch_size": _eval_batch_size,
+        "batch.micro_batch_size": lambda c: (
+            (planner and planner.training(c, resolved.device)) or _micro_batch_size(c, world.size)
+        ),
+        "eval.batch_size": lambda c: (planner and planner.evaluation(c, resolved.device)) or _eval_batch_size(c),
         "train.worst_case_first": lambda _: resolve_worst_case_first(resolved.device),
     }
-    if isinstance(config.model, RtDetrConfig):
-        autos["model.num_queries"] = lambda _: _num_queries(train.index.max_objects_per_image)
     for key, decide in autos.items():
         section, name = key.split(".")
         if getattr(getattr(resolved.config, section), name) == "auto":

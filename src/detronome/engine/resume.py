@@ -36,6 +36,7 @@ _FREE = frozenset(
         "data.shard_cache_gib",
         "data.bad_image_budget",
         "train.log_steps",
+        "train.checkpoint_activations",  # bit for bit: `tests/unit/models/test_activation_checkpointing.py`
         "train.checkpoint_minutes",
         "train.keep_checkpoints",
         "train.worst_case_first",
@@ -60,6 +61,8 @@ _INEXACT: Mapping[str, str] = {
     "train.device": f"another device computes, and {_ROUNDING}",
     "train.precision": _ROUNDING,
     "train.parallel": _ROUNDING,
+    "train.compile": f"{_ROUNDING}, and dropout draws other numbers",
+    "train.channels_last": _ROUNDING,
     "train.eval_epochs": "the weights stay the same; best checkpoint and early stopping follow other evaluations",
     "train.early_stop_patience": "the weights stay the same; the run may end at another step",
     "train.early_stop_min_delta": "the weights stay the same; the run may end at another step",

@@ -159,12 +159,12 @@ class TrainingStep:
         """
         self.guard.remember()
         self.reseed(step)
-        self.activity.enter(Section.FORWARD_BACKWARD, step=step, images=batch.image_ids)
+        self.activity.enter(Section.FORWARD, step=step, images=batch.image_ids)
 
         def restart() -> None:
             self.drop_gradients()
             self.reseed(step)
-            self.activity.enter(Section.FORWARD_BACKWARD)
+            self.activity.enter(Section.FORWARD, images=batch.image_ids)
 
         return until_it_fits(
             lambda: self._accumulate(self.sizes.cut(batch), totals, progress),
@@ -212,6 +212,7 @@ class TrainingStep:
     def _add_gradients(self, micro_batch: Batch, kept: KeptStep) -> None:
         terms = self._losses(micro_batch, kept)
         loss = self.criterion.total(terms)
+        self._begin(Section.BACKWARD)
         self.loss_scale.apply(loss).backward()
         kept.loss.add_(loss.detach())
         for name, value in terms.items():
@@ -221,10 +222,19 @@ class TrainingStep:
         (self.criterion.total(self._losses(_blank(), kept)) * 0).backward()
 
     def _losses(self, micro_batch: Batch, kept: KeptStep) -> dict[str, Tensor]:
+        self._begin(Section.COPY)
         micro_batch = micro_batch.to(self.device)
+        self._begin(Section.FORWARD)
         with autocast(self.precision, self.device):
             output = self.model(micro_batch.images, micro_batch.padding_mask, micro_batch.targets)
-        return self.criterion(output, micro_batch.targets, totals=kept.totals, progress=kept.progress)
+        self._begin(Section.MATCHER)
+        matchings = self.criterion.match(output, micro_batch.targets)
+        self._begin(Section.LOSS)
+        return self.criterion(output, micro_batch.targets, matchings, totals=kept.totals, progress=kept.progress)
+
+    def _begin(self, section: Section) -> None:
+        """Enter a section of the same step, with the same images."""
+        self.activity.enter(section, images=self.activity.now.images)
 
     def _num_passes(self, num_micro_batches: int) -> int:
         """Return how many passes every rank makes, where each is a collective: as many as the one with the most."""

@@ -42,7 +42,9 @@ from detronome.engine.step import TrainingStep
 from detronome.evaluation.detection import DetectionEvaluator
 from detronome.losses.terms import BatchTotals
 from detronome.models.detector import Detector
+from detronome.runtime.device_clock import DeviceClock
 from detronome.runtime.distributed import World
+from detronome.runtime.monitor import SystemMonitor
 from detronome.runtime.progress import Progress, Section, goodput
 from detronome.runtime.signals import StopRequest
 from detronome.types import Categories, EffectiveBatch
@@ -106,8 +108,11 @@ class Trainer:
         watch: warns of a run that will not converge.
         ladder: decides about refused steps.
         activity: is told what is being done.
+        device_clock: measures the device's part of it, where it works on its own.
         observers: are told everything; on the main rank.
         worst_case: given the model that is evaluated, tries what needs the most memory; runs before the first step.
+        stop_when: given an evaluation, says whether training on is pointless: the run then ends as by an early stop.
+            Asked on the main rank.
     """
 
     def __init__(
@@ -126,8 +131,10 @@ class Trainer:
         watch: ConvergenceWatch,
         ladder: Ladder,
         activity: Progress,
+        device_clock: DeviceClock | None,
         observers: Sequence[Observer],
         worst_case: Callable[[Detector], None] = lambda _: None,
+        stop_when: Callable[[Evaluated], bool] = lambda _: False,
     ) -> None:
         self.training_step = step
         self.parallel = step.parallel
@@ -148,6 +155,8 @@ class Trainer:
         self.observers = observers if self.world.is_main else ()
         self.recovery = Recovery(step, ladder, activity, steps_per_epoch=plan.steps_per_epoch, tell=self._tell)
         self.worst_case = worst_case
+        self.stop_when = stop_when
+        self.is_pointless = False
         self.step = 0
         self.evaluated_step = -1
         self.is_stopping = False
@@ -155,7 +164,8 @@ class Trainer:
         self.training_s = 0.0
         self.eval_s = 0.0
         self.best_metrics: dict[str, float] = {}
-        self._window = LogWindow(step.device)
+        self._monitor = SystemMonitor(step.device)
+        self._window = LogWindow(step.device, activity, device_clock=device_clock, monitor=self._monitor)
         step.on_split = self._on_split
 
     # --- the run -----------------------------------------------------------------------------------------------------
@@ -163,7 +173,7 @@ class Trainer:
     def fit(self) -> FitResult:
         """Train to the end of the plan, to an early stop, or to the user's interruption."""
         validation_batches = self.validation.batches if self.validation is not None else ()
-        with StopRequest() as stop, _closing(validation_batches), self._writing_checkpoints():
+        with StopRequest() as stop, self._monitor, _closing(validation_batches), self._writing_checkpoints():
             if self.world.is_main:
                 self.checkpoints.folder.tidy()
             self.model.train()
@@ -256,7 +266,7 @@ class Trainer:
     @property
     def _is_over(self) -> bool:
         is_trained = self.step >= self.plan.total_steps and not self._needs_evaluation
-        return is_trained or self.best.should_stop
+        return is_trained or self.best.should_stop or self.is_pointless
 
     @property
     def _needs_evaluation(self) -> bool:
@@ -476,6 +486,8 @@ class Trainer:
             training_s=self.training_s,
         )
         self._tell(evaluated)
+        with self._led_by_main():
+            self.is_pointless = self.world.on_main(lambda: self.stop_when(evaluated))
         self._warn(self.watch.add_evaluation(evaluated))
         self._window.restart()
 

@@ -53,6 +53,8 @@ class GroundTruth:
     """Ascending."""
     image_sizes_hw: tuple[tuple[int, int], ...]
     """Height and width in pixels of each image; 0 where the file does not say."""
+    file_names: tuple[str, ...]
+    """Of each image; empty where the file does not say."""
     category_ids: Int64[np.ndarray, " K"]
     """Ascending."""
     category_names: tuple[str, ...]
@@ -90,6 +92,7 @@ class _Image(msgspec.Struct, gc=False):
     id: _Id
     height: _Side | None = None
     width: _Side | None = None
+    file_name: Any = None
 
 
 class _Category(msgspec.Struct, gc=False):
@@ -199,6 +202,7 @@ def _truth_columns(truth: _TruthFile, *, where: str, with_masks: bool) -> Ground
         where=where,
         image_ids=image_ids,
         image_sizes_hw=sizes_hw,
+        file_names=tuple(image.file_name if isinstance(image.file_name, str) else "" for image in images),
         category_ids=category_ids,
         category_names=_unique_names(categories),
         image_index=image_index[is_known],
@@ -380,7 +384,12 @@ def _parse_truth(content: Any, *, where: str, with_masks: bool) -> _TruthFile:
         raise DataError(problems)
     checker = _Checker(where)
     images = [
-        _Image(id=checker.id(r, "id", at), height=checker.size(r, "height", at), width=checker.size(r, "width", at))
+        _Image(
+            id=checker.id(r, "id", at),
+            height=checker.size(r, "height", at),
+            width=checker.size(r, "width", at),
+            file_name=r.get("file_name"),
+        )
         for at, r in checker.records(content["images"], "images")
     ]
     categories = [

@@ -21,6 +21,8 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from detronome.errors import ConfigError, DataError
+from detronome.evaluation.analysis.details import EvaluationDetails, detail
+from detronome.evaluation.analysis.matching import Objects, ranked
 from detronome.evaluation.coco_files import (
     GroundTruth,
     Results,
@@ -148,6 +150,19 @@ class DetectionEvaluator:
         self._rows.append(rows[is_known & is_finite])
         self._seen[resolve_ids(image_ids, self._truth.image_ids)[0]] = True
 
+    def add_results_file(self, path: Path) -> None:
+        """Collect a COCO results file; images that it does not name have no detections.
+
+        Raises:
+            DataError: the file is missing or malformed, or names images or categories that the ground truth does not
+                list.
+        """
+        results = read_results(path)
+        image_index, category_index = _known_places(results, self._truth)
+        assert results.boxes_xywh is not None
+        self._rows.append(np.column_stack([image_index, results.boxes_xywh, results.scores, category_index]))
+        self._seen[:] = True
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return everything collected as arrays, for another rank's `add_arrays`."""
         return {
@@ -188,6 +203,48 @@ class DetectionEvaluator:
             max_detections=max_detections,
             class_agnostic=class_agnostic,
             notes=tuple(self._collection_notes(len(rows))),
+        )
+
+    def details(self, *, max_detections: int = 100) -> EvaluationDetails:
+        """Look behind the numbers of what was collected so far: confusions, curves, errors, worst images.
+
+        Args:
+            max_detections: detections counted per image and category, best scores first.
+        """
+        truth, rows = self._truth, self._all_rows()
+        place = np.full(len(truth.image_ids), -1, dtype=np.int64)
+        place[self._selected] = np.arange(len(self._selected))
+        everything = Objects(
+            image_index=place[truth.image_index], labels=truth.category_index, boxes_xywh=truth.boxes_xywh
+        )
+        is_selected = everything.image_index >= 0
+        return detail(
+            ranked(
+                place[rows[:, 0].astype(np.int64)],
+                rows[:, 6].astype(np.int64),
+                rows[:, 1:5],
+                rows[:, 5],
+                max_detections=max_detections,
+            ),
+            everything.where(is_selected & ~truth.is_crowd),
+            everything.where(is_selected & truth.is_crowd),
+            classes=truth.category_names,
+            image_ids=self.image_ids,
+            files=[truth.file_names[i] for i in self._selected.tolist()],
+        )
+
+    def detections_of(self, image_id: int) -> Detections:
+        """Return what was collected for an image, highest score first; empty where nothing was."""
+        rows = self._all_rows()
+        (index,), (is_known,) = resolve_ids(np.array([image_id]), self._truth.image_ids)
+        rows = rows[(rows[:, 0] == index) & is_known]
+        rows = rows[np.argsort(-rows[:, 5], kind="stable")]
+        boxes_xyxy = np.concatenate([rows[:, 1:3], rows[:, 1:3] + rows[:, 3:5]], axis=1)
+        return Detections(
+            boxes_xyxy=boxes_xyxy.astype(np.float32),
+            scores=rows[:, 5].astype(np.float32),
+            labels=self._truth.category_ids[rows[:, 6].astype(np.int64)],
+            image_id=image_id,
         )
 
     def _collection_notes(self, num_kept: int) -> Iterable[str]:
@@ -251,26 +308,19 @@ def evaluate_results_file(
             truth does not list.
         ConfigError: `max_detections` is less than 1.
     """
-    with_masks = iou_type == "segm"
-    truth = read_ground_truth(annotations_json, with_masks=with_masks)
-    results = read_results(detections_json, with_masks=with_masks)
-    image_index, image_known = resolve_ids(results.image_ids, truth.image_ids)
-    category_index, category_known = resolve_ids(results.category_ids, truth.category_ids)
-    _check_images(results.image_ids, image_known, truth=truth, where=results.where)
-    _check_categories(results.category_ids, category_known, truth=truth, where=results.where)
+    if iou_type == "bbox":
+        evaluator = DetectionEvaluator(annotations_json)
+        evaluator.add_results_file(detections_json)
+        return evaluator.compute(max_detections=max_detections, class_agnostic=class_agnostic)
+    truth = read_ground_truth(annotations_json, with_masks=True)
+    results = read_results(detections_json, with_masks=True)
+    image_index, category_index = _known_places(results, truth)
+    check_result_masks(results, image_index, truth)
     engine_truth = _engine_truth(truth)
-    if with_masks:
-        check_result_masks(results, image_index, truth)
-        engine_results = engine_truth.load_res(_mask_records(results, image_index, category_index))
-    else:
-        assert results.boxes_xywh is not None
-        engine_results = engine_truth.load_res(
-            np.column_stack([image_index, results.boxes_xywh, results.scores, category_index])
-        )
     return _measure(
         truth,
         engine_truth,
-        engine_results,
+        engine_truth.load_res(_mask_records(results, image_index, category_index)),
         iou_type=iou_type,
         selected=np.arange(len(truth.image_ids)),
         num_detections=len(results),
@@ -291,6 +341,15 @@ def _select_images(truth: GroundTruth, image_ids: Iterable[int] | None) -> Int64
     index, is_known = resolve_ids(wanted, truth.image_ids)
     _check_images(wanted, is_known, truth=truth, where="image_ids")
     return index
+
+
+def _known_places(results: Results, truth: GroundTruth) -> tuple[Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
+    """Return the places of the images and of the categories that a results file names."""
+    image_index, image_known = resolve_ids(results.image_ids, truth.image_ids)
+    category_index, category_known = resolve_ids(results.category_ids, truth.category_ids)
+    _check_images(results.image_ids, image_known, truth=truth, where=results.where)
+    _check_categories(results.category_ids, category_known, truth=truth, where=results.where)
+    return image_index, category_index
 
 
 def _check_images(image_ids: NDArray[np.int64], is_known: NDArray[np.bool_], *, truth: GroundTruth, where: str) -> None:

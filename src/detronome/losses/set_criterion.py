@@ -57,10 +57,22 @@ class SetCriterion(nn.Module):
         self.quality_ramp = quality_ramp
         self.aux_loss = aux_loss
 
+    @torch.no_grad()
+    def match(self, output: ModelOutput, targets: Sequence[Target]) -> dict[str, Matching]:
+        """Return which query answers for which target, by what predicts: decoder layers (""), proposals (`_enc`) and
+        denoising queries (`_dn`). Costs one host sync."""
+        stacks = self._stacks(output)
+        matched = {suffix: stack for suffix, stack in stacks.items() if suffix != "_dn"}
+        matchings = dict(zip(matched, self.matcher(list(matched.values()), targets), strict=True))
+        if "_dn" in stacks:
+            matchings["_dn"] = _denoising_matching(output, targets)
+        return matchings
+
     def forward(
         self,
         output: ModelOutput,
         targets: Sequence[Target],
+        matchings: Mapping[str, Matching] | None = None,
         *,
         totals: BatchTotals | None = None,
         progress: float = 1.0,
@@ -70,22 +82,17 @@ class SetCriterion(nn.Module):
         Args:
             output: the model's predictions.
             targets: one per image; an image may have no objects.
+            matchings: from `match`, whoever times it apart; None makes them here.
             totals: of the whole effective batch; by default this micro-batch is all of it.
             progress: part of the training done, 0-1.
         """
         totals = totals or BatchTotals.of(targets, output.pred_logits.shape[1])
-        stacks = {"": _stack([*(output.aux_outputs if self.aux_loss else ()), output])}
-        if output.enc_outputs is not None:
-            stacks["_enc"] = _stack([output.enc_outputs])
-        matchings = dict(zip(stacks, self.matcher(list(stacks.values()), targets), strict=True))
-        if output.dn_outputs:
-            stacks["_dn"] = _stack(output.dn_outputs)
-            matchings["_dn"] = _denoising_matching(output, targets)
-
+        if matchings is None:
+            matchings = self.match(output, targets)
         labels = torch.cat([target.labels for target in targets])
         boxes_cxcywh = torch.cat([target.boxes_cxcywh for target in targets])
         losses: dict[str, Tensor] = {}
-        for suffix, stack in stacks.items():
+        for suffix, stack in self._stacks(output).items():
             share = totals if suffix != "_dn" else _scale(totals, matchings["_dn"], targets)
             terms = self._terms(stack, matchings[suffix], labels, boxes_cxcywh, share, progress)
             losses.update(_name_layers(terms, suffix))
@@ -94,6 +101,15 @@ class SetCriterion(nn.Module):
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum that is minimised."""
         return torch.stack([self.weights[_base_name(name)] * loss for name, loss in losses.items()]).sum()
+
+    def _stacks(self, output: ModelOutput) -> dict[str, LayerStack]:
+        """Return the predictions by suffix of their losses' names."""
+        stacks = {"": _stack([*(output.aux_outputs if self.aux_loss else ()), output])}
+        if output.enc_outputs is not None:
+            stacks["_enc"] = _stack([output.enc_outputs])
+        if output.dn_outputs:
+            stacks["_dn"] = _stack(output.dn_outputs)
+        return stacks
 
     def _terms(
         self,

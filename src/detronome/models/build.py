@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from detronome.config.schema import DetrConfig, ModelConfig, RtDetrConfig
+from detronome.config.schema import ActivationCheckpointing, DetrConfig, ModelConfig, RtDetrConfig
 from detronome.models.backbones.resnet import ResNetBackbone, load_resnet_weights
 from detronome.models.detector import Detector
 from detronome.models.detr.model import DETR
@@ -11,27 +11,57 @@ from detronome.models.rtdetr.model import RTDETR
 __all__ = ["build_model"]
 
 
-def build_model(config: ModelConfig, num_classes: int) -> Detector:
+def build_model(
+    config: ModelConfig,
+    num_classes: int,
+    *,
+    checkpoint_activations: ActivationCheckpointing = "none",
+    channels_last: bool = True,
+) -> Detector:
     """Return a new model on the CPU.
 
     Args:
         config: which family, and its sizes.
         num_classes: classes of the data, without no-object.
+        checkpoint_activations: which part is computed again in backward instead of kept; see `TrainConfig`.
+        channels_last: memory layout of images and ResNet weights.
 
     Raises:
         CheckpointError: the backbone's weights cannot be had.
     """
+    backbone, transformer = (checkpoint_activations in (part, "all") for part in ("backbone", "transformer"))
     if isinstance(config, DetrConfig):
-        return _build_detr(config, num_classes)
-    return _build_rtdetr(config, num_classes)
+        return _build_detr(
+            config,
+            num_classes,
+            channels_last=channels_last,
+            checkpoint_backbone=backbone,
+            checkpoint_transformer=transformer,
+        )
+    return _build_rtdetr(
+        config,
+        num_classes,
+        channels_last=channels_last,
+        checkpoint_backbone=backbone,
+        checkpoint_decoder=transformer,
+    )
 
 
-def _build_detr(config: DetrConfig, num_classes: int) -> DETR:
+def _build_detr(
+    config: DetrConfig,
+    num_classes: int,
+    *,
+    channels_last: bool,
+    checkpoint_backbone: bool,
+    checkpoint_transformer: bool,
+) -> DETR:
     backbone = ResNetBackbone(
         config.backbone,
         dilation=config.dilation,
         norm=config.backbone_norm,
         frozen_stages=config.frozen_stages,
+        channels_last=channels_last,
+        checkpoint_activations=checkpoint_backbone,
     )
     load_resnet_weights(backbone, config.backbone, config.backbone_weights)
     return DETR(
@@ -45,10 +75,19 @@ def _build_detr(config: DetrConfig, num_classes: int) -> DETR:
         num_queries=config.num_queries,
         dropout=config.dropout,
         pre_norm=config.pre_norm,
+        channels_last=channels_last,
+        checkpoint_transformer=checkpoint_transformer,
     )
 
 
-def _build_rtdetr(config: RtDetrConfig, num_classes: int) -> RTDETR:
+def _build_rtdetr(
+    config: RtDetrConfig,
+    num_classes: int,
+    *,
+    channels_last: bool,
+    checkpoint_backbone: bool,
+    checkpoint_decoder: bool,
+) -> RTDETR:
     assert config.num_queries != "auto", "resolved from the data before a model is built"
     return RTDETR(
         num_classes=num_classes,
@@ -64,4 +103,7 @@ def _build_rtdetr(config: RtDetrConfig, num_classes: int) -> RTDETR:
         denoising_groups=config.denoising_groups,
         denoising_box_noise=config.denoising_box_noise,
         denoising_label_noise=config.denoising_label_noise,
+        channels_last=channels_last,
+        checkpoint_backbone=checkpoint_backbone,
+        checkpoint_decoder=checkpoint_decoder,
     )

@@ -1,1 +1,1 @@
-"""What a run looks like: console, run log, pictures, curves, the HTML report, TensorBoard."""
+"""What a run looks like: console, run log, pictures, curves, the HTML report, trackers, a live view."""

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
-from detronome.report.chart import Chart
+from detronome.report.frame import Chart
 from detronome.report.formats import (
     clean_text,
     format_bytes,
@@ -24,10 +24,11 @@ from detronome.report.formats import (
     format_significant,
 )
 from detronome.report.happenings import Happening
-from detronome.report.plots import compare_charts, run_charts
+from detronome.report.plots import compare_charts, learning_charts, speed_charts, system_charts
 from detronome.report.run_folder import Picture, RunFolder, differing_settings, metric, read_run_folders
 from detronome.report.svg import FALLBACK_COLORS
-from detronome.report.wall_time import TimePart, time_parts
+from detronome.report.stacked_bar import Part
+from detronome.report.wall_time import time_parts
 from detronome.runtime.files import write_atomic
 from detronome.runtime.progress import goodput
 
@@ -98,7 +99,7 @@ class _RunView:
     event_counts: Sequence[tuple[str, str]]
     has_hidden_events: bool
     marks: Sequence[str]
-    time_parts: Sequence[TimePart]
+    time_parts: Sequence[Part]
     wall_time: str
     goodput: str
     config_text: str
@@ -172,7 +173,7 @@ def _view(run: RunFolder) -> _RunView:
         else "no evaluation yet",
         gaps=run.gaps,
         tiles=_tiles(run),
-        charts=run_charts(run.records),
+        charts=[*learning_charts(run.records), *speed_charts(run.records), *system_charts(run.records)],
         class_columns=_class_columns(best),
         pictures=[(_data_uri(picture), picture.caption) for picture in run.pictures[:_MAX_PICTURES]],
         num_pictures=len(run.pictures),

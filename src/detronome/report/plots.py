@@ -6,58 +6,115 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from detronome.report.chart import Chart, Marks, draw_chart
+from detronome.report.chart import Marks, draw_chart
 from detronome.report.curve import NOISY_POINTS, Curve, finite, smooth
+from detronome.report.frame import Chart
+from detronome.report.stack_chart import draw_stack
+from detronome.report.wall_time import SECTION_LOOKS
 
-__all__ = ["compare_charts", "run_charts"]
+__all__ = ["compare_charts", "learning_charts", "speed_charts", "system_charts"]
 
 Record = Mapping[str, Any]
 
 
-def run_charts(records: Sequence[Record]) -> list[Chart]:
-    """Return the charts of one run, those without a single value left out. No record gives no chart."""
+def learning_charts(records: Sequence[Record]) -> list[Chart]:
+    """Return AP, losses, gradient norm and rates of one run, those without a value left out. No record gives none."""
     steps, evaluations = _steps(records), _evaluations(records)
     marks = _marks(records)
     epochs = _column(steps, "epoch")
-
-    def noisy(label: str, values: Sequence[float], color: int) -> list[Curve]:
-        return [Curve(label=label, x=epochs, y=values, color=color, is_noisy=True)]
-
     rates = [
         Curve(label=name, x=epochs, y=_column(steps, "learning_rates", name), color=color)
         for color, name in enumerate(_names(steps, "learning_rates"))
     ]
+    loss, norm = _noisy(steps, "loss", "loss", 0), _noisy(steps, "grad_norm", "norm", 3)
+    return _with_values(
+        draw_chart("Average precision", _metrics(evaluations), unit="AP", floor=0.0, is_large=True),
+        draw_chart("Loss", [loss], allow_log=True, marks=marks, is_large=True),
+        *_loss_terms(steps, evaluations, marks),
+        draw_chart("Gradient norm", [norm], allow_log=True, marks=marks),
+        draw_chart("Learning rate", rates, allow_log=True),
+    )
+
+
+def speed_charts(records: Sequence[Record]) -> list[Chart]:
+    """Return what a step takes by section, and images a second; without sections, the part spent waiting for data."""
+    steps = _steps(records)
+    epochs = _column(steps, "epoch")
+    speed = draw_chart("Images per second", [_noisy(steps, "images_per_s", "images/s", 2)], floor=0.0)
+    stacks = _with_values(
+        _sections(steps, "sections_s", "Time of a step by section"),
+        _sections(steps, "device_s", "The same on the device's clock"),
+    )
+    if stacks:
+        return [*stacks, *_with_values(speed)]
     waits = [
         _share(wait_s, step_s)
         for wait_s, step_s in zip(_column(steps, "data_wait_s"), _column(steps, "step_s"), strict=True)
     ]
-    memory = [value / 2**30 for value in _column(steps, "memory_bytes")]
+    wait = Curve(label="wait", x=epochs, y=waits, color=1, is_noisy=True)
+    return _with_values(speed, draw_chart("Waiting for data", [wait], floor=0.0, is_share=True))
+
+
+def system_charts(records: Sequence[Record]) -> list[Chart]:
+    """Return what the machine did: processors, GPU, memory, disk; what was not measured is left out."""
+    steps = _steps(records)
+    epochs = _column(steps, "epoch")
+
+    def curve(key: str, label: str, color: int, *, scale: float = 1.0) -> Curve:
+        values = [value * scale for value in _column(steps, "system", key)]
+        return Curve(label=label, x=epochs, y=values, color=color, is_noisy=True)
+
+    gib, mib, percent = 1 / 2**30, 1 / 2**20, 0.01
+    peak = [value * gib for value in _column(steps, "memory_bytes")]
+    busy = [curve("gpu_percent", "GPU", 2, scale=percent), curve("cpu_percent", "processors", 0, scale=percent)]
+    disk = [curve("disk_read_bytes_s", "read", 5, scale=mib), curve("disk_write_bytes_s", "written", 6, scale=mib)]
+    memory = [
+        Curve(label="peak", x=epochs, y=peak, color=5),
+        curve("gpu_memory_bytes", "on the GPU", 3, scale=gib),
+        curve("rss_bytes", "on the host", 7, scale=gib),
+    ]
     return _with_values(
-        draw_chart("Average precision", _metrics(evaluations), unit="AP", floor=0.0, is_large=True),
-        draw_chart("Loss", noisy("loss", _column(steps, "loss"), 0), allow_log=True, marks=marks, is_large=True),
-        *_loss_terms(steps, evaluations, marks),
-        draw_chart("Gradient norm", noisy("norm", _column(steps, "grad_norm"), 3), allow_log=True, marks=marks),
-        draw_chart("Learning rate", rates, allow_log=True),
-        draw_chart("Images per second", noisy("images/s", _column(steps, "images_per_s"), 2), floor=0.0),
-        draw_chart("Waiting for data", noisy("wait", waits, 1), floor=0.0, is_share=True),
-        draw_chart("Peak memory, GiB", [Curve(label="GiB", x=epochs, y=memory, color=5)], floor=0.0),
+        draw_chart("Busy", busy, floor=0.0, is_share=True),
+        draw_chart("Processors kept busy by this run", [curve("process_cpus", "processors", 0)], floor=0.0),
+        draw_chart("Memory of the run, GiB", memory, floor=0.0),
+        draw_chart("Memory of the machine in use", [curve("ram_percent", "", 7, scale=percent)], floor=0.0, is_share=True),
+        draw_chart("Disk, MiB/s", disk, floor=0.0),
+        draw_chart("GPU power, W", [curve("gpu_power_w", "W", 4)], floor=0.0),
+        draw_chart("GPU temperature, °C", [curve("gpu_temperature_c", "°C", 1)]),
     )
 
 
 def compare_charts(runs: Mapping[str, Sequence[Record]]) -> list[Chart]:
-    """Return AP and loss of several runs over one another, by the run's name."""
-    metrics, losses = [], []
+    """Return AP, loss and speed of several runs over one another, by the run's name."""
+    metrics, losses, speeds = [], [], []
     for color, (name, records) in enumerate(runs.items()):
         steps, evaluations = _steps(records), _evaluations(records)
         ap = _column(evaluations, "metrics", "AP")
         metrics.append(Curve(label=name, x=_column(evaluations, "epoch"), y=ap, color=color))
-        x, y = finite(Curve(label=name, x=_column(steps, "epoch"), y=_column(steps, "loss")))
-        x, y = smooth(x, y) if len(x) >= NOISY_POINTS else (x, y)  # the noise of several would hide them all
-        losses.append(Curve(label=name, x=x.tolist(), y=y.tolist(), color=color))
+        losses.append(_calm(steps, "loss", name, color))
+        speeds.append(_calm(steps, "images_per_s", name, color))
     return _with_values(
         draw_chart("AP", metrics, unit="AP", floor=0.0, is_large=True),
         draw_chart("Loss", losses, allow_log=True, is_large=True),
+        draw_chart("Images per second", speeds, floor=0.0, is_large=True),
     )
+
+
+def _noisy(steps: Sequence[Record], column: str, label: str, color: int) -> Curve:
+    return Curve(label=label, x=_column(steps, "epoch"), y=_column(steps, column), color=color, is_noisy=True)
+
+
+def _calm(steps: Sequence[Record], column: str, label: str, color: int) -> Curve:
+    """Return a column as a smooth curve: the noise of several runs would hide them all."""
+    x, y = finite(_noisy(steps, column, label, color))
+    x, y = smooth(x, y) if len(x) >= NOISY_POINTS else (x, y)
+    return Curve(label=label, x=x.tolist(), y=y.tolist(), color=color)
+
+
+def _sections(steps: Sequence[Record], group: str, title: str) -> Chart:
+    known = [record for record in steps if record.get(group)]
+    values = {name: [1e3 * s for s in _column(known, group, name)] for name in _names(known, group)}
+    return draw_stack(title, _column(known, "epoch"), values, SECTION_LOOKS, unit="ms")
 
 
 def _metrics(evaluations: Sequence[Record]) -> list[Curve]:

@@ -7,16 +7,17 @@ import math
 import statistics
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from detronome.errors import DataError, Problem
 from detronome.report.happenings import Happening, happenings
+from detronome.report.run_files import DataFile, EvaluationFile, PlanFile, VerdictFile, read_run_file
 from detronome.report.run_log import read_run_log
 
-__all__ = ["Picture", "RunFolder", "differing_settings", "read_run_folders"]
+__all__ = ["Picture", "RunFolder", "differing_settings", "metric", "read_run_folders"]
 
 Record = dict[str, Any]
 
@@ -40,6 +41,11 @@ class RunFolder:
     records: Sequence[Record]
     pictures: Sequence[Picture]
     gaps: Sequence[str] = field(default=())
+    plan: PlanFile | None = None
+    verdict: VerdictFile | None = None
+    details: EvaluationFile | None = None
+    """Of the evaluation of the best checkpoint."""
+    data: DataFile | None = None
 
     @property
     def start(self) -> Record:
@@ -117,6 +123,14 @@ class RunFolder:
         return max((r["memory_bytes"] for r in self.steps if r.get("memory_bytes") is not None), default=None)
 
     @property
+    def sections_s(self) -> Mapping[str, float]:
+        """Mean seconds of a step by section; the first record (workers starting) left out. Empty in older logs."""
+        known = [r["sections_s"] for r in self.steps if r.get("sections_s")]
+        known = known[1:] or known
+        names = dict.fromkeys(name for sections in known for name in sections)
+        return {name: sum(_or(sections.get(name), 0.0) for sections in known) / len(known) for name in names}
+
+    @property
     def num_skipped(self) -> int:
         return max([int(r["skipped_steps"]) for r in self.steps if r.get("skipped_steps")] + [len(self.skips)])
 
@@ -151,9 +165,9 @@ def read_run_folders(paths: Sequence[Path]) -> list[RunFolder]:
 
 
 def differing_settings(runs: Sequence[RunFolder]) -> dict[str, list[str]]:
-    """Return the settings that are not the same in all runs: dotted name to one value a run."""
+    """Return the settings that are not the same in all runs: dotted name to one value a run, in the file's order."""
     flat = [dict(_flatten(run.config)) for run in runs]
-    names = sorted({name for settings in flat for name in settings})
+    names = dict.fromkeys(name for settings in flat for name in settings)
     rows = {name: [settings.get(name, "-") for settings in flat] for name in names}
     return {name: values for name, values in rows.items() if len(set(values)) > 1}
 
@@ -167,7 +181,18 @@ def _read(path: Path, name: str) -> RunFolder:
         records = []
         gaps.append("There is no log (log.jsonl): the run has not started, or the file was removed.")
     pictures = _read_pictures(path / "pictures")
-    run = RunFolder(path=path, name=name, config=config, config_text=config_text, records=records, pictures=pictures)
+    run = RunFolder(
+        path=path,
+        name=name,
+        config=config,
+        config_text=config_text,
+        records=records,
+        pictures=pictures,
+        plan=read_run_file(path / "plan.json", PlanFile, gaps),
+        verdict=read_run_file(path / "verdict.json", VerdictFile, gaps),
+        details=read_run_file(path / "evaluation.json", EvaluationFile, gaps),
+        data=read_run_file(path / "data.json", DataFile, gaps),
+    )
     if records and run.end is None:
         last = records[-1]
         gaps.append(f"The run has not ended: its last record is of step {last['step']}, {_minute(last.get('time'))}.")
@@ -175,9 +200,7 @@ def _read(path: Path, name: str) -> RunFolder:
         gaps.append("There is no evaluation yet, so there is no AP.")
     if not pictures:
         gaps.append("There are no pictures: they are drawn when a run ends.")
-    return RunFolder(
-        path=path, name=name, config=config, config_text=config_text, records=records, pictures=pictures, gaps=gaps
-    )
+    return replace(run, gaps=gaps)
 
 
 def _read_config(path: Path, gaps: list[str]) -> tuple[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-__all__ = ["usable_cpus"]
+__all__ = ["control_groups", "usable_cpus"]
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -26,7 +26,7 @@ def usable_cpus() -> int:
 
 def _quotas() -> Iterator[float]:
     """Yield the quota, in processors, of each control group that this process is in, where one is set."""
-    for folder in _cpu_groups():
+    for folder in control_groups("cpu"):
         with suppress(OSError, ValueError):
             quota, period = (folder / "cpu.max").read_text().split()
             yield float(quota) / float(period)  # `max` is no number
@@ -36,8 +36,8 @@ def _quotas() -> Iterator[float]:
                 yield quota_us / float((folder / "cpu.cfs_period_us").read_text())
 
 
-def _cpu_groups() -> Iterator[Path]:
-    """Yield the folders of the control groups of either version that may bound processors, and of those above them.
+def control_groups(controller: str) -> Iterator[Path]:
+    """Yield the folders of the control groups of either version that may bound a resource, and of those above them.
 
     In a container the path may be the one that the host sees; the container's own group is at the root then.
     """
@@ -47,7 +47,7 @@ def _cpu_groups() -> Iterator[Path]:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers == "" or "cpu" in controllers.split(","):
-            root = _CGROUPS / "cpu" if controllers else _CGROUPS
+        if controllers == "" or controller in controllers.split(","):
+            root = _CGROUPS / controller if controllers else _CGROUPS
             group = PurePosixPath(path.lstrip("/"))
             yield from (root / folder for folder in (group, *group.parents))

@@ -1,13 +1,13 @@
 """What a run is doing at this moment, and where its time went: the sections of a run and its goodput.
 
 Seconds are the host's. A GPU works behind the host, so its time shows where the host waits for it: in the matcher's
-transfer (`forward_backward`), and where metrics are read (`log`).
+transfer (`matcher`), and where metrics are read (`log`). A `marker` can measure the device's own time by section.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import NamedTuple
@@ -23,7 +23,13 @@ class Section(StrEnum):
     RECOVERY = "recovery"
     """Diagnosis of a bad step, and going back to a checkpoint."""
     DATA_WAIT = "data_wait"
-    FORWARD_BACKWARD = "forward_backward"
+    COPY = "copy"
+    """Of a batch to the device."""
+    FORWARD = "forward"
+    MATCHER = "matcher"
+    """Costs, their transfer to the host, and the assignment."""
+    LOSS = "loss"
+    BACKWARD = "backward"
     AGREE = "agree"
     """Waiting for other ranks on the host."""
     REDUCE = "reduce"
@@ -45,7 +51,15 @@ class Section(StrEnum):
 
 _STEPS_REMEMBERED = 2**16
 """More than are ever undone."""
-_USEFUL = (Section.FORWARD_BACKWARD, Section.REDUCE, Section.UPDATE)
+_USEFUL = (
+    Section.COPY,
+    Section.FORWARD,
+    Section.MATCHER,
+    Section.LOSS,
+    Section.BACKWARD,
+    Section.REDUCE,
+    Section.UPDATE,
+)
 
 _WORDS: Mapping[str, str] = {
     Section.DATA_WAIT: "data wait",
@@ -79,9 +93,17 @@ class Progress:
     Args:
         previous: seconds by section of the run that this one continues.
         saved_at: when they were taken, in seconds since 1970; the time since is booked as `stopped`. 0: a new run.
+        marker: is told of every section that begins, e.g. `DeviceClock.mark`.
     """
 
-    def __init__(self, previous: Mapping[str, float] | None = None, *, saved_at: float = 0.0) -> None:
+    def __init__(
+        self,
+        previous: Mapping[str, float] | None = None,
+        *,
+        saved_at: float = 0.0,
+        marker: Callable[[Section], None] | None = None,
+    ) -> None:
+        self._marker = marker
         self._seconds: dict[str, float] = dict(previous or {})
         self._useful_at: dict[int, float] = {}
         if saved_at > 0:
@@ -113,6 +135,8 @@ class Progress:
         before, now = self.now, time.perf_counter()
         self._book(before.section, now - before.since)
         self.now = Moment(section, before.step if step is None else step, images, now)
+        if self._marker is not None:
+            self._marker(section)
 
     @contextmanager
     def within(self, section: Section, *, step: int | None = None, images: Sequence[int] = ()) -> Iterator[None]:

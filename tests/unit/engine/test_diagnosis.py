@@ -36,10 +36,18 @@ COUNTS = (2, 0, 1)
 IDS = [100, 101, 102]
 
 
-def detr(*, norm: Literal["frozen", "trainable"] = "trainable", pre_norm: bool = False, dropout: float = 0.1) -> DETR:
+def detr(
+    *,
+    norm: Literal["frozen", "trainable"] = "trainable",
+    pre_norm: bool = False,
+    dropout: float = 0.1,
+    checkpoint: bool = False,
+) -> DETR:
     """A DETR on the first half of a small backbone."""
     torch.manual_seed(0)
-    backbone = ResNetBackbone("resnet18", norm=norm, frozen_stages=0 if norm == "trainable" else 2)
+    backbone = ResNetBackbone(
+        "resnet18", norm=norm, frozen_stages=0 if norm == "trainable" else 2, checkpoint_activations=checkpoint
+    )
     backbone.body.layer3 = backbone.body.layer4 = nn.Identity()
     backbone.out_channels = (64, 128, 128, 128)
     return DETR(
@@ -53,15 +61,17 @@ def detr(*, norm: Literal["frozen", "trainable"] = "trainable", pre_norm: bool =
         num_queries=6,
         dropout=dropout,
         pre_norm=pre_norm,
+        checkpoint_transformer=checkpoint,
     ).train()
 
 
-def rtdetr(**changes: object) -> Detector:
+def rtdetr(*, checkpoint: bool = False, **changes: object) -> Detector:
     torch.manual_seed(0)
     config = RtDetrConfig(
         widths=(16, 16, 32), depths=(1, 1, 1), hidden_dim=16, num_heads=2, num_points=2, ffn_dim=16, num_queries=6
     )
-    return build_model(replace(config, **changes), 3).train()  # type: ignore[arg-type]
+    config = replace(config, **changes)  # type: ignore[arg-type]
+    return build_model(config, 3, checkpoint_activations="all" if checkpoint else "none").train()
 
 
 FAMILIES: dict[str, tuple[Callable[[], Detector], LossConfig]] = {
@@ -71,6 +81,8 @@ FAMILIES: dict[str, tuple[Callable[[], Detector], LossConfig]] = {
         LossConfig(),
     ),
     "rtdetr": (rtdetr, LossConfig(classification="quality")),
+    "detr, checkpointed activations": (lambda: detr(checkpoint=True), LossConfig()),
+    "rtdetr, checkpointed activations": (lambda: rtdetr(checkpoint=True), LossConfig(classification="quality")),
 }
 
 

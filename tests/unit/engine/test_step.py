@@ -224,6 +224,7 @@ class PoisonedCriterion(nn.Module):
         super().__init__()
         self.criterion = criterion
         self.weights = criterion.weights
+        self.match = criterion.match
         self.factor = 1.0
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:

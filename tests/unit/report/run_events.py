@@ -129,7 +129,7 @@ def ended(step: int = 100, reason: str = "finished") -> RunEnded:
         training_s=20.0,
         eval_s=10.0,
         wall_s=31.0,
-        seconds={"forward_backward": 17.0, "update": 2.0, "data_wait": 1.0, "evaluation": 10.0, "redone": 1.0},
+        seconds={"forward": 17.0, "update": 2.0, "data_wait": 1.0, "evaluation": 10.0, "redone": 1.0},
         goodput=19 / 31,
     )
 

@@ -41,7 +41,7 @@ def test_of_nobody_nothing_is_said() -> None:
 
 
 def test_a_run_that_goes_on_is_left_alone() -> None:
-    assert verdict(heard(0, Section.FORWARD_BACKWARD, 59), heard(1, Section.AGREE, 59)) is None
+    assert verdict(heard(0, Section.FORWARD, 59), heard(1, Section.AGREE, 59)) is None
 
 
 def test_the_slow_rank_is_named_with_its_images_and_not_those_that_wait() -> None:
@@ -63,14 +63,14 @@ def test_the_slow_rank_is_named_with_its_images_and_not_those_that_wait() -> Non
 def test_a_silent_rank_is_named_with_what_it_did_last() -> None:
     report = verdict(
         heard(0, Section.AGREE, 60, step=90),
-        heard(1, Section.FORWARD_BACKWARD, 3, step=90, silent_s=61),
+        heard(1, Section.FORWARD, 3, step=90, silent_s=61),
         heard(2, Section.DATA_WAIT, 70, step=90),
     )
     assert report is not None
     assert (report.kind, report.culprits, report.step) == ("silent", (1,), 90)
     assert report.what == (
         "rank 1 of 3 (node1, pid 101) has not been heard of for 61 s (stopped, killed, starved or cut off); "
-        "it was in forward_backward at step 90; rank 0 waits for it in agree"
+        "it was in forward at step 90; rank 0 waits for it in agree"
     )
 
 
@@ -89,8 +89,8 @@ def test_who_waits_for_a_rank_in_a_long_section_is_patient() -> None:
 
 
 def test_a_rank_that_waits_on_its_device_for_one_behind_is_not_blamed() -> None:
-    assert verdict(heard(0, Section.FORWARD_BACKWARD, 70), heard(1, Section.DATA_WAIT, 50)) is None
-    report = verdict(heard(0, Section.FORWARD_BACKWARD, 81), heard(1, Section.DATA_WAIT, 61))
+    assert verdict(heard(0, Section.FORWARD, 70), heard(1, Section.DATA_WAIT, 50)) is None
+    report = verdict(heard(0, Section.FORWARD, 81), heard(1, Section.DATA_WAIT, 61))
     assert report is not None
     assert report.culprits == (1,)
 

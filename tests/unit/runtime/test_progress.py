@@ -19,7 +19,7 @@ def test_every_moment_belongs_to_one_section() -> None:
     for step in range(3):
         progress.enter(Section.DATA_WAIT, step=step, images=[1, 2])
         time.sleep(0.02)
-        progress.enter(Section.FORWARD_BACKWARD)
+        progress.enter(Section.FORWARD)
         time.sleep(0.04)
         with progress.within(Section.AGREE):
             time.sleep(0.01)
@@ -29,7 +29,7 @@ def test_every_moment_belongs_to_one_section() -> None:
     wall_s = time.perf_counter() - started
     assert sum(seconds.values()) == pytest.approx(wall_s, rel=0.01)
     assert seconds["data_wait"] >= 0.06
-    assert seconds["forward_backward"] >= 0.12
+    assert seconds["forward"] >= 0.12
     assert seconds["agree"] >= 0.03
     assert seconds["checkpoint"] >= 0.03
 
@@ -60,7 +60,7 @@ def test_the_same_section_again_begins_anew() -> None:
 
 def test_within_goes_back_also_after_an_error() -> None:
     progress = Progress()
-    progress.enter(Section.FORWARD_BACKWARD, step=4, images=[9])
+    progress.enter(Section.FORWARD, step=4, images=[9])
     with (
         pytest.raises(RuntimeError),
         progress.within(Section.RECOVERY, step=2),
@@ -68,7 +68,7 @@ def test_within_goes_back_also_after_an_error() -> None:
     ):
         assert progress.now[:3] == (Section.AGREE, 2, ())
         raise RuntimeError
-    assert progress.now[:3] == (Section.FORWARD_BACKWARD, 4, [9])
+    assert progress.now[:3] == (Section.FORWARD, 4, [9])
 
 
 def test_seconds_survive_a_checkpoint_and_the_pause_is_stopped() -> None:
@@ -107,7 +107,7 @@ class Clock:
     def step(self, progress: Progress, step: int, seconds: float) -> None:
         progress.begin_step(step)
         self.spend(progress, Section.DATA_WAIT, 1.0)
-        self.spend(progress, Section.FORWARD_BACKWARD, seconds)
+        self.spend(progress, Section.FORWARD, seconds)
 
 
 def test_a_skipped_step_does_not_count_whether_the_next_has_begun_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,13 +147,13 @@ def test_goodput_counts_steps_alone() -> None:
     assert goodput({}) == 0
     assert goodput({"start": 0.0}) == 0
     assert (
-        goodput({"forward_backward": 6, "reduce": 1, "update": 1, "data_wait": 1, "agree": 0.5, "skipped": 0.5}) == 0.8
+        goodput({"forward": 6, "reduce": 1, "update": 1, "data_wait": 1, "agree": 0.5, "skipped": 0.5}) == 0.8
     )
 
 
 def test_the_explanation_names_what_ate_the_rest() -> None:
     seconds = {
-        "forward_backward": 900.0,
+        "forward": 900.0,
         "update": 13.0,
         "evaluation": 42.0,
         "data_wait": 21.0,

@@ -49,7 +49,7 @@ def hang_in_data_wait(progress: Progress, world: World) -> None:
 
 def stop_rank_2(progress: Progress, world: World) -> None:
     if world.rank == 2:
-        progress.enter(Section.FORWARD_BACKWARD, step=12, images=[5])
+        progress.enter(Section.FORWARD, step=12, images=[5])
         time.sleep(1.3)
         os.kill(os.getpid(), signal.SIGSTOP)
         time.sleep(60)
@@ -89,7 +89,7 @@ def never_reach_the_sum(progress: Progress, world: World) -> None:
 
 def work_slowly(progress: Progress, world: World) -> None:
     for step in range(8):
-        progress.enter(Section.FORWARD_BACKWARD, step=step)
+        progress.enter(Section.FORWARD, step=step)
         time.sleep(0.4)
         progress.enter(Section.AGREE)
     with progress.within(Section.CHECKPOINT):
@@ -287,7 +287,7 @@ def test_a_stopped_rank_is_named_and_ends_once_it_goes_on(scenes: dict[str, Scen
     (line,) = scene.said
     assert "rank 2 of 3" in line
     assert "has not been heard of" in line
-    assert "it was in forward_backward at step 12, image ids 5; ranks 0, 1 wait for it in agree" in line
+    assert "it was in forward at step 12, image ids 5; ranks 0, 1 wait for it in agree" in line
     assert scene.report["reporter"] != 2
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detronome.models.layers.activation_checkpointing import CheckpointedSequential, checkpointed
+
 __all__ = ["CompactBackbone"]
 
 
@@ -19,22 +21,25 @@ class CompactBackbone(nn.Module):
     Args:
         widths: channels of each stage.
         depths: residual blocks of each stage.
+        checkpoint_activations: compute stem and stages again in backward instead of keeping what they compute.
     """
 
-    def __init__(self, *, widths: Sequence[int], depths: Sequence[int]) -> None:
+    def __init__(self, *, widths: Sequence[int], depths: Sequence[int], checkpoint_activations: bool = False) -> None:
         super().__init__()
+        self.checkpoint_activations = checkpoint_activations
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 7, stride=4, padding=3, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
         )
         stages = []
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
-            first = ResidualBlock(widths[max(i - 1, 0)], width, stride=1 if i == 0 else 2)
-            stages.append(nn.Sequential(first, *(ResidualBlock(width, width, stride=1) for _ in range(depth - 1))))
+            blocks = [ResidualBlock(widths[max(i - 1, 0)], width, stride=1 if i == 0 else 2)]
+            blocks += [ResidualBlock(width, width, stride=1) for _ in range(depth - 1)]
+            stages.append(CheckpointedSequential(*blocks, checkpoint_activations=checkpoint_activations))
         self.stages = nn.ModuleList(stages)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _width _h _w"]]:
         """Return one feature map a stage, finest first."""
-        x = self.stem(images)
+        x = checkpointed(self.stem, images, enabled=self.checkpoint_activations, norms_in=[self.stem])
         maps = []
         for stage in self.stages:
             x = stage(x)

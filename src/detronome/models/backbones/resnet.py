@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detronome.errors import CheckpointError, ConfigError, Problem, nearest_name_hint
+from detronome.models.layers.activation_checkpointing import CheckpointedSequential, checkpointed
 from detronome.models.layers.frozen_batch_norm import FrozenBatchNorm2d
 
 __all__ = ["ResNetBackbone", "load_resnet_weights"]
@@ -37,6 +38,8 @@ class ResNetBackbone(nn.Module):
         norm: `frozen` uses fixed scale and shift; `trainable`, BatchNorm.
         frozen_stages: parts that stay fixed, from the image on: 0 none, 1 the stem, 2 stem and layer1, ... 5 all.
             BatchNorm in them uses its running statistics in training too.
+        channels_last: keep the weights in the memory layout in which convolutions of channels-last images are fastest.
+        checkpoint_activations: compute stem and stages again in backward instead of keeping what they compute.
 
     Raises:
         ConfigError: the name is unknown or `frozen_stages` is not 0 to 5.
@@ -49,6 +52,8 @@ class ResNetBackbone(nn.Module):
         dilation: bool = False,
         norm: Literal["frozen", "trainable"] = "frozen",
         frozen_stages: int = 2,
+        channels_last: bool = True,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         if name not in _BLOCKS:
@@ -61,7 +66,14 @@ class ResNetBackbone(nn.Module):
                 where="model.frozen_stages",
                 fix="use 2 to fix the stem and layer1 as the reference does, 0 to train everything",
             )
-        self.body = _Body(name, dilation=dilation, norm=FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d)
+        self.body = _Body(
+            name,
+            dilation=dilation,
+            norm=FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d,
+            checkpoint_activations=checkpoint_activations,
+        )
+        if channels_last:
+            self.body.to(memory_format=torch.channels_last)
         self.out_channels = tuple(width * (4 if name in _BOTTLENECK else 1) for width in (64, 128, 256, 512))
         """Channels of each returned map."""
         self.frozen_stages = frozen_stages
@@ -85,8 +97,9 @@ class ResNetBackbone(nn.Module):
 
 
 class _Body(nn.Module):
-    def __init__(self, name: str, *, dilation: bool, norm: type[nn.Module]) -> None:
+    def __init__(self, name: str, *, dilation: bool, norm: type[nn.Module], checkpoint_activations: bool) -> None:
         super().__init__()
+        self.checkpoint_activations = checkpoint_activations
         block = _Bottleneck if name in _BOTTLENECK else _BasicBlock
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(64)
@@ -95,7 +108,7 @@ class _Body(nn.Module):
             stride, spread = (1 if stage == 0 else 2), 1
             if dilation and stage == 3:
                 stride, spread = 1, 2
-            blocks = nn.Sequential()
+            blocks: list[nn.Module] = []
             for index in range(depth):
                 # The first block of a dilated stage still sees undilated input, as in torchvision.
                 blocks.append(
@@ -108,23 +121,27 @@ class _Body(nn.Module):
                     )
                 )
                 channels = width * block.expansion
-            self.add_module(f"layer{stage + 1}", blocks)
+            self.add_module(
+                f"layer{stage + 1}", CheckpointedSequential(*blocks, checkpoint_activations=checkpoint_activations)
+            )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.to(memory_format=torch.channels_last)
 
     def stages(self) -> list[nn.Module]:
         return [self.get_submodule(f"layer{stage}") for stage in (1, 2, 3, 4)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = F.relu(_conv_norm(x, self.conv1, self.bn1), inplace=True)
-        x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+        x = checkpointed(self._stem, x, enabled=self.checkpoint_activations, norms_in=[self.bn1])
         maps = []
         for stage in self.stages():
             x = stage(x)
             maps.append(x)
         return tuple(maps)
+
+    def _stem(self, x: Tensor) -> Tensor:
+        x = F.relu(_conv_norm(x, self.conv1, self.bn1), inplace=True)
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
 def _conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:

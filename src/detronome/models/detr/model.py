@@ -37,6 +37,8 @@ class DETR(Detector):
         num_queries: the most objects that can be found in an image.
         dropout: probability, in the transformer.
         pre_norm: normalise before each block of the transformer instead of after.
+        channels_last: memory layout of the images; the backbone has its own setting.
+        checkpoint_transformer: compute each layer again in backward instead of keeping what it computes.
     """
 
     activation = "softmax"
@@ -54,11 +56,13 @@ class DETR(Detector):
         num_queries: int = 100,
         dropout: float = 0.1,
         pre_norm: bool = False,
+        channels_last: bool = True,
+        checkpoint_transformer: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_queries = num_queries
-        self.normalizer = ImageNormalizer()
+        self.normalizer = ImageNormalizer(channels_last=channels_last)
         self.backbone = nn.ModuleList([backbone, SinePositionEncoding(hidden_dim)])
         self.input_proj = nn.Conv2d(backbone.out_channels[-1], hidden_dim, kernel_size=1)
         self.transformer = Transformer(
@@ -69,6 +73,7 @@ class DETR(Detector):
             num_decoder_layers=num_decoder_layers,
             dropout=dropout,
             pre_norm=pre_norm,
+            checkpoint_activations=checkpoint_transformer,
         )
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)

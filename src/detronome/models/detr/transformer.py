@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detronome.models.layers.activation_checkpointing import checkpointed
 from detronome.models.layers.attention import MultiHeadAttention, additive_mask
 from detronome.models.layers.dropout import Dropout
 
@@ -28,6 +29,7 @@ class Transformer(nn.Module):
         num_decoder_layers: decoder depth.
         dropout: probability, in attention weights and in each block.
         pre_norm: normalise before each block instead of after its sum.
+        checkpoint_activations: compute each layer again in backward instead of keeping what it computes.
     """
 
     def __init__(
@@ -40,15 +42,18 @@ class Transformer(nn.Module):
         num_decoder_layers: int = 6,
         dropout: float = 0.1,
         pre_norm: bool = False,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = _Encoder(
             [_EncoderLayer(hidden_dim, num_heads, ffn_dim, dropout, pre_norm) for _ in range(num_encoder_layers)],
             norm=nn.LayerNorm(hidden_dim) if pre_norm else None,
+            checkpoint_activations=checkpoint_activations,
         )
         self.decoder = _Decoder(
             [_DecoderLayer(hidden_dim, num_heads, ffn_dim, dropout, pre_norm) for _ in range(num_decoder_layers)],
             norm=nn.LayerNorm(hidden_dim),
+            checkpoint_activations=checkpoint_activations,
         )
         for parameter in self.parameters():
             if parameter.dim() > 1:
@@ -78,20 +83,22 @@ class Transformer(nn.Module):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, layers: list[_EncoderLayer], *, norm: nn.LayerNorm | None) -> None:
+    def __init__(self, layers: list[_EncoderLayer], *, norm: nn.LayerNorm | None, checkpoint_activations: bool) -> None:
         super().__init__()
+        self.checkpoint_activations = checkpoint_activations
         self.layers = nn.ModuleList(layers)
         self.norm = norm
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         for layer in self.layers:
-            x = layer(x, positions, mask)
+            x = checkpointed(layer, x, positions, mask, enabled=self.checkpoint_activations)
         return x if self.norm is None else self.norm(x)
 
 
 class _Decoder(nn.Module):
-    def __init__(self, layers: list[_DecoderLayer], *, norm: nn.LayerNorm) -> None:
+    def __init__(self, layers: list[_DecoderLayer], *, norm: nn.LayerNorm, checkpoint_activations: bool) -> None:
         super().__init__()
+        self.checkpoint_activations = checkpoint_activations
         self.layers = nn.ModuleList(layers)
         self.norm = norm
 
@@ -103,7 +110,7 @@ class _Decoder(nn.Module):
         x = torch.zeros_like(queries)
         outputs = []
         for layer in self.layers:
-            x = layer(x, queries, keys, memory, mask)
+            x = checkpointed(layer, x, queries, keys, memory, mask, enabled=self.checkpoint_activations)
             outputs.append(x)
         return self.norm(torch.stack(outputs if all_layers else outputs[-1:]))
 

@@ -27,13 +27,21 @@ class ImageNormalizer(nn.Module):
     Args:
         mean: of the red, green and blue values, 0-1.
         std: likewise.
+        channels_last: give images in channels-last memory, the layout in which convolutions are fastest.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
+    def __init__(
+        self,
+        *,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        channels_last: bool = True,
+    ) -> None:
         super().__init__()
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         mean_rgb, std_rgb = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
         self.register_buffer("scale", 1 / (255 * std_rgb), persistent=False)
         self.register_buffer("shift", -mean_rgb / std_rgb, persistent=False)
@@ -41,7 +49,7 @@ class ImageNormalizer(nn.Module):
     def forward(
         self, images: UInt8[Tensor, "B 3 H W"], padding_mask: Bool[Tensor, "B H W"]
     ) -> Float[Tensor, "B 3 H W"]:
-        """Return normalised images in channels-last memory, the layout in which convolutions are fastest."""
-        pixels = images.to(self.scale.dtype, memory_format=torch.channels_last)
+        """Return normalised images."""
+        pixels = images.to(self.scale.dtype, memory_format=self.memory_format)
         # In place, so that the small operands cannot choose the result's memory layout.
         return pixels.mul_(self.scale).add_(self.shift).masked_fill_(padding_mask[:, None], 0.0)

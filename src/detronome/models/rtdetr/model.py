@@ -44,6 +44,9 @@ class RTDETR(Detector):
         denoising_groups: groups of denoising queries in training, 0 for none.
         denoising_box_noise: see `denoising`.
         denoising_label_noise: see `denoising`.
+        channels_last: memory layout of the images.
+        checkpoint_backbone: compute it again in backward instead of keeping what it computes.
+        checkpoint_decoder: likewise, layer by layer.
     """
 
     activation = "sigmoid"
@@ -64,6 +67,9 @@ class RTDETR(Detector):
         denoising_groups: int,
         denoising_box_noise: float,
         denoising_label_noise: float,
+        channels_last: bool = True,
+        checkpoint_backbone: bool = False,
+        checkpoint_decoder: bool = False,
     ) -> None:
         super().__init__()
         self.num_queries = num_queries
@@ -72,8 +78,8 @@ class RTDETR(Detector):
         self.denoising_label_noise = denoising_label_noise
         self.prior_logit = math.log(query_size_prior / (1 - query_size_prior))
 
-        self.normalizer = ImageNormalizer()
-        self.backbone = CompactBackbone(widths=widths, depths=depths)
+        self.normalizer = ImageNormalizer(channels_last=channels_last)
+        self.backbone = CompactBackbone(widths=widths, depths=depths, checkpoint_activations=checkpoint_backbone)
         self.fine_proj = nn.Conv2d(widths[-2], hidden_dim, 1, bias=False)
         self.coarse_proj = nn.Conv2d(widths[-1], hidden_dim, 1, bias=False)
         self.fuse = nn.Sequential(
@@ -93,6 +99,7 @@ class RTDETR(Detector):
             num_points=num_points,
             ffn_dim=ffn_dim,
             num_layers=num_decoder_layers,
+            checkpoint_activations=checkpoint_decoder,
         )
         self.denoising_label_embed = nn.Embedding(num_classes, hidden_dim) if denoising_groups else None
         self._initialise()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detronome.models.layers.activation_checkpointing import checkpointed
 from detronome.models.layers.mlp import MLP
 from detronome.ops.deformable import deformable_sample
 
@@ -117,7 +118,10 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder layers, each with its own heads, each refining the box of the one before."""
+    """Decoder layers, each with its own heads, each refining the box of the one before.
+
+    With `checkpoint_activations`, each layer is computed again in backward instead of keeping what it computes.
+    """
 
     def __init__(
         self,
@@ -128,8 +132,10 @@ class Decoder(nn.Module):
         num_points: int,
         ffn_dim: int,
         num_layers: int,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpoint_activations = checkpoint_activations
         self.query_position = MLP(4, hidden_dim, hidden_dim)
         self.layers = nn.ModuleList(
             DecoderLayer(hidden_dim=hidden_dim, num_heads=num_heads, num_points=num_points, ffn_dim=ffn_dim)
@@ -159,7 +165,15 @@ class Decoder(nn.Module):
         predictions = []
         for layer, class_embed, bbox_embed in zip(self.layers, self.class_embed, self.bbox_embed, strict=True):
             position = self.query_position(reference_boxes)
-            content = layer(content, position, reference_boxes * to_map, feature_map, attention_mask)
+            content = checkpointed(
+                layer,
+                content,
+                position,
+                reference_boxes * to_map,
+                feature_map,
+                attention_mask,
+                enabled=self.checkpoint_activations,
+            )
             boxes = (bbox_embed(content) + reference_boxes.logit(eps=1e-5)).sigmoid()
             predictions.append(LayerPrediction(class_embed(content), boxes))
             # The next layer starts from this box but does not train it: each layer learns its own step.

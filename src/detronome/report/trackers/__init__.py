@@ -1,0 +1,1 @@
+"""Following a run elsewhere: TensorBoard, Weights & Biases, MLflow."""

@@ -1,0 +1,199 @@
+"""A ledger of every storage that comes and goes while a step runs on tensors without data, and of every kernel's work.
+
+torch's `meta` tensors have a shape and no values: a step on them does all its bookkeeping, autograd's saved tensors
+included, and no arithmetic. Whatever keeps a storage alive there would keep it alive on a device.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+from detronome.tempo.memory.account import Cause, OpCost
+
+__all__ = ["Ledger", "Moment", "Stage"]
+
+Stage = Literal["forward", "matcher", "loss", "backward", "update"]
+
+_CAUSES = tuple(Cause)
+_OF_STAGE: Mapping[Stage, Cause] = {
+    "forward": Cause.OTHER_MODEL,
+    "matcher": Cause.LOSS,
+    "loss": Cause.LOSS,
+    "backward": Cause.BACKWARD,
+    "update": Cause.UPDATE,
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The fullest instant between two marks."""
+
+    stage: Stage
+    held: tuple[int, ...]
+    """Bytes by cause, in the order of `Cause`."""
+
+
+@dataclass
+class _Entry:
+    size: int
+    cause: int
+    ref: object
+    """Calls the ledger when the storage goes."""
+
+
+class Ledger(TorchDispatchMode):
+    """Counts storages by cause while it is entered, and kernels.
+
+    Args:
+        granularity: bytes that the allocator rounds up to.
+    """
+
+    def __init__(self, granularity: int) -> None:
+        super().__init__()
+        self.stage: Stage = "forward"
+        self._granularity = granularity
+        self._parts: list[Cause] = []
+        self._entries: dict[int, _Entry] = {}
+        self._held = [0] * len(_CAUSES)
+        self._total = 0
+        self._fullest = 0
+        self._fullest_held: tuple[int, ...] = tuple(self._held)
+        self._moments: list[Moment] = []
+        self._ops: dict[tuple[str, Stage, str], list[int]] = {}
+        self._sizes: list[int] = []
+
+    def begin(self) -> None:
+        """Forget moments and kernels so far, not what is held."""
+        self._moments.clear()
+        self._ops.clear()
+        self._sizes.clear()
+        self._parts.clear()
+        self.stage = "forward"
+        self._reset_peak()
+
+    def mark(self, stage: Stage | None = None) -> None:
+        """End a stretch, of which the fullest instant is kept, and begin the next.
+
+        Marks fall on the same places of a step whatever the number of images, so that stretches of two traces can be
+        compared one by one.
+        """
+        self._moments.append(Moment(self.stage, self._fullest_held))
+        if stage is not None:
+            self.stage = stage
+        self._reset_peak()
+
+    @contextmanager
+    def part(self, cause: Cause) -> Iterator[None]:
+        """Book what is made inside to a part of the model."""
+        self.enter_part(cause)
+        try:
+            yield
+        finally:
+            self.leave_part()
+
+    def enter_part(self, cause: Cause) -> None:
+        self.mark()
+        self._parts.append(cause)
+
+    def leave_part(self) -> None:
+        self.mark()
+        self._parts.pop()
+
+    def rebook(self, tensors: Iterator[Tensor] | Sequence[Tensor], cause: Cause) -> None:
+        """Book tensors that are there already to a cause."""
+        index = _CAUSES.index(cause)
+        for tensor in tensors:
+            entry = self._entries.get(tensor.untyped_storage()._cdata)
+            if entry is not None:
+                self._held[entry.cause] -= entry.size
+                self._held[index] += entry.size
+                entry.cause = index
+
+    @property
+    def moments(self) -> list[Moment]:
+        """The fullest instant of each stretch, in order, up to the last mark."""
+        return list(self._moments)
+
+    @property
+    def movements(self) -> list[int]:
+        """Sizes in bytes as they were asked for, and minus these as they were given back, in order."""
+        return list(self._sizes)
+
+    def ops(self) -> list[OpCost]:
+        """Return the kernels' work, costliest first."""
+        costs = [
+            OpCost(name=name, section=stage, count=count, flops=flops, bytes=moved, dtype=dtype)
+            for (name, stage, dtype), (count, flops, moved) in self._ops.items()
+        ]
+        return sorted(costs, key=lambda cost: (cost.flops, cost.bytes), reverse=True)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        results = [leaf for leaf in tree_iter(out) if isinstance(leaf, Tensor)]
+        for result in results:
+            self._book(result)
+        if not func.is_view:
+            self._count(func, args, kwargs, out, results)
+        return out
+
+    def _book(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._entries:
+            return
+        size = -(-storage.nbytes() // self._granularity) * self._granularity
+        cause = _CAUSES.index(self._parts[-1] if self._parts else _OF_STAGE[self.stage])
+        self._entries[key] = _Entry(size, cause, weakref.ref(storage, self._forget(key)))
+        self._sizes.append(size)
+        self._held[cause] += size
+        self._total += size
+        if self._total > self._fullest:
+            self._reset_peak()
+
+    def _forget(self, key: int) -> Callable[[object], None]:
+        def forget(_: object) -> None:
+            entry = self._entries.pop(key)
+            self._sizes.append(-entry.size)
+            self._held[entry.cause] -= entry.size
+            self._total -= entry.size
+
+        return forget
+
+    def _reset_peak(self) -> None:
+        self._fullest, self._fullest_held = self._total, tuple(self._held)
+
+    def _count(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, results: Sequence[Tensor]
+    ) -> None:
+        if not results:
+            return
+        packet = func._overloadpacket
+        formula = flop_registry.get(packet)
+        flops = int(formula(*args, **kwargs, out_val=out)) if formula is not None else 0
+        read = sum(_num_bytes(leaf) for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor))
+        largest = max(results, key=Tensor.numel)
+        work = self._ops.setdefault((str(packet), self.stage, str(largest.dtype).removeprefix("torch.")), [0, 0, 0])
+        work[0] += 1
+        work[1] += flops
+        work[2] += read + sum(map(_num_bytes, results))
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    """Return the bytes that a kernel must touch: of an expanded tensor, those that there are."""
+    distinct = math.prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0)
+    return distinct * tensor.element_size()
+
+

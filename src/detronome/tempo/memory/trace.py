@@ -1,0 +1,212 @@
+"""Runs the real training step, or an evaluation batch, on tensors without data, and keeps account of its memory.
+
+Model, criterion, guard, average and optimiser are those of a run, from `engine.build`. Nothing is downloaded, read or
+computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detronome.config.schema import DetrConfig, RunConfig
+from detronome.engine.build import build_plan, build_step
+from detronome.engine.evaluator import detect_batch
+from detronome.engine.optim import materialise_state
+from detronome.engine.resolve import Resolved
+from detronome.losses.terms import BatchTotals
+from detronome.runtime.progress import Progress, Section
+from detronome.tempo.memory.account import Cause, OpCost
+from detronome.tempo.memory.ledger import Ledger, Moment, Stage
+from detronome.tempo.memory.stand_in import DeviceType, StandIn
+from detronome.types import Batch, Categories, EffectiveBatch
+
+__all__ = ["ALLOCATION_BYTES", "StepTracer", "Traced"]
+
+ALLOCATION_BYTES: Mapping[DeviceType, int] = {"cpu": 64, "cuda": 512}
+"""What torch's allocators round a tensor up to."""
+
+_STAGES: Mapping[Section, Stage] = {
+    Section.COPY: "forward",
+    Section.FORWARD: "forward",
+    Section.MATCHER: "matcher",
+    Section.LOSS: "loss",
+    Section.BACKWARD: "backward",
+    Section.REDUCE: "update",
+    Section.UPDATE: "update",
+}
+_HEADS = ("class_embed", "bbox_embed")
+_PARTS: Mapping[str, Cause] = {
+    "backbone": Cause.BACKBONE,
+    "decoder": Cause.DECODER,
+    "transformer.decoder": Cause.DECODER,
+    "transformer.encoder": Cause.ENCODER,
+    # The fast family's encoder is what lies between the backbone's maps and the tokens.
+    "coarse_proj": Cause.ENCODER,
+    "enc_output": Cause.ENCODER,
+    "fine_proj": Cause.ENCODER,
+    "fuse": Cause.ENCODER,
+}
+_CHANNELS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """What a trace saw."""
+
+    moments: Sequence[Moment]
+    """The fullest instant of each stretch, in order."""
+    movements: Sequence[int]
+    """Bytes taken, and minus bytes given back, in order, after what is held all the time."""
+    held: Sequence[int]
+    """Sizes of what is held all the time."""
+    ops: Sequence[OpCost]
+
+
+class StepTracer:
+    """Traces one run's step, built once.
+
+    Args:
+        config: resolved, the micro-batch size included.
+        num_images: of the training split.
+        num_classes: of the data.
+        device_type: of the device that the run is to have.
+    """
+
+    def __init__(self, config: RunConfig, *, num_images: int, num_classes: int, device_type: DeviceType) -> None:
+        if isinstance(config.model, DetrConfig):
+            config = replace(config, model=replace(config.model, backbone_weights="none"))
+        resolved = Resolved(config)
+        resolved.device = torch.device("meta")
+        self._config = config
+        self._categories = Categories(tuple(range(num_classes)), ("",) * num_classes)
+        self._ledger = Ledger(ALLOCATION_BYTES[device_type])
+        self._stand_in = StandIn(device_type)
+        with self._ledger, torch.device("meta"), torch.random.fork_rng(devices=[]):
+            plan = build_plan(config, num_images)
+            self._step = step = build_step(
+                resolved, self._categories, plan, activity=_Announcer(self._ledger)
+            )
+            materialise_state(step.optimizer)
+            self._ledger.rebook(_tensors(step.guard), Cause.GUARD)
+            self._ledger.rebook(_of_model(step.model), Cause.WEIGHTS)
+            if step.ema is not None:
+                self._ledger.rebook(_of_model(step.ema.model), Cause.AVERAGE)
+            self._ledger.rebook(
+                [v for state in step.optimizer.state.values() for v in state.values()], Cause.OPTIMIZER
+            )
+        step.device = self._stand_in.device
+        self._held = self._ledger.movements
+        self._watch(step.model)
+        if step.ema is not None:
+            self._watch(step.ema.model)
+        for parameter in step.model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._book_gradient)
+
+    def training(self, batch: Batch, *, has_gradients: bool) -> Traced:
+        """Trace a step of one micro-batch.
+
+        Args:
+            batch: on the `meta` device.
+            has_gradients: whether micro-batches before it have left theirs.
+        """
+        step = self._step
+        step.model.train()
+        effective = EffectiveBatch((batch,))
+        step.sizes.size = len(batch)
+        with self._traced():
+            if has_gradients:
+                for parameter in step.model.parameters():
+                    if parameter.requires_grad:
+                        parameter.grad = torch.zeros_like(parameter)
+                        self._book_gradient(parameter)
+            totals = BatchTotals.of(batch.targets, step.model.num_queries)
+            step(effective, step=0, progress=0.5, totals=totals)
+        step.optimizer.zero_grad(set_to_none=True)
+        return self._result()
+
+    def evaluation(self, batch: Batch) -> Traced:
+        """Trace the detection of one batch, on the `meta` device, with the weights that an evaluation takes."""
+        step = self._step
+        model = step.model if step.ema is None else step.ema.model
+        model.eval()
+        with self._traced():
+            detect_batch(
+                model,
+                batch,
+                categories=self._categories,
+                max_detections=self._config.eval.max_detections,
+                precision=step.precision,
+                device=step.device,
+            )
+            self._ledger.mark()
+        return self._result()
+
+    @contextmanager
+    def _traced(self) -> Iterator[None]:
+        self._ledger.begin()
+        with torch.random.fork_rng(devices=[]), self._ledger, self._stand_in:
+            yield
+            self._ledger.mark()
+
+    def _result(self) -> Traced:
+        return Traced(
+            moments=self._ledger.moments,
+            movements=self._ledger.movements,
+            held=self._held,
+            ops=self._ledger.ops(),
+        )
+
+    def _book_gradient(self, parameter: Tensor) -> None:
+        self._ledger.mark()
+        if parameter.grad is not None:
+            self._ledger.rebook([parameter.grad], Cause.GRADIENTS)
+
+    def _watch(self, model: nn.Module) -> None:
+        for name, module in model.named_modules():
+            if name == "":
+                module.register_forward_hook(lambda *_: self._stand_in.forget_casts(), always_call=True)
+            cause = _cause_of(name)
+            if cause is not None:
+                module.register_forward_pre_hook(lambda *_, cause=cause: self._ledger.enter_part(cause))
+                module.register_forward_hook(lambda *_: self._ledger.leave_part(), always_call=True)
+
+
+class _Announcer(Progress):
+    """Tells the ledger which section of a step is under way."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+
+    def enter(self, section: Section, *, step: int | None = None, images: Sequence[int] = ()) -> None:
+        super().enter(section, step=step, images=images)
+        if section in _STAGES:
+            self._ledger.mark(_STAGES[section])
+
+
+def _cause_of(name: str) -> Cause | None:
+    """Return what a module's memory is booked to; None: to the module around it."""
+    if any(f".{head}" in f".{name}" for head in _HEADS):
+        return Cause.HEADS
+    for part, cause in _PARTS.items():
+        if name == part or name.startswith(f"{part}."):
+            return cause
+    return None
+
+
+def _of_model(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _tensors(record: object) -> list[Tensor]:
+    """Return the tensors that an object keeps in its attributes."""
+    values = [value for value in vars(record).values()]
+    return [t for value in values for t in (value if isinstance(value, list) else [value]) if isinstance(t, Tensor)]
