@@ -58,9 +58,10 @@ def main() -> None:
         switch_s = statistics.median(samples[f"{SWITCHES} sections"]["wall_s"]) / SWITCHES
         sample_s = statistics.median(samples["sample"]["cpu_s"])
         print(
-            f"{name}: {num_switches} sections of {switch_s * 1e6:.2f} us are {num_switches * switch_s / step_s:.4%} of "
-            f"a step; a sample every {interval_s:g} s takes {sample_s * 1e3:.2f} ms, {sample_s / interval_s:.3%} of a core"
+            f"{name}: {num_switches} sections of {switch_s * 1e6:.2f} us are {num_switches * switch_s / step_s:.4%} "
+            "of a step"
         )
+        print(f"a sample every {interval_s:g} s takes {sample_s * 1e3:.2f} ms: {sample_s / interval_s:.3%} of a core")
     report("monitor", cases, baseline="step", settings=vars(options) | {"out": str(options.out)}, out=options.out)
 
 

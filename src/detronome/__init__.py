@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from detronome.api import (
         Run,
+        Tuning,
         check_data,
         clear_caches,
         convert_data,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         resume,
         shard_data,
         train,
+        tune,
         verify_shards,
         write_report,
     )
@@ -56,6 +58,7 @@ __all__ = [
     "Prediction",
     "Run",
     "TrainingError",
+    "Tuning",
     "check_data",
     "clear_caches",
     "convert_data",
@@ -71,6 +74,7 @@ __all__ = [
     "resume",
     "shard_data",
     "train",
+    "tune",
     "verify_shards",
     "write_report",
 ]

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     )
     from detronome.api.runs import evaluate, evaluate_results, predict, write_report
     from detronome.api.training import Run, demo, resume, train
+    from detronome.api.tuning import Tuning, tune
 
 __all__ = [
     "Run",
+    "Tuning",
     "check_data",
     "clear_caches",
     "convert_data",
@@ -40,6 +42,7 @@ __all__ = [
     "resume",
     "shard_data",
     "train",
+    "tune",
     "verify_shards",
     "write_report",
 ]
@@ -47,6 +50,7 @@ __all__ = [
 _HOMES = {
     "runs": ("evaluate", "evaluate_results", "predict", "write_report"),
     "training": ("Run", "demo", "resume", "train"),
+    "tuning": ("Tuning", "tune"),
 }
 """Names by module; the others live in `data`."""
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from detronome.engine.resume import resume_command
 from detronome.errors import ConfigError
+from detronome.runtime.files import write_atomic
 
-__all__ = ["holds_run", "new_run_dir", "numbered", "writing"]
+__all__ = ["holds_run", "new_run_dir", "numbered", "write_json", "writing"]
 
 
 def holds_run(run_dir: Path) -> bool:
@@ -47,6 +50,16 @@ def writing(path: Path) -> Iterator[None]:
             where=str(error.filename or path),
             fix="choose a folder with free space that you may write to, with --out",
         ) from error
+
+
+def write_json(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a record, whole or not at all.
+
+    Raises:
+        ConfigError: the disk refuses.
+    """
+    with writing(file):
+        write_atomic(file, json.dumps(record, allow_nan=False) + "\n")
 
 
 def numbered(path: Path) -> Path:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from detronome.api.folders import writing
+from detronome.api.folders import write_json, writing
 from detronome.data.build import build_eval_batches, build_quarantine, resolve_workers
-from detronome.data.split import open_split
+from detronome.data.split import DataSplit, open_split
 from detronome.engine.evaluator import evaluate as evaluate_model
 from detronome.engine.resume import for_another_run
 from detronome.errors import ConfigError, DataError, Problem, first_few
@@ -20,45 +20,69 @@ from detronome.report import html
 from detronome.runtime.files import write_atomic
 from detronome.runtime.precision import resolve_precision
 
-__all__ = ["evaluate", "evaluate_results", "predict", "write_report"]
+__all__ = ["evaluate", "evaluate_results", "measure", "predict", "write_report"]
 
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def evaluate(
-    model: str | Path | Model, data: str | Path, *, split: str = "val", device: str = "auto"
+    model: str | Path | Model,
+    data: str | Path,
+    *,
+    split: str = "val",
+    device: str = "auto",
+    details: str | Path | None = None,
 ) -> DetectionMetrics:
     """Measure a model on a split of a data folder.
 
+    Args:
+        model: a run, a checkpoint or a `Model`.
+        data: the data folder.
+        split: of the data folder.
+        device: where to compute, for a model that is not loaded yet.
+        details: a JSON file to write confusion matrix, precision-recall curves, kinds of errors and worst images to.
+
     Raises:
         CheckpointError, DataError: the model or the data cannot be used, or their categories differ.
+        ConfigError: the details cannot be written.
     """
     loaded = model if isinstance(model, Model) else load(model, device=device)
     config = loaded.config
     data_split = open_split(data, split, shard_cache_bytes=int(config.data.shard_cache_gib * 2**30))
-    workers, _ = resolve_workers(for_another_run(config), loaded.device.type, data_split.index.sizes_hw)
-    precision, _ = resolve_precision(config.train.precision, loaded.device)
-    quarantine = build_quarantine(config, data_split)
+    metrics, evaluator = measure(loaded, data_split)
+    if details is not None:
+        found = evaluator.details(max_detections=config.eval.max_detections)
+        write_json(Path(details), found.to_json(split=split, step=loaded.checkpoint.state.step))
+    return metrics
+
+
+def measure(model: Model, split: DataSplit) -> tuple[DetectionMetrics, DetectionEvaluator]:
+    """Measure a model on a split; return the numbers, and the evaluator with the detections they come from."""
+    config = model.config
+    workers, _ = resolve_workers(for_another_run(config), model.device.type, split.index.sizes_hw)
+    precision, _ = resolve_precision(config.train.precision, model.device)
+    quarantine = build_quarantine(config, split)
+    evaluator = DetectionEvaluator(split.files.annotation_file, unknown_categories="drop")
     with build_eval_batches(
         config,
-        data_split,
-        loaded.categories,
+        split,
+        model.categories,
         batch_size=8 if config.eval.batch_size == "auto" else config.eval.batch_size,
         workers=workers,
-        device=loaded.device,
+        device=model.device,
         quarantine=quarantine,
     ) as batches:
         metrics = evaluate_model(
-            loaded.detector,
+            model.detector,
             batches,
-            DetectionEvaluator(data_split.files.annotation_file, unknown_categories="drop"),
-            categories=loaded.categories,
+            evaluator,
+            categories=model.categories,
             max_detections=config.eval.max_detections,
             precision=precision,
-            device=loaded.device,
+            device=model.device,
         )
     unusable = [f"image id {image.image_id} was left out: {image.where}: {image.what}" for image in quarantine.drain()]
-    return replace(metrics, notes=(*metrics.notes, *unusable))
+    return replace(metrics, notes=(*metrics.notes, *unusable)), evaluator
 
 
 def evaluate_results(
@@ -67,13 +91,35 @@ def evaluate_results(
     *,
     iou_type: Literal["bbox", "segm"] = "bbox",
     max_detections: int = 100,
+    details: str | Path | None = None,
 ) -> DetectionMetrics:
     """Measure a COCO results file, from any tool, against a COCO annotation file.
 
+    Args:
+        detections: the results file.
+        annotations: the annotation file.
+        iou_type: overlap of boxes or of masks.
+        max_detections: detections counted per image and category.
+        details: a JSON file to write confusion matrix, precision-recall curves, kinds of errors and worst images to;
+            for boxes.
+
     Raises:
         DataError: a file is missing or malformed.
+        ConfigError: the details cannot be written, or are asked for masks.
     """
-    return evaluate_results_file(Path(detections), Path(annotations), iou_type=iou_type, max_detections=max_detections)
+    if details is None:
+        return evaluate_results_file(
+            Path(detections), Path(annotations), iou_type=iou_type, max_detections=max_detections
+        )
+    if iou_type != "bbox":
+        raise ConfigError(
+            f"details are made of boxes, and iou_type is {iou_type}", where="details", fix="leave one of the two out"
+        )
+    evaluator = DetectionEvaluator(Path(annotations))
+    evaluator.add_results_file(Path(detections))
+    metrics = evaluator.compute(max_detections=max_detections)
+    write_json(Path(details), evaluator.details(max_detections=max_detections).to_json())
+    return metrics
 
 
 def predict(

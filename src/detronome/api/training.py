@@ -16,6 +16,7 @@ import torch
 from detronome.api.arguments import one_of
 from detronome.api.asked import asked_config, data_root, open_splits
 from detronome.api.folders import holds_run, new_run_dir, numbered, writing
+from detronome.api.run_details import write_label_counts, write_run_details
 from detronome.api.runs import write_report
 from detronome.config.convert import apply_overrides, from_dict, read_toml, to_dict, to_toml
 from detronome.config.schema import RunConfig
@@ -26,6 +27,7 @@ from detronome.engine.checkpoint import Checkpoint, load_last_good
 from detronome.engine.events import Evaluated, Observer, RunEnded
 from detronome.engine.resolve import resolve
 from detronome.engine.resume import reconcile
+from detronome.engine.trainer import Trainer
 from detronome.errors import CheckpointError, ConfigError, DataError, TrainingError, first_few
 from detronome.model import Model, load
 from detronome.report.gallery import write_gallery
@@ -319,6 +321,8 @@ def _fit(
             resume_from=start.resume_from,
             stop_when=stop_when,
         )
+        if world.is_main:
+            write_label_counts(run_dir, train_split, val_split)
         if start.resume_from is not None and world.is_main:
             _put_in_force(resolved.config, run_dir, start.resume_from)
         timeout_s = 60 * start.config.train.hang_minutes
@@ -327,14 +331,18 @@ def _fit(
         signal = next(filter(None, world.gather(result.signal)), "")  # perhaps one rank alone was told to stop
         page = None
         if result.reason != "interrupted" and world.is_main:
-            page = _write_results(run_dir, val_split or train_split, str(resolved.device))
+            page = _write_results(run_dir, trainer, train_split, val_split)
     return Run(folder=run_dir, reason=result.reason, metrics=trainer.best_metrics, report=page, signal=signal)
 
 
-def _write_results(run_dir: Path, shown: DataSplit, device: str) -> Path:
-    model = load(run_dir, device=device)
+def _write_results(run_dir: Path, trainer: Trainer, train_split: DataSplit, val_split: DataSplit | None) -> Path:
+    """Write the pictures, the details of the best evaluation, and the page."""
+    model = load(run_dir, device=str(trainer.training_step.device))
     with writing(run_dir / "pictures"):
-        write_gallery(run_dir / "pictures", model._predictor, shown, model.categories)
+        write_gallery(run_dir / "pictures", model._predictor, val_split or train_split, model.categories)
+    if val_split is not None:
+        evaluator = trainer.evaluator_of(model.checkpoint.state.step)
+        write_run_details(run_dir, model, val_split, split_name=model.config.data.val_split, evaluator=evaluator)
     return write_report([run_dir])
 
 

@@ -35,6 +35,7 @@ app.command(
 )
 app.command("detronome.cli.evaluate:evaluate", name="eval", help="Measure a checkpoint, or a results file of any tool.")
 app.command("detronome.cli.predict:predict", help="Find objects in images: pictures and COCO results.")
+app.command("detronome.cli.tune:tune", help="Find settings that make a run faster, each proven by measurement.")
 app.command("detronome.cli.report:report", help="Write the HTML page of a run, or compare several.")
 
 

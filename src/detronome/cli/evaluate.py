@@ -23,6 +23,7 @@ def evaluate(
     iou_type: Literal["bbox", "segm"] = "bbox",
     max_detections: int = 100,
     device: str = "auto",
+    details: Path | None = None,
     json: Json = False,
 ) -> None:
     """Print COCO AP and AR: of a checkpoint on a data folder, or of a results file.
@@ -45,6 +46,8 @@ def evaluate(
         With --detections: detections counted per image and category.
     device
         auto, cpu, cuda, cuda:<n> or mps.
+    details
+        Write confusion matrix, precision-recall curves, kinds of errors and worst images to this JSON file.
     """
     from detronome import api
 
@@ -55,13 +58,15 @@ def evaluate(
                 where="detronome eval",
                 fix="detronome eval --detections RESULTS.json --annotations GT.json",
             )
-        metrics = api.evaluate_results(detections, annotations, iou_type=iou_type, max_detections=max_detections)
+        metrics = api.evaluate_results(
+            detections, annotations, iou_type=iou_type, max_detections=max_detections, details=details
+        )
         title = str(detections)
     elif checkpoint is None or data is None:
         raise ConfigError(
             "a checkpoint and a data folder are needed", where="detronome eval", fix="detronome eval CHECKPOINT DATA"
         )
     else:
-        metrics = api.evaluate(checkpoint, data, split=split, device=device)
+        metrics = api.evaluate(checkpoint, data, split=split, device=device, details=details)
         title = f"{checkpoint} on {data} ({split}, {metrics.num_images} images)"
     print_json(metrics.to_json()) if json else print_metrics(metrics, title=title)

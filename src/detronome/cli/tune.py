@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["tune"]
 
+
 def tune(
     data: str,
     /,

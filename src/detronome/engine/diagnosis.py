@@ -20,6 +20,7 @@ from detronome.errors import first_few
 from detronome.losses.set_criterion import SetCriterion
 from detronome.losses.terms import BatchTotals
 from detronome.models.detector import Detector
+from detronome.models.layers.activation_checkpointing import is_computed_again
 from detronome.runtime.precision import Precision, autocast
 from detronome.types import Batch
 
@@ -233,12 +234,16 @@ class _Watch:
 
     def enter(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Judge what the enclosing module has computed so far: a forward pre-hook."""
+        if is_computed_again():  # the same numbers, and a graph that is not kept
+            return
         if self._running:
             self._judge_values((args, kwargs), self._running[-1])
         self._running.append(self._names[module])
 
     def leave(self, module: nn.Module, args: tuple[object, ...], output: object) -> None:
         """Judge what a module returns: a forward hook."""
+        if is_computed_again():
+            return
         self._judge_values(output, self._running.pop())
         if not self._running and self.birth is not None and not self.birth.image_ids:
             # Born where rows are not images: the model's output says which images came to harm.
@@ -353,7 +358,7 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
+    return bool(tensor.detach().isfinite().all())
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from numpy.typing import NDArray
+
 from detronome.data.prefetch import DeviceStream
 from detronome.data.quarantine import Quarantine
 from detronome.engine.checkpoint import Checkpoint
@@ -164,6 +166,7 @@ class Trainer:
         self.training_s = 0.0
         self.eval_s = 0.0
         self.best_metrics: dict[str, float] = {}
+        self._best_detections: tuple[int, dict[str, NDArray[Any]]] | None = None
         self._monitor = SystemMonitor(step.device)
         self._window = LogWindow(step.device, activity, device_clock=device_clock, monitor=self._monitor)
         step.on_split = self._on_split
@@ -257,6 +260,15 @@ class Trainer:
     @property
     def epoch(self) -> float:
         return self.step / self.plan.steps_per_epoch
+
+    def evaluator_of(self, step: int) -> DetectionEvaluator | None:
+        """Return the evaluator with what was found at this step, if that was the best evaluation and made by this
+        process: checkpoints hold no detections. On the main rank, after `fit`."""
+        if self.validation is None or self._best_detections is None or self._best_detections[0] != step:
+            return None
+        self.validation.evaluator.reset()
+        self.validation.evaluator.add_arrays(self._best_detections[1])
+        return self.validation.evaluator
 
     @property
     def evaluated_model(self) -> Detector:
@@ -475,6 +487,7 @@ class Trainer:
         is_best = self.best.update(metrics.numbers[self.plan.metric], step=self.step)
         if is_best:
             self.best_metrics = dict(metrics.numbers)
+            self._best_detections = (self.step, validation.evaluator.to_arrays())
         evaluated = Evaluated(
             step=self.step,
             epoch=self.epoch,

@@ -230,6 +230,8 @@ class ConsoleProgress:
         wait = step.data_wait_s / step.step_s if step.step_s > 0 else math.nan
         is_high = math.isfinite(wait) and wait > 0.2
         segments.append((4, "yellow" if is_high else "", f"wait {_percent(wait)}"))
+        gpu = step.system.get("gpu_percent")
+        segments.append((5, "", "" if gpu is None else f"gpu {_percent(gpu / 100)}"))
         segments.append((9, "", format_bytes(step.memory_bytes)))
         if step.skipped_steps:
             segments.append((5, "yellow", f"{step.skipped_steps} skipped"))

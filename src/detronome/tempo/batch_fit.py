@@ -177,7 +177,9 @@ def fit(
 
     is_best_fitting = peak_of(best) <= budget
     return Fit(
-        best=fitted(best, lambda: _why(best, share) if is_best_fitting else _too_much(peak_of(best) - budget)),
+        best=fitted(
+            best, lambda: _why(best, share, seconds[best]) if is_best_fitting else _too_much(peak_of(best) - budget)
+        ),
         others=tuple(
             fitted(cut, lambda cut=cut: _why_not(cut, peak_of(cut) - budget, best, seconds))  # type: ignore[misc]
             for cut in others
@@ -192,16 +194,14 @@ def _best(fitting: Sequence[Cut], seconds: Mapping[Cut, float | None]) -> Cut | 
     first = fitting[0]
     if first.checkpointing != "none":
         return min(fitting, key=lambda cut: (seconds[cut] or 0.0, cut.accumulation))
-    faster = [
-        cut for cut in fitting if _ratio(cut, first, seconds) <= _WORTH_RECOMPUTING
-    ]
+    faster = [cut for cut in fitting if _ratio(cut, first, seconds) <= _WORTH_RECOMPUTING]
     return min(faster, key=lambda cut: seconds[cut] or 0.0, default=first)
 
 
-def _why(cut: Cut, share: int) -> str:
-    if cut.accumulation == 1:
-        return "the whole effective batch at once" if share > 1 else "one image a step"
-    return f"the fewest passes that fit: {cut.accumulation}"
+def _why(cut: Cut, share: int, step_s: float | None) -> str:
+    if cut.accumulation == 1 and cut.checkpointing == "none":
+        return "all images of a step at once" if share > 1 else "one image a step"
+    return "the fewest passes that fit" if step_s is None else "the fastest that fits"
 
 
 def _why_not(cut: Cut, excess: int, best: Cut, seconds: Mapping[Cut, float | None]) -> str:

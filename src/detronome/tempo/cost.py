@@ -19,8 +19,9 @@ from scipy.optimize import linear_sum_assignment
 
 from detronome.tempo.hardware import Device, NumberFormat
 from detronome.tempo.memory.account import OpCost, StepTrace
+from detronome.tempo.workload import Workload
 
-__all__ = ["PassTime", "RunTime", "Workload", "assignment_seconds", "pass_time", "run_time"]
+__all__ = ["PassTime", "RunTime", "assignment_seconds", "pass_time", "run_time"]
 
 _COMPUTE_EFFICIENCY = 0.45
 """Part of a GPU's peak that matrix products and convolutions of detectors reach."""
@@ -54,27 +55,6 @@ class PassTime:
     def micro_batch_s(self) -> float:
         """All that is done for each micro-batch."""
         return self.forward_s + self.matcher_s + self.loss_s + self.backward_s
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """What a run has to do, beside the kernels."""
-
-    global_batch_size: int
-    world_size: int
-    passes: float
-    """Micro-batches of a rank in a step, on average: images of several padded shapes do not share one."""
-    steps_per_epoch: int
-    epochs: int
-    evaluations: int
-    num_val_images: int
-    eval_pixels: float = 1.0
-    """Of an evaluation image, relative to a training image."""
-    gradient_bytes: int = 0
-    images_s_worker: float | None = None
-    """That one loader process prepares; None where it is not known."""
-    workers: int = 0
-    """Loader processes of one rank; 0 is the training process itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

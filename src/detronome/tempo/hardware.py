@@ -2,8 +2,8 @@
 
 Speed and bandwidth are the vendors' public figures: data sheets and architecture white papers of NVIDIA (Volta, Turing,
 Ampere GA100 and GA102, Ada, Hopper, Blackwell) and AMD (CDNA 2 and 3). Matrix speeds are dense, so without NVIDIA's
-sparsity, and with sums in fp32, as torch multiplies: half of the figure on the box of most GeForce cards. Memory is what
-the driver leaves to a program, which is 1 to 8 % less than the box says, rounded down.
+sparsity, and with sums in fp32, as torch multiplies: half of the figure on the box of most GeForce cards. Memory is
+what the driver leaves to a program, which is 1 to 8 % less than the box says, rounded down.
 """
 
 from __future__ import annotations
@@ -178,8 +178,9 @@ _OTHER_NAMES: dict[str, str] = {
 
 
 def find_device(name: str) -> Device:
-    """Return the device for a name, however it is written: `h200`, `RTX 4090`, `rtx4090`, `a100-80`; `24GiB` or `24` for
-    any GPU of so much memory, `cpu` for this machine, `local` for its GPU.
+    """Return the device for a name, however it is written: `h200`, `RTX 4090`, `rtx4090`, `a100-80`.
+
+    `24GiB` or `24` is any GPU of so much memory, `cpu` this machine, `local` its GPU.
 
     Raises:
         ConfigError: nothing is called so, or several are.
@@ -196,7 +197,9 @@ def find_device(name: str) -> Device:
     several = [device.name for device in GPUS if key and _key(device.name).startswith(key)]
     if len(several) > 1:
         raise ConfigError(
-            f"{name!r} may be any of: {', '.join(several)}", where="--gpu", fix=f"give the whole name, e.g. {several[0]!r}"
+            f"{name!r} may be any of: {', '.join(several)}",
+            where="--gpu",
+            fix=f"give the whole name, e.g. {several[0]!r}",
         )
     raise ConfigError(
         f"no GPU {name!r} is known", where="--gpu", fix=f"{_near(key)}give its memory instead, e.g. --gpu 24GiB"

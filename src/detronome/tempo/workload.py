@@ -21,12 +21,33 @@ from detronome.data.store.shards.cloud import is_url
 from detronome.errors import DetronomeError
 from detronome.runtime.seeding import generator
 
-__all__ = ["ShapeSample", "loader_images_s", "sample_shapes"]
+__all__ = ["ShapeSample", "Workload", "loader_images_s", "sample_shapes"]
 
 _SAMPLED_IMAGES = 400
 _SIMULATED_STEPS = 200
 _LOADED_BATCH = 4
 _LOADING_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a run has to do, in numbers."""
+
+    global_batch_size: int
+    world_size: int
+    passes: float
+    """Micro-batches of a rank in a step, on average: images of several padded shapes do not share one."""
+    steps_per_epoch: int
+    epochs: int
+    evaluations: int
+    num_val_images: int
+    eval_pixels: float = 1.0
+    """Of an evaluation image, relative to a training image."""
+    gradient_bytes: int = 0
+    images_s_worker: float | None = None
+    """That one loader process prepares; None where it is not known."""
+    workers: int = 0
+    """Loader processes of one rank; 0 is the training process itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

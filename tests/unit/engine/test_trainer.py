@@ -459,3 +459,24 @@ def test_skipped_and_undone_steps_do_not_count_as_useful(bench: Bench) -> None:
     assert 0.6 <= ended.seconds[Section.SKIPPED] < 0.6 + ended.seconds[Section.FORWARD]
     assert 0.5 <= ended.seconds[Section.REDONE] < 0.5 + ended.seconds[Section.FORWARD]
     assert ended.wall_s == pytest.approx(sum(ended.seconds.values()))
+
+
+def test_every_log_record_tells_where_a_step_went(bench: Bench) -> None:
+    trainer = bench.trainer(epochs=2)
+    trainer._monitor._interval_s = 0.01
+    trainer.fit()
+    records = bench.heard(StepLogged)
+    in_every_step = {
+        Section.DATA_WAIT,
+        Section.FORWARD,
+        Section.MATCHER,
+        Section.LOSS,
+        Section.BACKWARD,
+        Section.UPDATE,
+    }
+    for record in records:
+        assert in_every_step <= record.sections_s.keys()
+        assert sum(record.sections_s.values()) == pytest.approx(record.step_s, rel=0.01, abs=1e-4)
+        assert record.sections_s[Section.DATA_WAIT] == pytest.approx(record.data_wait_s, rel=0.05, abs=1e-3)
+        assert record.device_s == {}  # the host's clock is the device's
+    assert records[-1].system["rss_bytes"] > 0

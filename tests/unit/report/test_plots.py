@@ -10,12 +10,12 @@ from run_events import HOSTILE, eventful_run, started, whole_run
 
 from detronome.report.chart import Marks, draw_chart
 from detronome.report.curve import Curve
-from detronome.report.plots import compare_charts, run_charts
+from detronome.report.plots import compare_charts, learning_charts
 
 
 def test_no_records_give_no_charts() -> None:
-    assert run_charts([]) == []
-    assert run_charts([started().to_record()]) == []
+    assert learning_charts([]) == []
+    assert learning_charts([started().to_record()]) == []
     assert compare_charts({"a": [], "b": []}) == []
 
 
@@ -35,7 +35,7 @@ def test_any_number_of_points_draws_a_well_formed_svg(values: list[float], is_no
 
 
 def test_a_run_gives_every_chart_in_the_colors_of_the_page() -> None:
-    charts = run_charts([event.to_record() for event in whole_run()])
+    charts = learning_charts([event.to_record() for event in whole_run()])
     assert [chart.title for chart in charts] == [
         "Average precision",
         "Loss",
@@ -55,18 +55,18 @@ def test_a_run_gives_every_chart_in_the_colors_of_the_page() -> None:
 
 def test_a_single_evaluation_is_enough() -> None:
     records = [event.to_record() for event in whole_run() if event.step <= 10]
-    assert "AP 0.040" in run_charts(records)[0].svg
+    assert "AP 0.040" in learning_charts(records)[0].svg
 
 
 def test_charts_are_deterministic_and_change_nothing_global() -> None:
     before = dict(mpl.rcParams)
     records = [event.to_record() for event in whole_run()]
-    assert run_charts(records) == run_charts(records)
+    assert learning_charts(records) == learning_charts(records)
     assert dict(mpl.rcParams) == before
 
 
 def test_charts_on_one_page_do_not_share_ids() -> None:
-    charts = run_charts([event.to_record() for event in whole_run()])
+    charts = learning_charts([event.to_record() for event in whole_run()])
     ids = [name for chart in charts for name in set(re.findall(r' id="([^"]*)"', chart.svg))]
     assert len(ids) == len(set(ids))
 
@@ -79,19 +79,19 @@ def test_more_runs_than_colors_are_compared() -> None:
 
 
 def test_the_validation_loss_is_dashed_beside_that_of_training() -> None:
-    charts = {chart.title: chart.svg for chart in run_charts([event.to_record() for event in whole_run()])}
+    charts = {chart.title: chart.svg for chart in learning_charts([event.to_record() for event in whole_run()])}
     svg = charts["loss_bbox, unweighted"]
     assert "train 0.1" in svg and "val 0.1" in svg and "stroke-dasharray" in svg
     old = [event.to_record() for event in whole_run()]
     for record in old:
         if record["kind"] == "eval":
             del record["losses"]
-    charts = {chart.title: chart.svg for chart in run_charts(old)}
+    charts = {chart.title: chart.svg for chart in learning_charts(old)}
     assert "val" not in re.sub(r"<[^>]*>", "", charts["loss_bbox, unweighted"])
 
 
 def test_rollbacks_are_marked_where_the_loss_is_drawn() -> None:
-    charts = {chart.title: chart.svg for chart in run_charts([event.to_record() for event in eventful_run()])}
+    charts = {chart.title: chart.svg for chart in learning_charts([event.to_record() for event in eventful_run()])}
     assert "4 skipped steps; 1 rollbacks" in charts["Loss"]
     assert "fill-opacity" in charts["Loss"] or "opacity: 0.14" in charts["Loss"]
     assert "rollbacks" not in charts["Average precision"]

@@ -82,15 +82,16 @@ class EvaluationDetails:
     def to_json(
         self, *, split: str | None = None, step: int | None = None, pictures: Mapping[int, str] | None = None
     ) -> dict[str, Any]:
-        """Return plain values for JSON; what is undefined becomes None.
+        """Return plain values for JSON; an undefined number becomes None, and the curve of a class without objects is
+        empty.
 
-        The matrix of more than 100 classes is left out (None): `top_confusions` and, for each class, `num_missed` and
+        The matrix of more than 100 classes is left empty: `top_confusions` and, for each class, `num_missed` and
         `num_no_object` say the most of it.
 
         Args:
             split: that was evaluated.
             step: of the checkpoint.
-            pictures: file names of the worst images' pictures, by image id.
+            pictures: files of the worst images' pictures, by image id, as seen from the folder of the JSON file.
         """
         return {
             "format": _FORMAT,
@@ -103,7 +104,7 @@ class EvaluationDetails:
             else "no detection is right, so no score is best",
             "num_images": self.num_images,
             "classes": list(self.classes),
-            "confusion": self.confusion.tolist() if len(self.classes) <= _MAX_WHOLE else None,
+            "confusion": self.confusion.tolist() if len(self.classes) <= _MAX_WHOLE else [],
             "top_confusions": [
                 {"truth": self.classes[truth], "predicted": self.classes[predicted], "count": count}
                 for truth, predicted, count in self.top_confusions()
@@ -122,7 +123,7 @@ class EvaluationDetails:
                 {
                     "image_id": image.image_id,
                     "file": image.file,
-                    "picture": (pictures or {}).get(image.image_id),
+                    "picture": (pictures or {}).get(image.image_id, ""),
                     "f1": round(image.f1, _DIGITS),
                     **{str(kind): count for kind, count in image.errors.items()},
                 }
@@ -228,7 +229,7 @@ def _curve_record(name: str, curve: PrecisionRecall) -> dict[str, Any]:
         "num_objects": curve.num_objects,
         "num_found": curve.num_found,
         "ap50": _or_none(curve.ap50),
-        "precision": None if curve.precision is None else curve.precision.round(_DIGITS).tolist(),
+        "precision": [] if curve.precision is None else curve.precision.round(_DIGITS).tolist(),
         "best_f1": _or_none(curve.best_f1),
         "best_score": None if math.isnan(curve.best_score) else curve.best_score,
     }

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["CheckpointedSequential", "checkpointed"]
+__all__ = ["CheckpointedSequential", "checkpointed", "is_computed_again"]
+
+_is_computed_again: ContextVar[bool] = ContextVar("_is_computed_again", default=False)
 
 
 def checkpointed(
@@ -35,8 +38,13 @@ def checkpointed(
         # The compiler computes again what the gradient needs, and nothing beside it.
         return checkpoint(run, *args, use_reentrant=False)
     return checkpoint(
-        run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_left_alone(norms_in))
+        run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _computing_again(norms_in))
     )
+
+
+def is_computed_again() -> bool:
+    """Return whether what runs now is the second run of a checkpointed part, in backward: for hooks on modules."""
+    return _is_computed_again.get()
 
 
 class CheckpointedSequential(nn.Sequential):
@@ -70,7 +78,7 @@ class CheckpointedSequential(nn.Sequential):
 
 
 @contextmanager
-def _statistics_left_alone(modules: Iterable[nn.Module]) -> Iterator[None]:
+def _computing_again(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let BatchNorm in training mode update copies of its statistics: the forward pass has updated them already."""
     norms = [
         norm
@@ -81,8 +89,10 @@ def _statistics_left_alone(modules: Iterable[nn.Module]) -> Iterator[None]:
     kept = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
     for norm, name, buffer in kept:
         setattr(norm, name, buffer.clone())
+    token = _is_computed_again.set(True)
     try:
         yield
     finally:
+        _is_computed_again.reset(token)
         for norm, name, buffer in kept:
             setattr(norm, name, buffer)

@@ -55,11 +55,11 @@ class MemoryView:
 
     bars: Sequence[MemoryBar]
     limit_percent: float | None
-    limit: str
     causes: Sequence[tuple[Part, str]]
     """The parts of training's peak, each with its size in words."""
     summary: str
     facts: Sequence[str]
+    """The device's limit first, which the mark in the bars means."""
 
 
 def memory_of(run: RunFolder) -> MemoryView | None:
@@ -89,10 +89,9 @@ def memory_of(run: RunFolder) -> MemoryView | None:
     return MemoryView(
         bars=bars,
         limit_percent=100 * limit / scale if is_drawn and limit else None,
-        limit=_limit(plan),
         causes=[(part, format_bytes(part.value)) for part in parts],
         summary=_summary(max(peaks[:2]), measured),
-        facts=_facts(plan),
+        facts=list(filter(None, [_limit(plan), *_facts(plan)])),
     )
 
 

@@ -25,6 +25,8 @@ _logger = logging.getLogger(__name__)
 _MOST_WAITING = 20_000
 """Events kept for a tracker that cannot take them; the oldest go first."""
 
+_PATIENCE_UNOPENED_S = 5.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
@@ -89,7 +91,7 @@ class Trackers:
         for feed in self._feeds:
             feed.finish()
         for feed in self._feeds:
-            feed.wait(deadline)
+            feed.wait(max(0.0, deadline - time.monotonic()))
 
 
 class _Feed:
@@ -121,12 +123,12 @@ class _Feed:
             self._is_finishing = True
             self._changed.notify()
 
-    def wait(self, deadline: float) -> None:
+    def wait(self, patience_s: float) -> None:
         if self._thread is None:
             return
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        self._thread.join(patience_s if self._is_open else min(patience_s, _PATIENCE_UNOPENED_S))
         if self._thread.is_alive():
-            _logger.warning("%s has not taken everything in time: its last part is lost", self._tracker.label)
+            _logger.warning("%s has not taken the whole run in time; the run log has it", self._tracker.label)
 
     def _work(self) -> None:
         while (event := self._next()) is not None:

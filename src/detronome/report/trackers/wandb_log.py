@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detronome.engine.events import RunEnded, RunStarted
-from detronome.errors import MissingExtraError
+from detronome.errors import ConfigError, MissingExtraError
 from detronome.report.happenings import Happening
 from detronome.report.trackers.remembered import recall, remember
 from detronome.report.trackers.tracker import Results
@@ -29,7 +29,7 @@ class WandbTracker:
     """Writes a run to Weights & Biases, or, with `WANDB_MODE=offline`, to `RUN/wandb`, which `wandb sync` uploads.
 
     Numbers are drawn over `step`, so that a run that went back to a checkpoint can go on; the points of the steps
-    undone stay. Nothing is read from the terminal: without an API key the tracker fails, and says so.
+    undone stay. Without an API key the tracker fails, and says so; it is never asked for.
 
     Args:
         run_dir: the run folder; it names the run.
@@ -55,6 +55,9 @@ class WandbTracker:
     def open(self, start: RunStarted) -> None:
         import wandb
 
+        # Asking for a key would take over the terminal that the run is shown on, and wait there for ever.
+        if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
+            raise ConfigError("it knows no API key; 'wandb login' stores one, WANDB_MODE=offline does without")
         known = recall(self._run_dir, "wandb") if start.step > 0 else {}
         self._id = known.get("id", self._id)
         self._run = wandb.init(
@@ -66,7 +69,6 @@ class WandbTracker:
             reinit="create_new",  # a run of the caller's own is left alone
             config={**self._config, "resolved": dict(start.resolved), "environment": dict(start.environment)},
             allow_val_change=True,
-            # `silent` also keeps it from asking for a key on the terminal that the run is shown on.
             settings=wandb.Settings(console="off", silent=True),
         )
         self._run.define_metric("step", hidden=True)

@@ -73,7 +73,9 @@ class MemoryAccount:
             "num_objects": self.num_objects,
             "moment": self.moment,
             "peak_bytes": self.peak_bytes,
-            "bytes_by_cause": {str(cause): self.bytes_by_cause[cause] for cause in Cause if cause in self.bytes_by_cause},
+            "bytes_by_cause": {
+                str(cause): self.bytes_by_cause[cause] for cause in Cause if cause in self.bytes_by_cause
+            },
         }
 
 

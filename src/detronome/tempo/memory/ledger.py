@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from detronome.tempo.memory.account import Cause, OpCost
 
-__all__ = ["Ledger", "Moment", "Stage"]
+__all__ = ["Ledger", "Stage"]
 
 Stage = Literal["forward", "matcher", "loss", "backward", "update"]
 
@@ -34,17 +33,9 @@ _OF_STAGE: Mapping[Stage, Cause] = {
 }
 
 
-@dataclass(frozen=True)
-class Moment:
-    """The fullest instant between two marks."""
-
-    stage: Stage
-    held: tuple[int, ...]
-    """Bytes by cause, in the order of `Cause`."""
-
-
 @dataclass
 class _Entry:
+    number: int
     size: int
     cause: int
     ref: object
@@ -61,55 +52,27 @@ class Ledger(TorchDispatchMode):
     def __init__(self, granularity: int) -> None:
         super().__init__()
         self.stage: Stage = "forward"
+        self.parts: list[Cause] = []
+        """The parts of the model that are being run, the innermost last: what is made is booked to it."""
+        self.movements: list[tuple[int, int]] = []
+        """What came and went since `begin`, in order: a storage's number, and its bytes, negative when it goes."""
         self._granularity = granularity
-        self._parts: list[Cause] = []
         self._entries: dict[int, _Entry] = {}
+        self._num_entries = 0
         self._held = [0] * len(_CAUSES)
         self._total = 0
-        self._fullest = 0
-        self._fullest_held: tuple[int, ...] = tuple(self._held)
-        self._moments: list[Moment] = []
         self._ops: dict[tuple[str, Stage, str], list[int]] = {}
-        self._sizes: list[int] = []
+        self.begin()
 
     def begin(self) -> None:
-        """Forget moments and kernels so far, not what is held."""
-        self._moments.clear()
-        self._ops.clear()
-        self._sizes.clear()
-        self._parts.clear()
+        """Forget what has happened so far, not what is held."""
         self.stage = "forward"
-        self._reset_peak()
+        self.parts.clear()
+        self.movements = []
+        self._ops.clear()
+        self._note_peak()
 
-    def mark(self, stage: Stage | None = None) -> None:
-        """End a stretch, of which the fullest instant is kept, and begin the next.
-
-        Marks fall on the same places of a step whatever the number of images, so that stretches of two traces can be
-        compared one by one.
-        """
-        self._moments.append(Moment(self.stage, self._fullest_held))
-        if stage is not None:
-            self.stage = stage
-        self._reset_peak()
-
-    @contextmanager
-    def part(self, cause: Cause) -> Iterator[None]:
-        """Book what is made inside to a part of the model."""
-        self.enter_part(cause)
-        try:
-            yield
-        finally:
-            self.leave_part()
-
-    def enter_part(self, cause: Cause) -> None:
-        self.mark()
-        self._parts.append(cause)
-
-    def leave_part(self) -> None:
-        self.mark()
-        self._parts.pop()
-
-    def rebook(self, tensors: Iterator[Tensor] | Sequence[Tensor], cause: Cause) -> None:
+    def rebook(self, tensors: Iterable[Tensor], cause: Cause) -> None:
         """Book tensors that are there already to a cause."""
         index = _CAUSES.index(cause)
         for tensor in tensors:
@@ -120,17 +83,13 @@ class Ledger(TorchDispatchMode):
                 entry.cause = index
 
     @property
-    def moments(self) -> list[Moment]:
-        """The fullest instant of each stretch, in order, up to the last mark."""
-        return list(self._moments)
-
-    @property
-    def movements(self) -> list[int]:
-        """Sizes in bytes as they were asked for, and minus these as they were given back, in order."""
-        return list(self._sizes)
+    def peak(self) -> tuple[Stage, dict[Cause, int]]:
+        """When most was held since `begin`, and how many bytes for each cause."""
+        stage, held = self._peak
+        return stage, {cause: size for cause, size in zip(_CAUSES, held, strict=True) if size}
 
     def ops(self) -> list[OpCost]:
-        """Return the kernels' work, costliest first."""
+        """Return the work of the kernels since `begin`, costliest first."""
         costs = [
             OpCost(name=name, section=stage, count=count, flops=flops, bytes=moved, dtype=dtype)
             for (name, stage, dtype), (count, flops, moved) in self._ops.items()
@@ -155,25 +114,27 @@ class Ledger(TorchDispatchMode):
         if key in self._entries:
             return
         size = -(-storage.nbytes() // self._granularity) * self._granularity
-        cause = _CAUSES.index(self._parts[-1] if self._parts else _OF_STAGE[self.stage])
-        self._entries[key] = _Entry(size, cause, weakref.ref(storage, self._forget(key)))
-        self._sizes.append(size)
+        cause = _CAUSES.index(self.parts[-1] if self.parts else _OF_STAGE[self.stage])
+        self._num_entries += 1
+        self._entries[key] = _Entry(self._num_entries, size, cause, weakref.ref(storage, self._forget(key)))
+        self.movements.append((self._num_entries, size))
         self._held[cause] += size
         self._total += size
-        if self._total > self._fullest:
-            self._reset_peak()
+        if self._total > self._most:
+            self._note_peak()
 
     def _forget(self, key: int) -> Callable[[object], None]:
         def forget(_: object) -> None:
             entry = self._entries.pop(key)
-            self._sizes.append(-entry.size)
+            self.movements.append((entry.number, -entry.size))
             self._held[entry.cause] -= entry.size
             self._total -= entry.size
 
         return forget
 
-    def _reset_peak(self) -> None:
-        self._fullest, self._fullest_held = self._total, tuple(self._held)
+    def _note_peak(self) -> None:
+        self._most = self._total
+        self._peak = (self.stage, tuple(self._held))
 
     def _count(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, results: Sequence[Tensor]
@@ -195,5 +156,3 @@ def _num_bytes(tensor: Tensor) -> int:
     """Return the bytes that a kernel must touch: of an expanded tensor, those that there are."""
     distinct = math.prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0)
     return distinct * tensor.element_size()
-
-

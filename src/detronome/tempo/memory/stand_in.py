@@ -7,16 +7,18 @@ step is told that it runs on a CPU or a GPU, and what these have of their own is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torch.utils._foreach_utils as foreach_utils
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["DeviceType", "StandIn"]
+__all__ = ["DeviceType", "StandIn", "many_at_once"]
 
 DeviceType = Literal["cpu", "cuda"]
 
@@ -185,6 +187,17 @@ class StandIn(TorchFunctionMode):
             query, key, value, attn_mask, torch.is_grad_enabled(), dropout_p, is_causal
         )[0]
         return attended
+
+
+@contextmanager
+def many_at_once() -> Iterator[None]:
+    """Let torch take kernels that work on a list of tensors for `meta` tensors too, as it does on a device."""
+    supported = foreach_utils._get_foreach_kernels_supported_devices
+    foreach_utils._get_foreach_kernels_supported_devices = lambda: [*supported(), "meta"]
+    try:
+        yield
+    finally:
+        foreach_utils._get_foreach_kernels_supported_devices = supported
 
 
 def _dropout_of_gpu(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -6,11 +6,9 @@ computed.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +21,8 @@ from detronome.engine.resolve import Resolved
 from detronome.losses.terms import BatchTotals
 from detronome.runtime.progress import Progress, Section
 from detronome.tempo.memory.account import Cause, OpCost
-from detronome.tempo.memory.ledger import Ledger, Moment, Stage
-from detronome.tempo.memory.stand_in import DeviceType, StandIn
+from detronome.tempo.memory.ledger import Ledger, Stage
+from detronome.tempo.memory.stand_in import DeviceType, StandIn, many_at_once
 from detronome.types import Batch, Categories, EffectiveBatch
 
 __all__ = ["ALLOCATION_BYTES", "StepTracer", "Traced"]
@@ -53,19 +51,21 @@ _PARTS: Mapping[str, Cause] = {
     "fine_proj": Cause.ENCODER,
     "fuse": Cause.ENCODER,
 }
-_CHANNELS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traced:
     """What a trace saw."""
 
-    moments: Sequence[Moment]
-    """The fullest instant of each stretch, in order."""
-    movements: Sequence[int]
-    """Bytes taken, and minus bytes given back, in order, after what is held all the time."""
-    held: Sequence[int]
-    """Sizes of what is held all the time."""
+    stage: Stage
+    """When most was held."""
+    bytes_by_cause: Mapping[Cause, int]
+    """At that moment, rounded as the allocator does."""
+    num_gradient_bytes: int
+    """Of all the weights that are trained."""
+    movements: Sequence[tuple[int, int]]
+    """What came and went from the building of the model on, in order: a storage's number, and its bytes, negative when
+    it goes."""
     ops: Sequence[OpCost]
 
 
@@ -73,13 +73,14 @@ class StepTracer:
     """Traces one run's step, built once.
 
     Args:
-        config: resolved, the micro-batch size included.
+        config: resolved, but for the micro-batch size.
         num_images: of the training split.
         num_classes: of the data.
         device_type: of the device that the run is to have.
     """
 
     def __init__(self, config: RunConfig, *, num_images: int, num_classes: int, device_type: DeviceType) -> None:
+        config = replace(config, batch=replace(config.batch, micro_batch_size=1))
         if isinstance(config.model, DetrConfig):
             config = replace(config, model=replace(config.model, backbone_weights="none"))
         resolved = Resolved(config)
@@ -90,19 +91,15 @@ class StepTracer:
         self._stand_in = StandIn(device_type)
         with self._ledger, torch.device("meta"), torch.random.fork_rng(devices=[]):
             plan = build_plan(config, num_images)
-            self._step = step = build_step(
-                resolved, self._categories, plan, activity=_Announcer(self._ledger)
-            )
+            self._step = step = build_step(resolved, self._categories, plan, activity=_Announcer(self._ledger))
             materialise_state(step.optimizer)
             self._ledger.rebook(_tensors(step.guard), Cause.GUARD)
             self._ledger.rebook(_of_model(step.model), Cause.WEIGHTS)
             if step.ema is not None:
                 self._ledger.rebook(_of_model(step.ema.model), Cause.AVERAGE)
-            self._ledger.rebook(
-                [v for state in step.optimizer.state.values() for v in state.values()], Cause.OPTIMIZER
-            )
+            self._ledger.rebook([v for state in step.optimizer.state.values() for v in state.values()], Cause.OPTIMIZER)
         step.device = self._stand_in.device
-        self._held = self._ledger.movements
+        self._made = self._ledger.movements
         self._watch(step.model)
         if step.ema is not None:
             self._watch(step.ema.model)
@@ -146,37 +143,39 @@ class StepTracer:
                 precision=step.precision,
                 device=step.device,
             )
-            self._ledger.mark()
         return self._result()
 
     @contextmanager
     def _traced(self) -> Iterator[None]:
         self._ledger.begin()
-        with torch.random.fork_rng(devices=[]), self._ledger, self._stand_in:
+        with torch.random.fork_rng(devices=[]), many_at_once(), self._ledger, self._stand_in:
             yield
-            self._ledger.mark()
 
     def _result(self) -> Traced:
+        stage, held = self._ledger.peak
         return Traced(
-            moments=self._ledger.moments,
-            movements=self._ledger.movements,
-            held=self._held,
+            stage=stage,
+            bytes_by_cause=held,
+            num_gradient_bytes=sum(p.nbytes for p in self._step.model.parameters() if p.requires_grad),
+            movements=[*self._made, *self._ledger.movements],
             ops=self._ledger.ops(),
         )
 
     def _book_gradient(self, parameter: Tensor) -> None:
-        self._ledger.mark()
         if parameter.grad is not None:
             self._ledger.rebook([parameter.grad], Cause.GRADIENTS)
 
     def _watch(self, model: nn.Module) -> None:
+        model.register_forward_hook(lambda *_: self._stand_in.forget_casts(), always_call=True)
         for name, module in model.named_modules():
-            if name == "":
-                module.register_forward_hook(lambda *_: self._stand_in.forget_casts(), always_call=True)
             cause = _cause_of(name)
             if cause is not None:
-                module.register_forward_pre_hook(lambda *_, cause=cause: self._ledger.enter_part(cause))
-                module.register_forward_hook(lambda *_: self._ledger.leave_part(), always_call=True)
+                module.register_forward_pre_hook(lambda *_, cause=cause: self._ledger.parts.append(cause))
+                # Checkpointing stops in the middle of a part, by an exception, when it has all it needs.
+                module.register_forward_hook(lambda *_: self._leave_part(), always_call=True)
+
+    def _leave_part(self) -> None:
+        self._ledger.parts.pop()
 
 
 class _Announcer(Progress):
@@ -189,7 +188,7 @@ class _Announcer(Progress):
     def enter(self, section: Section, *, step: int | None = None, images: Sequence[int] = ()) -> None:
         super().enter(section, step=step, images=images)
         if section in _STAGES:
-            self._ledger.mark(_STAGES[section])
+            self._ledger.stage = _STAGES[section]
 
 
 def _cause_of(name: str) -> Cause | None:
