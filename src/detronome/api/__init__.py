@@ -21,11 +21,14 @@ if TYPE_CHECKING:
         shard_data,
         verify_shards,
     )
+    from detronome.api.planning import Plan, plan
     from detronome.api.runs import evaluate, evaluate_results, predict, write_report
     from detronome.api.training import Run, demo, resume, train
     from detronome.api.tuning import Tuning, tune
+    from detronome.api.watching import follow_run, run_state, serve_run
 
 __all__ = [
+    "Plan",
     "Run",
     "Tuning",
     "check_data",
@@ -36,10 +39,14 @@ __all__ = [
     "download_data",
     "evaluate",
     "evaluate_results",
+    "follow_run",
     "index_data",
     "list_caches",
+    "plan",
     "predict",
     "resume",
+    "run_state",
+    "serve_run",
     "shard_data",
     "train",
     "tune",
@@ -48,9 +55,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "planning": ("Plan", "plan"),
     "runs": ("evaluate", "evaluate_results", "predict", "write_report"),
     "training": ("Run", "demo", "resume", "train"),
     "tuning": ("Tuning", "tune"),
+    "watching": ("follow_run", "run_state", "serve_run"),
 }
 """Names by module; the others live in `data`."""
 

@@ -20,7 +20,8 @@ __all__ = ["FONT_PT", "Chart", "EndLabel", "draw_framed", "label_ends", "place",
 
 FONT_PT = 8.0
 
-_SIZES_IN = {"small": (3.5, 2.05), "large": (4.2, 2.35), "wide": (8.2, 2.75), "tall": (4.2, 3.3)}
+_SIZES_IN = {"small": (3.5, 2.05), "large": (4.2, 2.35), "tall": (4.2, 3.1)}
+"""A large chart is half a page wide, and a whole one on a phone, where its text must still be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ def draw_framed(title: str, size: str, paint: Callable[[Figure, Axes], None] | N
 
     Args:
         title: what is drawn; charts of different titles share no id.
-        size: `small`, `large` (half a page wide), `tall` or `wide` (a page wide).
+        size: `small`, `large` (half a page wide) or `tall`.
         paint: draws on styled axes.
         description: what the chart shows, for those who cannot see it.
     """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from detronome.report.formats import format_duration
 from detronome.report.frame import Chart
@@ -65,7 +66,13 @@ def _environment() -> Environment:
     )
     environment.filters["svg"] = _trusted_svg
     environment.filters["duration"] = format_duration
+    environment.filters["breakable"] = _breakable
     return environment
+
+
+def _breakable(name: str) -> Markup:
+    """Return a dotted name that may be broken after its dots and underscores, and nowhere else where that is enough."""
+    return Markup(re.sub(r"([._])(?=.)", r"\1<wbr>", str(escape(name))))
 
 
 def _trusted_svg(chart: Chart) -> Markup:

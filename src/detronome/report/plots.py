@@ -37,22 +37,25 @@ def learning_charts(records: Sequence[Record]) -> list[Chart]:
 
 
 def speed_charts(records: Sequence[Record]) -> list[Chart]:
-    """Return what a step takes by section, and images a second; without sections, the part spent waiting for data."""
+    """Return what a step takes by section, images a second, and the part of a step spent waiting for data."""
     steps = _steps(records)
-    epochs = _column(steps, "epoch")
-    speed = draw_chart("Images per second", [_noisy(steps, "images_per_s", "images/s", 2)], floor=0.0)
     stacks = _with_values(
         _sections(steps, "sections_s", "Time of a step by section"),
-        _sections(steps, "device_s", "The same on the device's clock"),
+        _sections(steps, "device_s", "Time of a step on the device's own clock"),
     )
-    if stacks:
-        return [*stacks, *_with_values(speed)]
     waits = [
         _share(wait_s, step_s)
         for wait_s, step_s in zip(_column(steps, "data_wait_s"), _column(steps, "step_s"), strict=True)
     ]
-    wait = Curve(label="wait", x=epochs, y=waits, color=1, is_noisy=True)
-    return _with_values(speed, draw_chart("Waiting for data", [wait], floor=0.0, is_share=True))
+    wait = Curve(label="wait", x=_column(steps, "epoch"), y=waits, color=1, is_noisy=True)
+    ready = [_noisy(steps, "batches_ready", "batches", 5)] if any(_column(steps, "batches_ready")) else []
+    speed = _noisy(steps, "images_per_s", "images/s", 2)
+    return _with_values(
+        *stacks,
+        draw_chart("Images per second", [speed], floor=0.0, is_large=len(stacks) == 1),
+        draw_chart("Waiting for data", [wait], floor=0.0, is_share=True),
+        draw_chart("Batches ready when asked for", ready, floor=0.0),
+    )
 
 
 def system_charts(records: Sequence[Record]) -> list[Chart]:
@@ -67,6 +70,7 @@ def system_charts(records: Sequence[Record]) -> list[Chart]:
     gib, mib, percent = 1 / 2**30, 1 / 2**20, 0.01
     peak = [value * gib for value in _column(steps, "memory_bytes")]
     busy = [curve("gpu_percent", "GPU", 2, scale=percent), curve("cpu_percent", "processors", 0, scale=percent)]
+    busy.append(curve("ram_percent", "memory", 7, scale=percent))
     disk = [curve("disk_read_bytes_s", "read", 5, scale=mib), curve("disk_write_bytes_s", "written", 6, scale=mib)]
     memory = [
         Curve(label="peak", x=epochs, y=peak, color=5),
@@ -74,10 +78,9 @@ def system_charts(records: Sequence[Record]) -> list[Chart]:
         curve("rss_bytes", "on the host", 7, scale=gib),
     ]
     return _with_values(
-        draw_chart("Busy", busy, floor=0.0, is_share=True),
+        draw_chart("In use on the machine", busy, floor=0.0, is_share=True),
         draw_chart("Processors kept busy by this run", [curve("process_cpus", "processors", 0)], floor=0.0),
         draw_chart("Memory of the run, GiB", memory, floor=0.0),
-        draw_chart("Memory of the machine in use", [curve("ram_percent", "", 7, scale=percent)], floor=0.0, is_share=True),
         draw_chart("Disk, MiB/s", disk, floor=0.0),
         draw_chart("GPU power, W", [curve("gpu_power_w", "W", 4)], floor=0.0),
         draw_chart("GPU temperature, °C", [curve("gpu_temperature_c", "°C", 1)]),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from detronome.report.formats import clean_text, format_fixed
 from detronome.report.frame import Chart, EndLabel, draw_framed, label_ends, place, short
-from detronome.report.svg import FALLBACK_COLORS, GRID, TEXT, series_color
+from detronome.report.svg import FALLBACK_COLORS, TEXT, series_color
 
 __all__ = ["RecallCurve", "draw_recall"]
 
@@ -47,7 +47,7 @@ def draw_recall(title: str, curves: Sequence[RecallCurve], overall: RecallCurve 
     def paint(figure: Figure, axes: Axes) -> None:
         labels = []
         for curve in behind:
-            axes.plot(*_points(curve), color=GRID, linewidth=0.7)
+            axes.plot(*_points(curve), color=TEXT, alpha=0.3, linewidth=0.6)
         for color, curve in enumerate(named):
             labels.append(_draw(axes, curve, color, 1.1))
         if overall is not None:

@@ -18,6 +18,7 @@ __all__ = [
     "AreaCounts",
     "ClassCount",
     "ClassCurve",
+    "Confused",
     "DataFile",
     "EvaluationFile",
     "Histogram",
@@ -66,6 +67,8 @@ class PlanFile(msgspec.Struct, frozen=True, kw_only=True):
     step_s: float | None = None
     epoch_s: float | None = None
     total_s: float | None = None
+    budget_bytes: float | None = None
+    """What the run may take of the device's memory."""
 
 
 class ProvingNumber(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +116,8 @@ class WorstImage(msgspec.Struct, frozen=True, kw_only=True):
 
     image_id: int | str
     file: str = ""
-    picture: str = ""
+    picture: str | None = None
+    """Its file: in the run folder, or in `pictures` there."""
     f1: float | None = None
     missed: int = 0
     background: int = 0
@@ -122,17 +126,28 @@ class WorstImage(msgspec.Struct, frozen=True, kw_only=True):
     duplicate: int = 0
 
 
+class Confused(msgspec.Struct, frozen=True, kw_only=True):
+    """How often objects of one class were taken for another."""
+
+    truth: str
+    predicted: str
+    count: int
+
+
 class EvaluationFile(msgspec.Struct, frozen=True, kw_only=True):
     """`evaluation.json`: where the best checkpoint is right and wrong."""
 
     classes: Sequence[str]
-    confusion: Sequence[Sequence[int]] = ()
-    """Rows are the truth, columns the prediction, `[C+1, C+1]`: the last row is "no object", the last column "missed"."""
+    confusion: Sequence[Sequence[int]] | None = None
+    """Rows are the truth, columns the prediction, `[C+1, C+1]`: the last row is "no object", the last column "missed".
+    None where there are too many classes."""
+    top_confusions: Sequence[Confused] = ()
+    """Most frequent first."""
     curves: Sequence[ClassCurve] = ()
     overall: ClassCurve | None = None
     errors: Mapping[str, int] = {}
     worst_images: Sequence[WorstImage] = ()
-    split: str = ""
+    split: str | None = None
     step: int | None = None
     iou_threshold: float | None = None
     score_threshold: float | None = None

@@ -76,6 +76,12 @@ class RunFolder:
         return {name: float(s) for name, s in seconds.items() if isinstance(s, (int, float))}
 
     @property
+    def goodput(self) -> float | None:
+        """Part of the wall time spent on steps that count, 0-1, as the run said at its end."""
+        value = (self.end or {}).get("goodput")
+        return float(value) if self.seconds and isinstance(value, (int, float)) else None
+
+    @property
     def num_resumes(self) -> int:
         return sum(record["kind"] == "start" and record.get("step", 0) > 0 for record in self.records)
 

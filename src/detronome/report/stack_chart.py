@@ -50,13 +50,13 @@ def draw_stack(
     x, layers = _averaged(x[keep], layers)
     shown = _ordered(layers, looks)
     if not len(x) or not shown:
-        return draw_framed(title, "wide", None, "nothing recorded yet")
+        return draw_framed(title, "large", None, "nothing recorded yet")
 
     def paint(figure: Figure, axes: Axes) -> None:
         _paint(figure, axes, x, shown, unit)
 
     means = ", ".join(f"{look.name} {format_significant(float(y.mean()))} {unit}" for look, y in shown)
-    return draw_framed(title, "wide", paint, f"over the epochs, on average {means}")
+    return draw_framed(title, "large", paint, f"over the epochs, on average {means}")
 
 
 def _paint(
@@ -71,7 +71,7 @@ def _paint(
         axes.fill_between(
             x, below, below + y, facecolor=series_color(look.color), alpha=_OPACITY[look.fill], linewidth=0.0
         )
-        text = f"{short(look.name, 24)} {format_significant(float(y.mean()))}"
+        text = f"{short(look.name, 22)} {format_significant(float(y.mean()))}"
         labels.append(EndLabel(y=float(below[-1] + y[-1] / 2), text=text, color=look.color))
         below = below + y
     axes.set_xlim(float(x[0]), float(x[-1]))

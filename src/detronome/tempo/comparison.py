@@ -7,7 +7,6 @@ compared; blocks of steps in turn can: each pair of blocks gives one ratio, and 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,9 +19,11 @@ __all__ = ["Comparison", "Outcome", "Speedup", "Trial", "compare", "speedup_of"]
 
 _LOOKS = (5, 9, 15)
 """Pairs after which the interval is looked at: looking after every one would sooner or later find what is not there."""
+_WORTH_MORE = {5: 1.0, 9: 1.03, 15: math.inf}
+"""By pairs: a median of so many times the gain asked for is worth measuring on."""
 _LOST_AFTER = ((1, 0.5), (3, 0.85))
 """(pairs, ratio): when so many were all below it, the candidate is clearly slower."""
-_DRAWS = 1000
+_TAIL = 0.025
 _MIN_STEPS = 3
 
 
@@ -56,7 +57,7 @@ class Speedup:
     """Median over the pairs of blocks."""
     low: float
     high: float
-    """95 % interval, by bootstrap of the median."""
+    """95 % interval of the median, by bootstrap."""
     num_pairs: int
 
 
@@ -68,7 +69,7 @@ class Outcome(StrEnum):
     NO_GAIN = "no gain"
     """The interval lies below it."""
     NOT_PROVEN = "not proven"
-    """It lies across it after the last pair."""
+    """It lies across it, and measuring on would take more time than a small gain is worth."""
     OUT_OF_TIME = "out of time"
 
 
@@ -127,15 +128,19 @@ def compare(
 
 
 def speedup_of(ratios: Sequence[float]) -> Speedup:
-    """Return the median of some ratios with its interval. The same ratios give the same interval."""
-    draw = random.Random(0)
-    medians = sorted(median(draw.choices(ratios, k=len(ratios))) for _ in range(_DRAWS))
-    return Speedup(
-        ratio=median(ratios),
-        low=medians[round(0.025 * (_DRAWS - 1))],
-        high=medians[round(0.975 * (_DRAWS - 1))],
-        num_pairs=len(ratios),
-    )
+    """Return the median of some ratios with its interval."""
+    ordered, n = sorted(ratios), len(ratios)
+    lowest = next(i for i in range(n) if _at_most(i, n) >= _TAIL)
+    return Speedup(ratio=median(ordered), low=ordered[lowest], high=ordered[n - 1 - lowest], num_pairs=n)
+
+
+def _at_most(i: int, n: int) -> float:
+    """Return how probable it is that the median of n values drawn with replacement from n is at most the one at i.
+
+    This is the bootstrap's distribution, of which random draws would be an estimate.
+    """
+    part = (i + 1) / n
+    return sum(math.comb(n, k) * part**k * (1 - part) ** (n - k) for k in range((n + 1) // 2, n + 1))
 
 
 def _judge(ratios: Sequence[float], min_gain: float) -> Outcome | None:
@@ -149,7 +154,7 @@ def _judge(ratios: Sequence[float], min_gain: float) -> Outcome | None:
         return Outcome.FASTER
     if speedup.high < min_gain:
         return Outcome.NO_GAIN
-    return Outcome.NOT_PROVEN if len(ratios) == _LOOKS[-1] else None
+    return Outcome.NOT_PROVEN if speedup.ratio < _WORTH_MORE[len(ratios)] * min_gain else None
 
 
 def _block(trial: Trial, count: int, *, warmup: int) -> StepRates:

@@ -8,6 +8,7 @@ count as the host's too.
 from __future__ import annotations
 
 import bisect
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 
@@ -26,6 +27,7 @@ from detronome.tempo.measure import TrialRun
 __all__ = ["KernelTime", "kernel_time"]
 
 _SECTION = "section: "
+_LOG_LEVEL = "KINETO_LOG_LEVEL"
 _LEAST_S = 20e-6
 """About what torch takes to launch an operation and record it: a shorter one is mostly overhead."""
 
@@ -55,7 +57,7 @@ def kernel_time(trial: TrialRun, num_steps: int, *, trace: Path | None = None) -
     is_cuda = trial.resolved.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
     trial.device_alone(0, warmup=1)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")  # of what this build of torch cannot profile
         with profile(activities=activities, acc_events=True) as profiler, _marked(trial):
             trial.device_alone(num_steps, warmup=0)
@@ -104,6 +106,20 @@ def _on_cpu(events: list[Any], num_steps: int) -> KernelTime:
 
 def _longest(op_s: Mapping[str, float]) -> dict[str, float]:
     return dict(sorted(op_s.items(), key=lambda item: -item[1]))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the profiler's library from writing to stderr that it has begun and ended."""
+    before = os.environ.get(_LOG_LEVEL)
+    os.environ[_LOG_LEVEL] = "6"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_LOG_LEVEL]
+        else:
+            os.environ[_LOG_LEVEL] = before
 
 
 @contextmanager

@@ -10,13 +10,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
 
-from detronome.config.schema import RunConfig
+from detronome.config.schema import DetrConfig, RunConfig
 from detronome.data.build import build_quarantine
 from detronome.data.prefetch import DeviceStream
 from detronome.data.split import DataSplit
@@ -66,6 +67,9 @@ class TrialRun:
     def __init__(
         self, config: RunConfig, train: DataSplit, *, world: World = ALONE, categories: Categories | None = None
     ) -> None:
+        # Weights do not change the pace: nothing is downloaded.
+        if isinstance(config.model, DetrConfig):
+            config = replace(config, model=replace(config.model, backbone_weights="none"))
         self.resolved: Resolved = resolve(config, train, world)
         self.world = world
         self._split = train

@@ -42,7 +42,7 @@ def worst_of(run: RunFolder, limit: int) -> list[ShownPicture]:
         return []
     shown = []
     for one in run.details.worst_images:
-        path = _inside(run.path, one.picture)
+        path = _inside(run.path, one.picture or "") or _inside(run.path / "pictures", one.picture or "")
         if path is None:
             continue
         name = one.file or f"image {one.image_id}"

@@ -21,7 +21,6 @@ from detronome.report.plots import compare_charts
 from detronome.report.run_folder import RunFolder, differing_settings, metric
 from detronome.report.stacked_bar import Part, parts_of
 from detronome.report.wall_time import SECTION_LOOKS
-from detronome.runtime.progress import goodput
 
 __all__ = ["Comparison", "ComparedBar", "ResultRow", "SettingRow", "compare_runs"]
 
@@ -118,7 +117,7 @@ def _results(runs: Sequence[RunFolder]) -> list[ResultRow]:
         _ranked("images/s", speeds, [format_significant(speed) for speed in speeds]),
         ResultRow(name="data wait", values=[percent(run.data_wait_share) for run in runs]),
         ResultRow(name="peak memory", values=[format_bytes(run.peak_memory_bytes) for run in runs]),
-        ResultRow(name="goodput", values=[percent(goodput(run.seconds)) if run.seconds else "-" for run in runs]),
+        ResultRow(name="goodput", values=[percent(run.goodput) for run in runs]),
         ResultRow(name="parameters", values=[format_count(run.start.get("num_parameters")) for run in runs]),
         ResultRow(name="skipped steps", values=[str(run.num_skipped) for run in runs]),
     ]

@@ -69,7 +69,7 @@ def memory_of(run: RunFolder) -> MemoryView | None:
         return None
     measured = run.peak_memory_bytes
     peaks = [plan.training.peak_bytes, plan.evaluation.peak_bytes if plan.evaluation else 0.0, float(measured or 0)]
-    limit = plan.device.memory_bytes
+    limit = plan.budget_bytes or plan.device.memory_bytes
     is_drawn = limit is not None and 0 < limit <= _WORTH_DRAWING * max(peaks)
     scale = max([*peaks, limit if is_drawn and limit else 0.0, 1.0]) * 1.02
     bars = [_bar("planned, training", plan.training, scale)]
@@ -121,10 +121,10 @@ def _bar(name: str, peak: MemoryPeak, scale: float) -> MemoryBar:
 
 
 def _limit(plan: PlanFile) -> str:
-    if plan.device.memory_bytes is None:
-        return clean_text(plan.device.name)
-    size = format_bytes(plan.device.memory_bytes)
-    return f"{clean_text(plan.device.name)}: {size}" if plan.device.name else f"limit {size}"
+    device, memory, budget = clean_text(plan.device.name), plan.device.memory_bytes, plan.budget_bytes
+    sizes = [f"{format_bytes(budget)} may be used" if budget else "", f"of {format_bytes(memory)}" if memory else ""]
+    size = " ".join(filter(None, sizes)) if budget else format_bytes(memory) if memory else ""
+    return ": ".join(filter(None, (device, size)))
 
 
 def _summary(planned: float, measured: int | None) -> str:

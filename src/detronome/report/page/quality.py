@@ -10,7 +10,7 @@ from typing import Any
 from detronome.report.formats import clean_text, format_count, format_fixed
 from detronome.report.frame import Chart
 from detronome.report.recall_chart import RecallCurve, draw_recall
-from detronome.report.run_files import ClassCurve, EvaluationFile
+from detronome.report.run_files import ClassCurve, Confused, EvaluationFile
 from detronome.report.run_folder import RunFolder
 from detronome.report.stacked_bar import Look, Part, parts_of
 
@@ -161,7 +161,7 @@ def _matrix(details: EvaluationFile) -> list[ConfusionRow]:
     names = [*map(clean_text, details.classes), "no object"]
     columns = _columns(details)
     rows = []
-    for i, (name, counts) in enumerate(zip(names, details.confusion, strict=False)):
+    for i, (name, counts) in enumerate(zip(names, details.confusion or [], strict=False)):
         total = sum(max(count, 0) for count in counts)
         cells = [
             Cell(
@@ -178,30 +178,35 @@ def _matrix(details: EvaluationFile) -> list[ConfusionRow]:
 
 def _pairs(details: EvaluationFile) -> list[ConfusedPair]:
     """Return the most frequent mistakes between two classes, most frequent first."""
-    names = list(map(clean_text, details.classes))
-    counted = []
-    for i, counts in enumerate(details.confusion[: len(names)]):
-        total = sum(max(count, 0) for count in counts)
-        counted += [(count, i, j, count / total) for j, count in enumerate(counts[:-1]) if i != j and count > 0]
-    counted.sort(key=lambda one: (-one[0], one[1], one[2]))
-    most = counted[0][0] if counted else 1
+    num_objects = {curve.name: curve.num_objects or 0 for curve in details.curves}
+    confused = sorted(details.top_confusions or _off_diagonal(details), key=lambda one: -one.count)[:_MAX_PAIRS]
     return [
         ConfusedPair(
-            truth=names[i],
-            predicted=names[j],
-            count=f"{count:,}",
-            share=f"{100 * share:.1f}%",
-            bar_percent=100 * count / most,
+            truth=clean_text(one.truth),
+            predicted=clean_text(one.predicted),
+            count=f"{one.count:,}",
+            share=f"{100 * one.count / num_objects[one.truth]:.1f}%" if num_objects.get(one.truth) else "",
+            bar_percent=100 * one.count / confused[0].count,
         )
-        for count, i, j, share in counted[:_MAX_PAIRS]
+        for one in confused
+        if one.count > 0
+    ]
+
+
+def _off_diagonal(details: EvaluationFile) -> list[Confused]:
+    names = details.classes
+    return [
+        Confused(truth=names[i], predicted=names[j], count=count)
+        for i, counts in enumerate((details.confusion or [])[: len(names)])
+        for j, count in enumerate(counts[:-1])
+        if i != j
     ]
 
 
 def _measured_at(details: EvaluationFile) -> str:
     facts = [
-        f"{details.num_images:,} images of {clean_text(details.split)}"
-        if details.num_images and details.split
-        else clean_text(details.split),
+        f"{details.num_images:,} images" if details.num_images else "",
+        f"split {clean_text(details.split)}" if details.split else "",
         f"step {details.step:,}" if details.step is not None else "",
         f"IoU {details.iou_threshold:g}" if details.iou_threshold is not None else "",
         f"scores from {details.score_threshold:.2g}" if details.score_threshold is not None else "",

@@ -10,7 +10,6 @@ from detronome.report.formats import format_significant
 from detronome.report.page.words import percent
 from detronome.report.run_files import ProposedChange, ProvingNumber, VerdictFile
 from detronome.report.run_folder import RunFolder, metric
-from detronome.runtime.progress import goodput
 
 __all__ = ["METRICS", "Tile", "VerdictView", "tiles_of", "verdict_of"]
 
@@ -75,11 +74,12 @@ def verdict_of(verdict: VerdictFile | None) -> VerdictView | None:
 def tiles_of(run: RunFolder) -> list[Tile]:
     """Return the key numbers of a run, those it does not know left out."""
     best, start = run.best, run.start
-    tiles = [Tile(name=name.replace("_", " "), value=format_fixed(metric(best, name))) for name in METRICS if best]
-    if best:
-        tiles.append(
-            Tile(name="best step", value=f"{best['step']:,}", note=f"epoch {format_significant(best.get('epoch'))}")
-        )
+    at = f"step {best['step']:,}, epoch {format_significant(best.get('epoch'))}" if best else ""
+    tiles = [
+        Tile(name=name.replace("_", " "), value=format_fixed(metric(best, name)), note=at if name == "AP" else "")
+        for name in METRICS
+        if best
+    ]
     wall_s = (run.end or {}).get("wall_s")
     last_step = max((record["step"] for record in run.records), default=0)
     total_steps = start.get("total_steps")
@@ -106,8 +106,7 @@ def tiles_of(run: RunFolder) -> list[Tile]:
         Tile(name="batch", value=format_count(start.get("global_batch_size")), note="images a step"),
         Tile(name="skipped steps", value=f"{run.num_skipped:,}"),
     ]
-    if run.seconds:
-        tiles.append(Tile(name="goodput", value=percent(goodput(run.seconds)), note="of the wall time"))
+    tiles.append(Tile(name="goodput", value=percent(run.goodput), note="of the wall time"))
     if run.num_resumes:
         tiles.append(Tile(name="resumed", value=f"{run.num_resumes}×"))
     return [tile for tile in tiles if tile.value != "-" or tile.name in METRICS]

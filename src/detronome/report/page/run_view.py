@@ -19,7 +19,6 @@ from detronome.report.plots import learning_charts, speed_charts, system_charts
 from detronome.report.run_folder import RunFolder, metric
 from detronome.report.stacked_bar import Part
 from detronome.report.wall_time import time_parts
-from detronome.runtime.progress import goodput
 
 __all__ = ["RunView", "view_run"]
 
@@ -108,7 +107,7 @@ def view_run(run: RunFolder, *, max_pictures: int) -> RunView:
         system=system_charts(run.records),
         time_parts=time_parts(run.seconds),
         wall_time=format_duration(sum(run.seconds.values())),
-        goodput=percent(goodput(run.seconds)),
+        goodput=percent(run.goodput),
         memory=memory_of(run),
         events=events_of(happened),
         quality=quality_of(run),

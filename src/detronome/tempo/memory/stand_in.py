@@ -36,7 +36,7 @@ _FACTORIES = {
     torch.tensor,
     torch.zeros,
 }
-_GET_DEVICE = torch.Tensor.device.__get__  # type: ignore[attr-defined]
+_GET_DEVICE = torch.Tensor.device.__get__
 
 # What autocast does, by device: torch's documentation, "Autocast Op Reference".
 _LOW_PRECISION = {

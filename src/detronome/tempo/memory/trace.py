@@ -207,5 +207,5 @@ def _of_model(model: nn.Module) -> list[Tensor]:
 
 def _tensors(record: object) -> list[Tensor]:
     """Return the tensors that an object keeps in its attributes."""
-    values = [value for value in vars(record).values()]
+    values = list(vars(record).values())
     return [t for value in values for t in (value if isinstance(value, list) else [value]) if isinstance(t, Tensor)]
