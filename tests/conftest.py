@@ -11,7 +11,8 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Must run before the first import of these packages: it rewrites them to check their shape annotations.
-install_import_hook(["detronome.ops", "detronome.losses", "detronome.models"], "beartype.beartype")
+if os.environ.get("DETRONOME_SHAPE_CHECKS") != "off":  # a test of torch.compile starts such a process
+    install_import_hook(["detronome.ops", "detronome.losses", "detronome.models"], "beartype.beartype")
 
 # Shared machines stall for longer than any sensible deadline.
 settings.register_profile("detronome", deadline=None, derandomize="CI" in os.environ)

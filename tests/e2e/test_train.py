@@ -96,7 +96,8 @@ def whole_run(
 def test_a_run_folder_is_complete(whole_run: tuple[Path, dict[int, Path]], blocks: Path) -> None:
     folder, _ = whole_run
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.toml", "log.jsonl", "checkpoints", "pictures", "report.html"}
+    written = {"config.toml", "log.jsonl", "data.json", "evaluation.json", "verdict.json", "report.html"}
+    assert names == {*written, "checkpoints", "pictures"}
     config = tomllib.loads((folder / "config.toml").read_text())
     assert config["train"]["epochs"] == EPOCHS and config["data"]["root"] == str(blocks)
     assert "auto" not in (folder / "config.toml").read_text()

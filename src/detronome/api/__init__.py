@@ -22,14 +22,18 @@ if TYPE_CHECKING:
         verify_shards,
     )
     from detronome.api.planning import Plan, plan
+    from detronome.api.profiling import Profile, profile
     from detronome.api.runs import evaluate, evaluate_results, predict, write_report
+    from detronome.api.searching import Search, search
     from detronome.api.training import Run, demo, resume, train
     from detronome.api.tuning import Tuning, tune
     from detronome.api.watching import follow_run, run_state, serve_run
 
 __all__ = [
     "Plan",
+    "Profile",
     "Run",
+    "Search",
     "Tuning",
     "check_data",
     "clear_caches",
@@ -44,8 +48,10 @@ __all__ = [
     "list_caches",
     "plan",
     "predict",
+    "profile",
     "resume",
     "run_state",
+    "search",
     "serve_run",
     "shard_data",
     "train",
@@ -56,7 +62,9 @@ __all__ = [
 
 _HOMES = {
     "planning": ("Plan", "plan"),
+    "profiling": ("Profile", "profile"),
     "runs": ("evaluate", "evaluate_results", "predict", "write_report"),
+    "searching": ("Search", "search"),
     "training": ("Run", "demo", "resume", "train"),
     "tuning": ("Tuning", "tune"),
     "watching": ("follow_run", "run_state", "serve_run"),

@@ -194,13 +194,11 @@ class RunPlanner:
         """Return the micro-batch size and the reason for it, or None where nothing has to be planned."""
         if not self._has_to_plan(config, device):
             return None
-        assert config.train.precision != "auto"
-        target = local_device("cpu" if device.type == "cpu" else "local")
-        planner = _Planner(config, self._train, self._val, device=target, world_size=self._world_size)
-        fitted = planner.fit(precisions=[config.train.precision], checkpointings=[config.train.checkpoint_activations])
-        self.made = planner.plan(
-            fitted, eval_batch_size=None if config.eval.batch_size == "auto" else config.eval.batch_size
-        )
+        try:
+            self.made = self._plan(config, device)
+        except Exception as error:  # a run that could go on without a plan is not stopped by the lack of one
+            share = math.ceil(config.batch.global_batch_size / self._world_size)
+            return share, f"all of it, since no plan could be made: {str(error).partition(chr(10))[0]}"
         return self.made.choice.cut.micro_batch_size, self._training_reason(self.made)
 
     def evaluation(self, config: RunConfig, device: torch.device) -> tuple[int, str] | None:
@@ -209,6 +207,17 @@ class RunPlanner:
             return None
         needs = self.made.evaluation.peak_bytes / _GIB
         return self.made.eval_batch_size, f"planned to take {needs:.1f} of {self.made.budget_bytes / _GIB:.1f} GiB"
+
+    def _plan(self, config: RunConfig, device: torch.device) -> Plan:
+        assert config.train.precision != "auto"
+        target = local_device("cpu" if device.type == "cpu" else "local")
+        planner = _Planner(config, self._train, self._val, device=target, world_size=self._world_size)
+        fitted = planner.fit(precisions=[config.train.precision], checkpointings=[config.train.checkpoint_activations])
+        return planner.plan(
+            fitted,
+            eval_batch_size=None if config.eval.batch_size == "auto" else config.eval.batch_size,
+            workers=config.data.workers,
+        )
 
     def _has_to_plan(self, config: RunConfig, device: torch.device) -> bool:
         if len(self._train.index) == 0 or device.type not in ("cuda", "cpu"):

@@ -27,6 +27,7 @@ from detronome.engine.resume import judge
 from detronome.errors import ConfigError, DetronomeError, TrainingError
 from detronome.runtime.files import write_atomic
 from detronome.runtime.processors import usable_cpus
+from detronome.runtime.signals import StopRequest, exit_code
 from detronome.tempo.search import Evaluation, FinishedTrial, SearchResult, Study, TrialEnd, TrialInfo
 from detronome.tempo.search_space import parse_space
 from detronome.tempo.settings_file import differing_settings, settings_toml
@@ -38,6 +39,7 @@ Pruner = Literal["median", "halving", "none"]
 _COMPARED = 5
 """The best trials that the page shows beside each other."""
 _POLL_S = 1.0
+_ENDED = ("done", "pruned", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +175,10 @@ def _study(asked: _Asked, config: RunConfig) -> Study:
 
 def _what_matters(config: RunConfig) -> dict[str, Any]:
     """Return the settings on which a trial's AP depends."""
-    flat = {
-        f"{s}.{n}": v for s, values in to_dict(config).items() if isinstance(values, dict) for n, v in values.items()
-    }
+    flat: dict[str, Any] = {}
+    for section, values in to_dict(config).items():
+        if isinstance(values, dict):
+            flat |= {f"{section}.{name}": value for name, value in values.items()}
     return {key: v for key, v in flat.items() if key != "train.device" and judge(key, config, config)[0] != "free"}
 
 
@@ -204,7 +207,7 @@ def _trainer(
         )
         return TrialEnd(
             value=run.metrics.get(metric, math.nan),
-            is_interrupted=run.reason == "interrupted",
+            interrupted_by=run.signal if run.reason == "interrupted" else "",
             was_finished=run.was_finished,
         )
 
@@ -214,36 +217,40 @@ def _trainer(
 def _work_together(asked: _Asked, study: Study, jobs: int, on_end: Callable[[FinishedTrial], None]) -> SearchResult:
     """Let several processes work on the study, and wait for them."""
     context = multiprocessing.get_context("spawn")
-    workers: list[BaseProcess] = [
-        context.Process(target=_work, args=(asked, job, jobs), name=f"search-{job}") for job in range(jobs)
-    ]
-    told = {trial.number for trial in study.result().trials if trial.state != "running"}
-    is_interrupted = False
-    for worker in workers:
-        worker.start()
-    while any(worker.is_alive() for worker in workers):
+    workers = [context.Process(target=_work, args=(asked, job, jobs), name=f"search-{job}") for job in range(jobs)]
+    told = {trial.number for trial in study.result().trials if trial.state in _ENDED}
+    with StopRequest() as stop:
+        for worker in workers:
+            worker.start()
         try:
-            for worker in workers:
-                worker.join(_POLL_S / jobs)
-            for trial in study.result().trials:
-                if trial.state != "running" and trial.number not in told:
-                    told.add(trial.number)
-                    on_end(trial)
-        except KeyboardInterrupt:
-            is_interrupted = True
-            for worker in workers:  # they save; a terminal has told them already, which counts as the same request
-                with suppress(ProcessLookupError):
-                    if worker.pid is not None and worker.is_alive():
-                        os.kill(worker.pid, signal.SIGINT)
-    codes = [worker.exitcode for worker in workers]
-    result = study.result(is_interrupted=is_interrupted)
-    if not is_interrupted and any(codes) and result.best is None:
+            is_passed_on = False
+            while any(worker.is_alive() for worker in workers):
+                for worker in workers:
+                    worker.join(_POLL_S / jobs)
+                if stop.is_set and not is_passed_on:
+                    is_passed_on = True
+                    _pass_on(stop.signal, workers)
+                for trial in study.result().trials:
+                    if trial.state in _ENDED and trial.number not in told:
+                        told.add(trial.number)
+                        on_end(trial)
+        except BaseException:
+            _pass_on("SIGTERM", workers)
+            raise
+    result = study.result(interrupted_by=stop.signal)
+    if not stop.is_set and any(worker.exitcode for worker in workers) and result.best is None:
         raise TrainingError(
-            "the processes of the search have failed",
-            where=str(asked.folder),
-            fix="see above, or try with one: --jobs 1",
+            "the processes of the search have failed", where=str(asked.folder), fix="see above, or use one: --jobs 1"
         )
     return result
+
+
+def _pass_on(name: str, workers: Sequence[BaseProcess]) -> None:
+    """Tell the processes to save and end; a terminal may have told them already, which counts as the same request."""
+    for worker in workers:
+        with suppress(ProcessLookupError):
+            if worker.pid is not None and worker.is_alive():
+                os.kill(worker.pid, signal.Signals[name])
 
 
 def _work(asked: _Asked, job: int, jobs: int) -> None:
@@ -257,9 +264,9 @@ def _work(asked: _Asked, job: int, jobs: int) -> None:
     except DetronomeError as error:
         raise SystemExit(f"search process {job}: {error}") from None
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    if result.is_interrupted:
-        raise SystemExit(130)
+        raise SystemExit(exit_code("SIGINT")) from None
+    if result.interrupted_by:
+        raise SystemExit(exit_code(result.interrupted_by))
 
 
 def _write_best(asked: _Asked, config: RunConfig, result: SearchResult) -> Path | None:
@@ -269,7 +276,7 @@ def _write_best(asked: _Asked, config: RunConfig, result: SearchResult) -> Path 
     base, _ = asked_config(asked.data, model=asked.model)
     settings = differing_settings(apply_overrides(config, best.settings), base)
     num_done = sum(trial.state in ("done", "pruned") for trial in result.trials)
-    reasons = {name: ["searched" if name in best.settings else "as given"] for name in {**settings, **best.settings}}
+    reasons = {name: ["searched"] for name in best.settings}
     header = [
         f"detronome search: the best of {num_done} trials, {config.train.metric} {best.value:.4f} "
         f"on {config.data.val_split!r} ({best.folder.name})",

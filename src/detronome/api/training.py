@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ import torch
 from detronome.api.arguments import one_of
 from detronome.api.asked import asked_config, data_root, open_splits
 from detronome.api.folders import holds_run, new_run_dir, numbered, writing
+from detronome.api.planning import RunPlanner
+from detronome.api.profiling import write_verdict
 from detronome.api.run_details import write_label_counts, write_run_details
 from detronome.api.runs import write_report
 from detronome.config.convert import apply_overrides, from_dict, read_toml, to_dict, to_toml
@@ -223,12 +226,15 @@ def _joined() -> Iterator[World]:
 
 def _begin(config: RunConfig, out: str | Path | None, start_from: Model | None, world: World) -> _Start:
     """Decide everything about a new run, and write it down."""
-    train_split, _ = open_splits(config)
+    train_split, val_split = open_splits(config)
     if start_from is not None:
         _check_classes(start_from, train_split)
-    resolved = resolve(config, train_split, world)
+    planner = RunPlanner(train_split, val_split, world_size=world.size)
+    resolved = resolve(config, train_split, world, planner=planner)
     run_dir = new_run_dir(out, resolved.config.preset)
     with writing(run_dir):
+        if planner.made is not None:
+            write_atomic(run_dir / "plan.json", json.dumps(planner.made.to_record(), indent=1))
         write_atomic(run_dir / "config.toml", to_toml(resolved.config))
     return _Start(run_dir=run_dir, config=resolved.config, reasons=resolved.reasons)
 
@@ -336,13 +342,14 @@ def _fit(
 
 
 def _write_results(run_dir: Path, trainer: Trainer, train_split: DataSplit, val_split: DataSplit | None) -> Path:
-    """Write the pictures, the details of the best evaluation, and the page."""
+    """Write the pictures, the details of the best evaluation, what held the run back, and the page."""
     model = load(run_dir, device=str(trainer.training_step.device))
     with writing(run_dir / "pictures"):
         write_gallery(run_dir / "pictures", model._predictor, val_split or train_split, model.categories)
     if val_split is not None:
         evaluator = trainer.evaluator_of(model.checkpoint.state.step)
         write_run_details(run_dir, model, val_split, split_name=model.config.data.val_split, evaluator=evaluator)
+    write_verdict(run_dir, model.config)
     return write_report([run_dir])
 
 

@@ -1,4 +1,4 @@
-"""Making a run faster (`tune`) and better (`search`): both measure, and write settings that can be read."""
+"""Making a run faster: `tune` measures, and writes settings that can be read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from detronome.api.asked import asked_config, open_splits
 from detronome.api.folders import writing
-from detronome.config.convert import apply_overrides, to_dict
+from detronome.config.convert import apply_overrides
 from detronome.config.schema import RunConfig
 from detronome.data.build import cached_bytes, resolve_workers
 from detronome.data.sampler import steps_per_epoch
@@ -31,7 +31,7 @@ from detronome.tempo.evaluation_trial import EvaluationTrial
 from detronome.tempo.measure import TrialRun
 from detronome.tempo.proposals import Part, Proposal, TuningFacts, propose
 from detronome.tempo.rates import StepRates
-from detronome.tempo.settings_file import settings_toml
+from detronome.tempo.settings_file import differing_settings, settings_toml
 
 __all__ = ["Tuning", "tune"]
 
@@ -171,12 +171,7 @@ def _tuned_toml(asked: RunConfig, preset_alone: RunConfig, result: TuningResult,
                 f"was {tried.before}: x {gain.ratio:.2f} ({gain.low:.2f}-{gain.high:.2f}, {gain.num_pairs} pairs)",
                 f"changes in the numbers: {tried.proposal.changes}",
             ]
-    settings: dict[str, Any] = {}
-    base = to_dict(preset_alone)
-    for section, values in to_dict(apply_overrides(asked, result.settings)).items():
-        for name, value in values.items() if isinstance(values, dict) else ():
-            key = f"{section}.{name}"
-            if key != "data.root" and base.get(section, {}).get(name) != value:
-                settings[key] = value
-                reasons.setdefault(key, ["as given"])
+    settings = differing_settings(apply_overrides(asked, result.settings), preset_alone)
+    if len(settings) > len(reasons):
+        header.append("settings without a note are as they were given")
     return settings_toml(settings, header=header, reasons=reasons)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from detronome.errors import ConfigError, DataError
+import msgspec
+
+from detronome.config.convert import from_dict, read_toml
+from detronome.errors import ConfigError, DataError, DetronomeError
+from detronome.report.run_files import VerdictFile
 from detronome.report.watch.state import RunState, Watcher, newest_run
+from detronome.tempo.bottleneck import verdict_of_log
 
 __all__ = ["follow_run", "run_state", "serve_run"]
 
@@ -69,4 +75,13 @@ def serve_run(
 def _watcher(path: Path) -> Watcher:
     if path.is_file():
         raise ConfigError("a run is a folder, and this is a file", where=str(path), fix="give the folder of the run")
-    return Watcher(path)
+    return Watcher(path, verdict_of=_verdict)
+
+
+def _verdict(run_dir: Path, records: Sequence[Mapping[str, Any]]) -> VerdictFile | None:
+    try:
+        config = from_dict(read_toml(run_dir / "config.toml"), where=str(run_dir))
+        verdict = verdict_of_log(records, config)
+    except (DetronomeError, KeyError, TypeError, ValueError):
+        return None  # configuration or log are of another version: the run can be watched all the same
+    return None if verdict is None else msgspec.convert(verdict.to_record(), VerdictFile)

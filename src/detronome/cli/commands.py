@@ -36,6 +36,10 @@ app.command(
 app.command("detronome.cli.plan:plan", help="Predict memory, time and price of a run; no GPU needed.")
 app.command("detronome.cli.evaluate:evaluate", name="eval", help="Measure a checkpoint, or a results file of any tool.")
 app.command("detronome.cli.predict:predict", help="Find objects in images: pictures and COCO results.")
+app.command("detronome.cli.search:search", help="Find settings that give a higher AP, trial after trial.")
+app.command(
+    "detronome.cli.profile:profile", help="Say what a step waits for, with proof, and what to change."
+)
 app.command("detronome.cli.tune:tune", help="Find settings that make a run faster, each proven by measurement.")
 app.command("detronome.cli.report:report", help="Write the HTML page of a run, or compare several.")
 app.command(

@@ -154,7 +154,6 @@ def _causes(accounts: Sequence[MemoryAccount], most: int) -> tuple[list[tuple[st
 
 
 def _time(plan: Plan, time: RunTime) -> Table:
-    from detronome.report.formats import format_duration
 
     factor = time.within_factor
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -170,13 +169,13 @@ def _time(plan: Plan, time: RunTime) -> Table:
         table.add_row(
             "step, data", _seconds(time.data_s), Text(keeps, style="yellow" if time.waits_for == "data" else "dim")
         )
-    table.add_row("epoch", format_duration(time.epoch_s))
+    table.add_row("epoch", _duration(time.epoch_s))
     if time.evaluation_s:
-        table.add_row("evaluation", format_duration(time.evaluation_s))
-    low, high = (format_duration(time.total_s * f) for f in (1 / factor, factor))
+        table.add_row("evaluation", _duration(time.evaluation_s))
+    low, high = (_duration(time.total_s * f) for f in (1 / factor, factor))
     table.add_row(
         Text(f"{plan.epochs} epochs", style="bold"),
-        Text(format_duration(time.total_s), style="bold"),
+        Text(_duration(time.total_s), style="bold"),
         Text(f"{low} to {high}", style="dim"),
     )
     if plan.price is not None:
@@ -241,6 +240,12 @@ def _cell(value: int) -> Text:
 def _gib(value: int) -> str:
     gib = value / _GIB
     return f"{gib:.1f}" if abs(gib) >= 10 else f"{gib:.2f}" if abs(gib) >= 0.1 else f"{gib:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    from detronome.report.formats import format_duration
+
+    return format_duration(seconds) if seconds >= 60 else _seconds(seconds)
 
 
 def _seconds(value: float) -> str:

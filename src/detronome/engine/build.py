@@ -4,6 +4,7 @@ beside `resolve.py`."""
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,6 +29,7 @@ from detronome.data.split import DataSplit
 from detronome.engine import schedule as schedules
 from detronome.engine.checkpoint import Checkpoint, CheckpointFolder
 from detronome.engine.checkpoint_writer import CheckpointWriter
+from detronome.engine.compilation import compile_detectors, compiler_warning
 from detronome.engine.convergence import ConvergenceWatch
 from detronome.engine.early_stop import BestMetric
 from detronome.engine.ema import ModelEma
@@ -98,7 +100,21 @@ def build_trainer(
     device_clock = DeviceClock(device) if device.type == "cuda" else None
     marker = device_clock.mark if device_clock is not None else None
     activity = Progress(state.seconds, saved_at=state.saved_at, marker=marker)
-    step = build_step(resolved, categories, plan, world=world, source=source, activity=activity)
+
+    def warn_of_compiler(reason: str) -> None:
+        warned = compiler_warning(reason, step=trainer.step, epoch=trainer.epoch)
+        for observer in trainer.observers:
+            observer(warned)
+
+    step = build_step(
+        resolved,
+        categories,
+        plan,
+        world=world,
+        source=source,
+        activity=activity,
+        on_compiler_failure=warn_of_compiler,
+    )
     model = step.model
     quarantine = build_quarantine(config, train)
     trainer = Trainer(
@@ -188,6 +204,7 @@ def build_step(
     world: World = ALONE,
     source: Checkpoint | None = None,
     activity: Progress | None = None,
+    on_compiler_failure: Callable[[str], None] = warnings.warn,
 ) -> TrainingStep:
     """Return a run's training step, with a new model on its device.
 
@@ -198,12 +215,17 @@ def build_step(
         world: the ranks; all build the same.
         source: weights for the model.
         activity: is told what is being done.
+        on_compiler_failure: is told why the model is not compiled although that was asked for.
 
     Raises:
         CheckpointError: the weights do not fit the model.
     """
     model = _model(resolved.config, categories, source).to(resolved.device)
-    return _training_step(resolved, model, plan, world, activity or Progress())
+    step = _training_step(resolved, model, plan, world, activity or Progress())
+    if resolved.config.train.compile:
+        averages = [step.ema.model] if step.ema else []
+        compile_detectors([step.model, *averages], on_failure=on_compiler_failure)
+    return step
 
 
 def build_stream(

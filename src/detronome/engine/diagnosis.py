@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from detronome.engine.compilation import without_compilation
 from detronome.errors import first_few
 from detronome.losses.set_criterion import SetCriterion
 from detronome.losses.terms import BatchTotals
@@ -169,7 +170,8 @@ class _Rerun:
 
     def run(self, precision: Precision, loss_scale: float) -> Diagnosis | None:
         """Return where the first non-finite number was born, None when loss, gradients and their norm are finite."""
-        with _left_as_found(self.model, self.device):
+        # Hooks inside compiled parts would not be called.
+        with without_compilation(), _left_as_found(self.model, self.device):
             self.reseed()
             loss = torch.zeros((), device=self.device)
             for micro_batch in self.micro_batches:

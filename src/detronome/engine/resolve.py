@@ -145,6 +145,11 @@ def check_consistency(config: RunConfig) -> None:
         (config.optim.lr > 0, "optim.lr must be above 0", "give e.g. 1e-4"),
         (0 <= config.train.ema_decay < 1, "train.ema_decay must be from 0 to below 1", "0 turns averaging off"),
         (
+            not (config.train.compile and config.train.parallel == "fsdp"),
+            "train.compile and train.parallel = 'fsdp' do not work together",
+            "set train.compile=false, or train.parallel=ddp",
+        ),
+        (
             config.schedule.kind != "step" or len(config.schedule.drop_epochs) == 1,
             f"the schedule 'step' takes one period, schedule.drop_epochs has {len(config.schedule.drop_epochs)}",
             "give one number, or set schedule.kind=multistep",

@@ -23,6 +23,10 @@ class Detector(nn.Module):
     """The most objects that an image can have."""
 
     @abstractmethod
+    def parts_to_compile(self) -> list[nn.Module]:
+        """Return the parts whose work follows from shapes alone and is worth compiling; equal layers one by one."""
+
+    @abstractmethod
     def forward(
         self,
         images: UInt8[Tensor, "B 3 H W"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from detronome.report.page.comparison import compare_runs
 from detronome.report.page.events import MAX_ROWS_OF_A_KIND
 from detronome.report.page.run_view import view_run
 from detronome.report.run_folder import read_run_folders
-from detronome.report.svg import FALLBACK_COLORS
+from detronome.report.svg import FALLBACK_COLORS, with_own_ids
 from detronome.runtime.files import write_atomic
 
 __all__ = ["write_report"]
@@ -64,7 +65,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = _trusted_svg
+    numbers = itertools.count()
+    environment.filters["svg"] = lambda chart: _trusted_svg(chart, f"c{next(numbers)}-")
     environment.filters["duration"] = format_duration
     environment.filters["breakable"] = _breakable
     return environment
@@ -75,5 +77,5 @@ def _breakable(name: str) -> Markup:
     return Markup(re.sub(r"([._])(?=.)", r"\1<wbr>", str(escape(name))))
 
 
-def _trusted_svg(chart: Chart) -> Markup:
-    return Markup(chart.svg)
+def _trusted_svg(chart: Chart, prefix: str) -> Markup:
+    return Markup(with_own_ids(chart.svg, prefix))

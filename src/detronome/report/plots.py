@@ -43,11 +43,7 @@ def speed_charts(records: Sequence[Record]) -> list[Chart]:
         _sections(steps, "sections_s", "Time of a step by section"),
         _sections(steps, "device_s", "Time of a step on the device's own clock"),
     )
-    waits = [
-        _share(wait_s, step_s)
-        for wait_s, step_s in zip(_column(steps, "data_wait_s"), _column(steps, "step_s"), strict=True)
-    ]
-    wait = Curve(label="wait", x=_column(steps, "epoch"), y=waits, color=1, is_noisy=True)
+    wait = Curve(label="wait", x=_column(steps, "epoch"), y=_waits(steps), color=1, is_noisy=True)
     ready = [_noisy(steps, "batches_ready", "batches", 5)] if any(_column(steps, "batches_ready")) else []
     speed = _noisy(steps, "images_per_s", "images/s", 2)
     return _with_values(
@@ -89,17 +85,19 @@ def system_charts(records: Sequence[Record]) -> list[Chart]:
 
 def compare_charts(runs: Mapping[str, Sequence[Record]]) -> list[Chart]:
     """Return AP, loss and speed of several runs over one another, by the run's name."""
-    metrics, losses, speeds = [], [], []
+    metrics, losses, speeds, waits = [], [], [], []
     for color, (name, records) in enumerate(runs.items()):
         steps, evaluations = _steps(records), _evaluations(records)
         ap = _column(evaluations, "metrics", "AP")
         metrics.append(Curve(label=name, x=_column(evaluations, "epoch"), y=ap, color=color))
-        losses.append(_calm(steps, "loss", name, color))
-        speeds.append(_calm(steps, "images_per_s", name, color))
+        losses.append(_calm(steps, _column(steps, "loss"), name, color))
+        speeds.append(_calm(steps, _column(steps, "images_per_s"), name, color))
+        waits.append(_calm(steps, _waits(steps), name, color))
     return _with_values(
         draw_chart("AP", metrics, unit="AP", floor=0.0, is_large=True),
         draw_chart("Loss", losses, allow_log=True, is_large=True),
         draw_chart("Images per second", speeds, floor=0.0, is_large=True),
+        draw_chart("Waiting for data", waits, floor=0.0, is_share=True, is_large=True),
     )
 
 
@@ -107,11 +105,17 @@ def _noisy(steps: Sequence[Record], column: str, label: str, color: int) -> Curv
     return Curve(label=label, x=_column(steps, "epoch"), y=_column(steps, column), color=color, is_noisy=True)
 
 
-def _calm(steps: Sequence[Record], column: str, label: str, color: int) -> Curve:
-    """Return a column as a smooth curve: the noise of several runs would hide them all."""
-    x, y = finite(_noisy(steps, column, label, color))
+def _calm(steps: Sequence[Record], values: Sequence[float], label: str, color: int) -> Curve:
+    """Return a smooth curve: the noise of several runs would hide them all."""
+    x, y = finite(Curve(label=label, x=_column(steps, "epoch"), y=values))
     x, y = smooth(x, y) if len(x) >= NOISY_POINTS else (x, y)
     return Curve(label=label, x=x.tolist(), y=y.tolist(), color=color)
+
+
+def _waits(steps: Sequence[Record]) -> list[float]:
+    """Return the part of each step spent waiting for data."""
+    pairs = zip(_column(steps, "data_wait_s"), _column(steps, "step_s"), strict=True)
+    return [_share(wait_s, step_s) for wait_s, step_s in pairs]
 
 
 def _sections(steps: Sequence[Record], group: str, title: str) -> Chart:

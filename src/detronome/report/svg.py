@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from html import escape
 
-__all__ = ["ALARM", "FALLBACK_COLORS", "GRID", "TEXT", "inline", "series_color"]
+__all__ = ["ALARM", "FALLBACK_COLORS", "GRID", "TEXT", "inline", "series_color", "with_own_ids"]
 
 FALLBACK_COLORS = ("#3b78d8", "#e07b28", "#2a9d74", "#9a64d4", "#d6486f", "#1f97ab", "#a98412", "#7c8694")
 """The colours of curves where a page does not set `--series-0` to `--series-7`: readable on white and on black."""
@@ -47,3 +47,12 @@ def inline(document: str, description: str) -> str:
     for sentinel, css in page_colors.items():
         svg = re.sub(rf"((?:fill|stroke): ?){sentinel}", rf"\g<1>{css}", svg)
     return svg.strip()
+
+
+def with_own_ids(svg: str, prefix: str) -> str:
+    """Return the element with its ids, and what refers to them, behind a prefix: equal charts can share a page."""
+
+    def renamed(tag: re.Match[str]) -> str:
+        return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{prefix}", tag[0])
+
+    return re.sub(r"<[^>]+>", renamed, svg)

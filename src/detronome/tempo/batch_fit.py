@@ -211,7 +211,7 @@ def _why_not(cut: Cut, excess: int, best: Cut, seconds: Mapping[Cut, float | Non
     if ratio > 1:
         return "slower"
     if cut.precision != best.precision:
-        return "not asked for" if ratio < 1 else "takes more memory"
+        return f"{best.precision} is preferred"
     if ratio < 1:
         return "computes activations again, and gains too little"
     return "computes activations again without need"

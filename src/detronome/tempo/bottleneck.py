@@ -63,6 +63,7 @@ _IDLE_CPUS = 0.5
 _RETRIES = 0.5
 _IDLE_GPU_PERCENT = 60.0
 _MOST_GAIN = 100.0
+_TINY = 1e-9
 _RECENT = 20
 """Log records that say how a run is doing: those of its end."""
 
@@ -93,7 +94,9 @@ class Measurements:
     """Sums of gradients over the ranks alone."""
     larger: LargerPasses | None = None
     busy_s: float | None = None
-    """Seconds of the device-alone step in which the device computed, but for the matcher on a CPU; None if unknown."""
+    """Seconds of a step in which the device computed, but for the matcher on a CPU; None where that is not known."""
+    busy_of: StepRates | None = None
+    """The steps that `busy_s` is a part of, without a loader."""
     num_ops: float = 0.0
     """Operations that the device was given in a step."""
     num_splits: int = 0
@@ -151,9 +154,9 @@ def judge(
     """
     slowest, lag_s = slowest_rank(measured.run)
     run = measured.run[slowest]
-    step_s = sum(run.sections_s.values()) or fmean(run.step_s)
+    step_s = sum(run.sections_s.values()) or fmean(run.step_s) or _TINY
     causes_s = _causes(measured, run, step_s, situation)
-    lag = lag_s / step_s
+    lag = min(1.0, lag_s / step_s)
     shares = {cause: seconds / step_s for cause, seconds in causes_s.items()}
     bottleneck, reason = _decide(measured, run, shares, slowest, lag, situation)
     if bottleneck is Bottleneck.NETWORK:
@@ -223,7 +226,7 @@ def _causes(measured: Measurements, run: StepRates, step_s: float, situation: Si
     """Share the seconds of the slowest rank's step out among the causes."""
     sections = run.sections_s
     data = sections.get("data_wait", 0.0)
-    network = sum(sections.get(section, 0.0) for section in _OF_RANKS) if situation.world_size > 1 else 0.0
+    network = sum(sections.get(section, 0.0) for section in _OF_RANKS) if situation.world_size != 1 else 0.0
     rest = max(0.0, step_s - data - network)
     memory = _saved_by_larger_passes(measured) * rest
     rest -= memory
@@ -241,9 +244,9 @@ def _saved_by_larger_passes(measured: Measurements) -> float:
 
 def _host_share(measured: Measurements, run: StepRates, situation: Situation) -> float:
     """Return which part of the time that neither loader nor network takes is the host's, 0-1."""
-    alone = measured.device
+    alone = measured.busy_of
     if measured.busy_s is not None and alone is not None:
-        other = sum(alone.sections_s.get(section, 0.0) for section in _OF_RANKS) if situation.world_size > 1 else 0.0
+        other = sum(alone.sections_s.get(section, 0.0) for section in _OF_RANKS) if situation.world_size != 1 else 0.0
         computing_s = fmean(alone.step_s) - other
         return min(1.0, max(0.0, 1 - measured.busy_s / computing_s)) if computing_s > 0 else 0.0
     computing = {name: s for name, s in run.sections_s.items() if name in _COMPUTING}
@@ -280,7 +283,7 @@ def _decide(
     if lag >= _WAITS_FOR_RANK:
         others = [rank.sections_s.get("data_wait", 0.0) for n, rank in enumerate(measured.run) if n != slowest]
         own = run.sections_s.get("data_wait", 0.0) - fmean(others)
-        if own / sum(run.sections_s.values()) >= lag / 2:
+        if own / (sum(run.sections_s.values()) or _TINY) >= lag / 2:
             return Bottleneck.DATA, "data"
         return Bottleneck.NETWORK, "straggler"
     if situation.workers > 0 and shares["data"] >= _WAITS and shares["network"] < _DOMINATES:
@@ -306,11 +309,11 @@ def _best_gain(
 ) -> float | None:
     """Return how many times faster the run would be without what holds it back: as fast as the next ceiling."""
     if bottleneck is Bottleneck.BALANCED:
-        return 1 / (1 - max(shares.values()))
+        return 1 / max(_TINY, 1 - max(shares.values()))
     share = shares[bottleneck.value.lower()]  # type: ignore[index]
     if bottleneck is Bottleneck.MEMORY and not share:
         return None  # how fast the run would be with memory enough, nobody has measured
-    gain = min(_MOST_GAIN, 1 / max(1e-9, 1 - share))
+    gain = min(_MOST_GAIN, 1 / max(_TINY, 1 - share))
     rate = measured.run[0].images_per_s
     if bottleneck is not Bottleneck.DATA and situation.workers > 0 and measured.loader is not None and rate > 0:
         gain = min(gain, max(1.0, measured.loader.images_per_s / rate))  # then the loader would be the slowest
@@ -346,7 +349,9 @@ def _evidence(bottleneck: Bottleneck, measured: Measurements, run: StepRates, la
         ]
         proof.append(Proof(what="batches ready when one is asked for", value=run.batches_ready, unit="batches"))
     if bottleneck in (Bottleneck.HOST, Bottleneck.DEVICE) and measured.busy_s is not None:
+        of_s = fmean(measured.busy_of.step_s) if measured.busy_of is not None else 0.0
         proof.append(Proof(what="computing on the device", value=1e3 * measured.busy_s, unit="ms"))
+        proof.append(Proof(what="of a step without a loader", value=1e3 * of_s, unit="ms"))
         proof.append(Proof(what="operations of a step", value=measured.num_ops, unit="operations"))
     if bottleneck is Bottleneck.HOST and "matcher" in (measured.device or run).sections_s:
         matcher_s = (measured.device or run).sections_s["matcher"]
@@ -414,7 +419,7 @@ def _sentence(
         case Bottleneck.NETWORK if reason == "straggler":
             return f"The other ranks wait for rank {slowest} in {_percent(lag)} of each step: it is the slowest."
         case Bottleneck.NETWORK:
-            return f"{_percent(shares['network'])} of each step adds up gradients over {situation.world_size} ranks."
+            return f"{_percent(shares['network'])} of each step goes into adding up gradients over the ranks."
         case _:
             listed = ", ".join(
                 f"{cause} {_percent(s)}" for cause, s in sorted(shares.items(), key=lambda i: -i[1]) if s >= 0.05

@@ -1,4 +1,4 @@
-"""The ceilings of a run, each measured apart: the loader, the device, copies and the network alone, and the run itself."""
+"""The ceilings of a run, each measured apart: loader, device, copies and network alone, beside the run itself."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class _Parts:
 
 
 def measure_ceilings(trial: TrialRun, *, steps: int | None = None, trace: Path | None = None) -> Measurements:
-    """Measure a run and its ceilings; about a minute at most, or six steps where these take longer.
+    """Measure a run and its ceilings.
 
-    Over several ranks this is a collective; what is returned is the same on all, the ceilings those of the slowest rank.
+    Over several ranks this is a collective: all return the same, with the ceilings of the slowest rank.
 
     Args:
         trial: the parts of a run.
@@ -70,6 +70,8 @@ def measure_ceilings(trial: TrialRun, *, steps: int | None = None, trace: Path |
         network=parts.network,
         larger=parts.larger,
         busy_s=kernels.busy_s - kernels.busy_in_s.get(Section.MATCHER, 0.0),
+        # A profiler makes the host slower, not the GPU; on a CPU both are slower, and their shares stay about the same.
+        busy_of=parts.device if trial.resolved.device.type == "cuda" else kernels.rates,
         num_ops=kernels.num_ops,
     )
 

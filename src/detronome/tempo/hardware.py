@@ -187,7 +187,7 @@ def find_device(name: str) -> Device:
     """
     key = _key(name)
     if key in ("cpu", "local"):
-        return local_device(key)
+        return local_device("cpu" if key == "cpu" else "local")
     known = _by_key()
     if key in known:
         return known[key]
@@ -254,7 +254,7 @@ def _local_gpu(device: torch.device) -> Device:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _CpuSpeed:
     fp32_flops_s: float
     bf16_flops_s: float
@@ -269,7 +269,8 @@ def _cpu_speed() -> _CpuSpeed:
         a, b = (torch.rand(768, 768).to(dtype) for _ in range(2))
         speeds.append(2 * 768**3 / _seconds(lambda a=a, b=b: a @ b))  # type: ignore[misc]
     source, target = (torch.zeros(_COPIED_BYTES, dtype=torch.uint8) for _ in range(2))
-    return _CpuSpeed(*speeds, 2 * source.numel() / _seconds(lambda: target.copy_(source)))
+    moved = 2 * source.numel() / _seconds(lambda: target.copy_(source))
+    return _CpuSpeed(fp32_flops_s=speeds[0], bf16_flops_s=speeds[1], bandwidth_bytes_s=moved)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from detronome.runtime.progress import Section
 from detronome.tempo.measure import TrialRun
+from detronome.tempo.rates import StepRates
 
 __all__ = ["KernelTime", "kernel_time"]
 
@@ -36,6 +37,8 @@ _LEAST_S = 20e-6
 class KernelTime:
     """What the device computed in one step, on average."""
 
+    rates: StepRates
+    """The steps while they were profiled, which makes them slower."""
     busy_s: float
     """Seconds in which it computed."""
     busy_in_s: Mapping[str, float]
@@ -60,15 +63,17 @@ def kernel_time(trial: TrialRun, num_steps: int, *, trace: Path | None = None) -
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")  # of what this build of torch cannot profile
         with profile(activities=activities, acc_events=True) as profiler, _marked(trial):
-            trial.device_alone(num_steps, warmup=0)
+            rates = trial.device_alone(num_steps, warmup=0)
+        assert rates is not None
         events = list(profiler.events() or ())
         if trace is not None:
             trace.parent.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(trace))
-    return _on_gpu(events, num_steps) if is_cuda else _on_cpu(events, num_steps)
+    return (_on_gpu if is_cuda else _on_cpu)(events, rates)
 
 
-def _on_gpu(events: list[Any], num_steps: int) -> KernelTime:
+def _on_gpu(events: list[Any], rates: StepRates) -> KernelTime:
+    num_steps = len(rates.step_s)
     kernels = [e for e in events if e.device_type == DeviceType.CUDA and not e.name.startswith(_SECTION)]
     op_s: dict[str, float] = {}
     for kernel in kernels:
@@ -78,11 +83,16 @@ def _on_gpu(events: list[Any], num_steps: int) -> KernelTime:
         busy_us += max(0.0, end - max(start, until))
         until = max(until, end)
     return KernelTime(
-        busy_s=busy_us * 1e-6 / num_steps, busy_in_s={}, num_ops=len(kernels) / num_steps, op_s=_longest(op_s)
+        rates=rates,
+        busy_s=busy_us * 1e-6 / num_steps,
+        busy_in_s={},
+        num_ops=len(kernels) / num_steps,
+        op_s=_longest(op_s),
     )
 
 
-def _on_cpu(events: list[Any], num_steps: int) -> KernelTime:
+def _on_cpu(events: list[Any], rates: StepRates) -> KernelTime:
+    num_steps = len(rates.step_s)
     sections = sorted((e.time_range.start, e.name[len(_SECTION) :]) for e in events if e.name.startswith(_SECTION))
     starts = [start for start, _ in sections]
     busy_in_s: dict[str, float] = {}
@@ -100,7 +110,11 @@ def _on_cpu(events: list[Any], num_steps: int) -> KernelTime:
         busy_in_s[section] = busy_in_s.get(section, 0.0) + seconds / num_steps
         op_s[event.name] = op_s.get(event.name, 0.0) + seconds / num_steps
     return KernelTime(
-        busy_s=sum(busy_in_s.values()), busy_in_s=busy_in_s, num_ops=num_ops / num_steps, op_s=_longest(op_s)
+        rates=rates,
+        busy_s=sum(busy_in_s.values()),
+        busy_in_s=busy_in_s,
+        num_ops=num_ops / num_steps,
+        op_s=_longest(op_s),
     )
 
 

@@ -46,6 +46,7 @@ class Situation:
     threads: int
     """Those that torch uses."""
     world_size: int
+    """0 where it is not known."""
     workers: int
     micro_batch_size: int
     cache_bytes: int | None = None
@@ -64,7 +65,7 @@ class Situation:
             device_type=device_type,
             cpus=usable_cpus(),
             threads=usable_cpus(),
-            world_size=1,
+            world_size=0,
             workers=0 if workers == "auto" else workers,
             micro_batch_size=whole if micro_batch_size == "auto" else micro_batch_size,
             has_bf16=device_type == "cuda",
@@ -173,7 +174,7 @@ def _is_large(decode_s: float, image_s: float) -> bool:
 
 def _workers_needed(run: StepRates, situation: Situation, gain: float, image_s: float) -> int:
     """Return the processes that keep up with the run as fast as it could be."""
-    rate = gain * run.images_per_s / situation.world_size
+    rate = gain * run.images_per_s / max(1, situation.world_size)
     return math.ceil(rate * image_s) if image_s > 0 else situation.workers + 1
 
 
@@ -196,7 +197,7 @@ def _for_host(config: RunConfig, situation: Situation, gain: float | None, *, is
                 best_gain=min(float(config.model.num_decoder_layers), gain or math.inf),
             )
         return
-    whole = -(-config.batch.global_batch_size // situation.world_size)
+    whole = -(-config.batch.global_batch_size // max(1, situation.world_size))
     if situation.micro_batch_size < whole:
         yield Change(
             setting="batch.micro_batch_size",

@@ -12,9 +12,9 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from detronome.errors import ConfigError, DetronomeError, MissingExtraError, Problem, TrainingError
 from detronome.runtime.files import locked
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Evaluation", "FinishedTrial", "SearchResult", "Study", "TrainTrial", "TrialEnd", "TrialInfo"]
 
 Pruner = Literal["median", "halving", "none"]
+TrialState = Literal["done", "pruned", "failed", "running", "interrupted"]
 
 _JOURNAL = "study.journal"
 _NAME = "detronome"
@@ -61,18 +62,19 @@ class TrialEnd:
 
     value: float
     """Of its best evaluation; nan where it has none."""
-    is_interrupted: bool = False
+    interrupted_by: str = ""
+    """Name of the signal that ended it; the next call goes on with it."""
     was_finished: bool = False
     """Whether it had ended before, and only that was not written down."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedTrial:
-    """A trial that is over, or running elsewhere."""
+    """A trial that is over, running elsewhere, or to be gone on with."""
 
     number: int
     folder: Path
-    state: Literal["done", "pruned", "failed", "running"]
+    state: TrialState
     settings: Mapping[str, Any]
     value: float | None
     """The metric; of a pruned trial, at its last evaluation."""
@@ -88,7 +90,8 @@ class SearchResult:
     trials: Sequence[FinishedTrial]
     importances: Mapping[str, float]
     """What part of the differences each setting explains, 0-1; empty where there are too few trials to tell."""
-    is_interrupted: bool = False
+    interrupted_by: str = ""
+    """Name of the signal that ended this call; empty where it ran to its end."""
 
     @property
     def best(self) -> FinishedTrial | None:
@@ -97,11 +100,9 @@ class SearchResult:
         return max(done, key=lambda trial: trial.value or 0.0, default=None)
 
 
-class TrainTrial(Protocol):
-    """Trains a trial in its folder, or goes on with it there."""
-
-    def __call__(self, trial: TrialInfo, should_stop: Callable[[Evaluation], bool]) -> TrialEnd:
-        """Train; every evaluation is given to `should_stop`, and the training ends early where that says so."""
+TrainTrial = Callable[[TrialInfo, Callable[[Evaluation], bool]], TrialEnd]
+"""Trains a trial in its folder, or goes on with it there. Every evaluation is given to the second argument; the
+training ends early where that says so."""
 
 
 class Study:
@@ -145,7 +146,7 @@ class Study:
                 pruner=self._pruner(pruner, epochs),
                 load_if_exists=True,
             )
-            self._check_meaning({**meaning, "space": sorted(json.dumps(_record(part)) for part in space)})
+            self._check_meaning({**meaning, "space": sorted(map(str, space))})
 
     def run(
         self,
@@ -166,22 +167,22 @@ class Study:
         Raises:
             TrainingError: the first trials have all failed.
         """
-        is_interrupted = False
-        while not is_interrupted:
+        signal = ""
+        while not signal:
             with self._next(num_trials) as trial:
                 if trial is None:
                     break
                 info = self._info(trial)
                 on_begin(info)
-                is_interrupted = self._train(trial, info, train)
-            if not is_interrupted:
+                signal = self._train(trial, info, train)
+            if not signal:
                 on_end(next(ended for ended in self._trials() if ended.number == info.number))
                 self._check_failures()
-        return self.result(is_interrupted=is_interrupted)
+        return self.result(interrupted_by=signal)
 
-    def result(self, *, is_interrupted: bool = False) -> SearchResult:
+    def result(self, *, interrupted_by: str = "") -> SearchResult:
         """Return the study as it stands."""
-        return SearchResult(trials=self._trials(), importances=self._importances(), is_interrupted=is_interrupted)
+        return SearchResult(trials=self._trials(), importances=self._importances(), interrupted_by=interrupted_by)
 
     # --- one trial ---------------------------------------------------------------------------------------------------
 
@@ -215,19 +216,23 @@ class Study:
     def _orphan(self) -> optuna.Trial | None:
         """Return a trial that was begun, and that no process trains any more."""
         for frozen in self._study.trials:
-            if frozen.state != self._optuna.trial.TrialState.RUNNING:
+            if not self._is_orphan(frozen):
                 continue
-            with locked(self._lock(frozen.number), with_children=False) as is_ours:
-                if not is_ours:
-                    continue
             if len(frozen.params) < len(self._space) or _FOLDER not in frozen.user_attrs:  # ended while being asked
                 self._study.tell(frozen.number, state=self._optuna.trial.TrialState.FAIL)
                 continue
             return self._optuna.Trial(self._study, frozen._trial_id)
         return None
 
-    def _train(self, trial: optuna.Trial, info: TrialInfo, train: TrainTrial) -> bool:
-        """Train a trial and write down how it ended; return whether somebody interrupted it."""
+    def _is_orphan(self, frozen: FrozenTrial) -> bool:
+        """Whether a trial was begun and no process trains it. Not to be asked while this one trains."""
+        if frozen.state != self._optuna.trial.TrialState.RUNNING:
+            return False
+        with locked(self._lock(frozen.number), with_children=False) as is_ours:
+            return is_ours
+
+    def _train(self, trial: optuna.Trial, info: TrialInfo, train: TrainTrial) -> str:
+        """Train a trial and write down how it ended; return the signal that interrupted it, if one did."""
         states = self._optuna.trial.TrialState
         is_pruned = False
 
@@ -243,13 +248,13 @@ class Study:
         try:
             end = train(info, should_stop)
         except KeyboardInterrupt:
-            return True
+            return "SIGINT"
         except (DetronomeError, RuntimeError, MemoryError) as error:
             trial.set_user_attr("failure", str(error).partition("\n")[0] or type(error).__name__)
             self._study.tell(trial, state=states.FAIL)
-            return False
-        if end.is_interrupted:
-            return True
+            return ""
+        if end.interrupted_by:
+            return end.interrupted_by
         if is_pruned or (end.was_finished and trial.should_prune()):
             self._study.tell(trial, state=states.PRUNED)
         elif math.isnan(end.value):
@@ -257,7 +262,7 @@ class Study:
             self._study.tell(trial, state=states.FAIL)
         else:
             self._study.tell(trial, end.value)
-        return False
+        return ""
 
     def _reported(self, trial: optuna.Trial) -> Mapping[int, float]:
         return self._study.trials[trial.number].intermediate_values
@@ -274,7 +279,7 @@ class Study:
 
     def _trials(self) -> list[FinishedTrial]:
         states = self._optuna.trial.TrialState
-        names: dict[Any, Literal["done", "pruned", "failed", "running"]] = {
+        names: dict[Any, TrialState] = {
             states.COMPLETE: "done",
             states.PRUNED: "pruned",
             states.FAIL: "failed",
@@ -284,7 +289,7 @@ class Study:
             FinishedTrial(
                 number=frozen.number,
                 folder=self.folder / str(frozen.user_attrs.get(_FOLDER, "")),
-                state=names[frozen.state],
+                state="interrupted" if self._is_orphan(frozen) else names[frozen.state],
                 settings=self._settings(frozen),
                 value=frozen.value if frozen.state == states.COMPLETE else _last(frozen),
                 epochs=frozen.last_step or 0,
@@ -332,7 +337,7 @@ class Study:
             raise ConfigError(problems)
 
     def _check_failures(self) -> None:
-        ended = [trial for trial in self._trials() if trial.state != "running"]
+        ended = [trial for trial in self._trials() if trial.state in ("done", "pruned", "failed")]
         if len(ended) == _FAILURES_IN_ROW and all(trial.state == "failed" for trial in ended):
             reasons = dict.fromkeys(trial.failure for trial in ended)
             raise TrainingError(
@@ -395,10 +400,6 @@ def _suggest(trial: optuna.Trial, dimension: Dimension) -> None:
 
 def _last(frozen: FrozenTrial) -> float | None:
     return None if frozen.last_step is None else frozen.intermediate_values[frozen.last_step]
-
-
-def _record(dimension: Dimension) -> dict[str, Any]:
-    return {"kind": type(dimension).__name__, **asdict(dimension)}
 
 
 def _brief(value: object) -> str:

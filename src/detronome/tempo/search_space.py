@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from detronome.config.convert import apply_overrides, to_dict
@@ -45,6 +45,9 @@ class Range:
     is_whole: bool
     is_log: bool
 
+    def __str__(self) -> str:
+        return f"{self.setting}={self.low}..{self.high}{':log' if self.is_log else ''}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -53,6 +56,9 @@ class Choice:
     setting: str
     values: tuple[Any, ...]
     """Plain data, as `--set` takes it."""
+
+    def __str__(self) -> str:
+        return f"{self.setting}={'|'.join(map(str, self.values))}"
 
 
 Dimension = Range | Choice
@@ -141,12 +147,8 @@ def _checked(setting: str, value: Any, config: RunConfig) -> Any:
     try:
         check_consistency(changed)
     except ConfigError as error:
-        raise ConfigError(
-            [
-                Problem(what=problem.what, where=f"{_WHERE} {setting}={value}", fix=problem.fix)
-                for problem in error.problems
-            ]
-        ) from error
+        where = f"{_WHERE} {setting}={value}"
+        raise ConfigError([replace(problem, where=where) for problem in error.problems]) from error
     section, _, name = setting.partition(".")
     converted = to_dict(changed)[section][name]
     assert not isinstance(converted, float) or math.isfinite(converted)

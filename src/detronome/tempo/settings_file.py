@@ -7,7 +7,22 @@ from typing import Any
 
 import tomli_w
 
-__all__ = ["settings_toml"]
+from detronome.config.convert import to_dict
+from detronome.config.schema import RunConfig
+
+__all__ = ["differing_settings", "settings_toml"]
+
+
+def differing_settings(config: RunConfig, base: RunConfig) -> dict[str, Any]:
+    """Return the settings, by dotted name, that differ from another configuration's; the data folder does not count."""
+    held = to_dict(base)
+    return {
+        f"{section}.{name}": value
+        for section, values in to_dict(config).items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+        if (section, name) != ("data", "root") and held[section].get(name) != value
+    }
 
 
 def settings_toml(
@@ -29,8 +44,15 @@ def settings_toml(
         lines += ["", f"[{section}]"]
         for name, value in values.items():
             lines += [_comment(text) for text in (reasons or {}).get(f"{section}.{name}", ())]
-            lines.append(tomli_w.dumps({name: value}).rstrip("\n"))
+            lines.append(f"{name} = {_inline(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _inline(value: Any) -> str:
+    """Return a value on one line, lists too."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_inline, value))}]"
+    return tomli_w.dumps({"v": value}).removeprefix("v = ").rstrip("\n")
 
 
 def _comment(text: str) -> str:

@@ -68,6 +68,7 @@ def recording(run: Recorded, *, stop_at: int | None = None) -> Iterator[None]:
         patch.setattr(TrainingStep, "__call__", observed)
         # Nobody looks at the pages.
         patch.setattr(training, "write_gallery", lambda *_: None)
+        patch.setattr(training, "write_run_details", lambda *_, **__: None)
         patch.setattr(training, "write_report", lambda folders: folders[0] / "report.html")
         yield
 

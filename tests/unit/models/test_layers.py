@@ -143,16 +143,18 @@ class TestDropout:
         assert Dropout(0.5).eval()(x) is x
 
 
-def test_normalizer_zeroes_padding_and_gives_channels_last() -> None:
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_normalizer_zeroes_padding_and_gives_the_asked_layout(channels_last: bool) -> None:
     images = torch.full((1, 3, 4, 6), 255, dtype=torch.uint8)
     padding_mask = torch.zeros(1, 4, 6, dtype=torch.bool)
     padding_mask[:, :, 5:] = True
-    normalizer = ImageNormalizer()
+    normalizer = ImageNormalizer(channels_last=channels_last)
     out = normalizer(images, padding_mask)
     assert (out[..., 5:] == 0).all()
     expected = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(out[0, :, 0, 0], expected)
-    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert out.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert out.is_contiguous() != channels_last
     assert not normalizer.state_dict()
 
 

@@ -72,6 +72,19 @@ def test_shapes_and_strides(name: str, dilation: bool) -> None:
         assert features.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_the_memory_layout_changes_no_number_but_by_rounding() -> None:
+    images, outputs = torch.randn(2, 3, 64, 96), []
+    for channels_last in (True, False):
+        torch.manual_seed(0)
+        backbone = ResNetBackbone("resnet18", channels_last=channels_last)
+        assert backbone.body.get_parameter("layer2.0.conv1.weight").is_contiguous() != channels_last
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        features = backbone(images.contiguous(memory_format=layout))[-1]
+        assert features.is_contiguous(memory_format=layout)
+        outputs.append(features)
+    torch.testing.assert_close(*outputs, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("frozen_stages", range(6))
 def test_frozen_stages_counts_from_the_image(frozen_stages: int) -> None:
     backbone = ResNetBackbone("resnet18", norm="trainable", frozen_stages=frozen_stages).train()

@@ -142,7 +142,7 @@ def test_the_best_evaluation_is_the_one_the_run_called_so(tmp_path: Path) -> Non
 def test_what_happened_is_told_step_by_step_and_warnings_come_first(tmp_path: Path) -> None:
     text, page = _render([_make_run(tmp_path / "run", list(eventful_run()))], tmp_path / "a.html")
     assert "<script" not in text
-    assert page.text.index("Worth changing") < page.text.index("Curves") < page.text.index("What happened")
+    assert page.text.index("Worth changing") < page.text.index("Average precision") < page.text.index("What happened")
     for part in (
         "4 skipped steps", "1 rollback", "1 memory split", "2 failed checkpoints", "2 bad images", "2 warnings",
         "went back from step 46 to 40", "rates x 0.5", "memory ran out at 800x1344", "rank 3", "image 38 of train",

@@ -38,5 +38,5 @@ def test_tiny_parts_are_shown_together_and_unknown_ones_by_their_name() -> None:
 def test_the_parts_are_the_whole(seconds: dict[str, float]) -> None:
     parts = time_parts(seconds)
     assert sum(part.tenths for part in parts) == 1000
-    assert sum(part.seconds for part in parts) == pytest.approx(sum(seconds.values()))
+    assert sum(part.value for part in parts) == pytest.approx(sum(seconds.values()))
     assert all(part.tenths >= 0 for part in parts)

@@ -114,6 +114,9 @@ class DETR(Detector):
         )
         return ModelOutput(pred_logits=last.pred_logits, pred_boxes=last.pred_boxes, aux_outputs=tuple(earlier))
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        return [self.backbone[0], *self.transformer.encoder.layers, *self.transformer.decoder.layers]
+
     def _heads(self, decoded: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the heads to all decoder layers at once, without autocast: they are small, and bfloat16 would place a
         box's edge only to about a pixel."""

@@ -37,9 +37,7 @@ def checkpointed(
     if torch.compiler.is_compiling():
         # The compiler computes again what the gradient needs, and nothing beside it.
         return checkpoint(run, *args, use_reentrant=False)
-    return checkpoint(
-        run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _computing_again(norms_in))
-    )
+    return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _computing_again(norms_in)))
 
 
 def is_computed_again() -> bool:

@@ -168,6 +168,9 @@ class RTDETR(Detector):
             dn_matches=denoising.matches if denoising is not None else (),
         )
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        return [self.backbone, *self.decoder.layers]
+
     def _features(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
         """Return the stride-8 map with the stride-16 map's wider view added."""
         *_, fine, coarse = self.backbone(images)

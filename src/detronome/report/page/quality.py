@@ -17,6 +17,7 @@ from detronome.report.stacked_bar import Look, Part, parts_of
 __all__ = ["Cell", "ClassRow", "ConfusedPair", "ConfusionRow", "QualityView", "quality_of"]
 
 _MAX_MATRIX_CLASSES = 20
+_NARROW_COLUMNS = 12
 _MAX_PAIRS = 12
 _ROWS_PER_COLUMN = 14
 
@@ -86,6 +87,11 @@ class QualityView:
     errors: Sequence[tuple[Part, str]]
     error_bar: Sequence[Part]
     measured_at: str
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the matrix needs the width of the page."""
+        return len(self.columns) > _NARROW_COLUMNS
 
 
 def quality_of(run: RunFolder) -> QualityView:

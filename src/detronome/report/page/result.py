@@ -74,7 +74,7 @@ def verdict_of(verdict: VerdictFile | None) -> VerdictView | None:
 def tiles_of(run: RunFolder) -> list[Tile]:
     """Return the key numbers of a run, those it does not know left out."""
     best, start = run.best, run.start
-    at = f"step {best['step']:,}, epoch {format_significant(best.get('epoch'))}" if best else ""
+    at = f"step {best['step']:,}" if best else ""
     tiles = [
         Tile(name=name.replace("_", " "), value=format_fixed(metric(best, name)), note=at if name == "AP" else "")
         for name in METRICS

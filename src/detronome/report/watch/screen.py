@@ -99,8 +99,9 @@ def print_state(state: RunState, file: TextIO | None = None) -> None:
     file = file if file is not None else sys.stdout
     console = Console(file=file, highlight=False, markup=False, emoji=False)
     width = console.width if is_live(console, file) else _PIPE_WIDTH
-    view = draw_state(state, width=width, height=sys.maxsize, is_unicode=speaks_unicode(file))
-    console.print(view, soft_wrap=True)
+    view = draw_state(state, width=width, height=None, is_unicode=speaks_unicode(file))
+    for line in view.renderables:
+        console.print(line, soft_wrap=True)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ _FILLS = {"solid": "█", "striped": "▓", "dotted": "░"}
 _ASCII_FILLS = {"solid": "#", "striped": "=", "dotted": "."}
 _TWO_COLUMNS = 76
 _GAP = 3
+_TALL = 38
 _LONG_WAIT = 0.2
 """Part of a step; the console of `detronome train` warns of the same."""
 _HAPPENING_STYLES = {"skip": "red", "rollback": "red", "warning": "yellow", "checkpoint_failed": "dark_orange"}
@@ -63,27 +66,28 @@ class _Block:
     lines: Sequence[Text]
 
 
-def draw_state(state: RunState, *, width: int, height: int, is_unicode: bool = True) -> Group:
+def draw_state(state: RunState, *, width: int, height: int | None, is_unicode: bool = True) -> Group:
     """Return the state as lines that fit in a terminal of this size.
 
     Args:
         state: what to show.
         width: in characters.
-        height: in lines.
+        height: in lines; None shows everything, and texts whole.
         is_unicode: whether more than ASCII can be shown.
     """
     draw = _Drawing(state, width, is_unicode)
+    is_tall = height is None or height >= _TALL
     blocks = [
         _Block(0, draw.header()),
         _Block(1, draw.alarms()),
-        _Block(2, draw.charts("loss", "AP", height=6 if height >= 36 else 4)),
+        _Block(2, draw.charts("loss", "AP", height=6 if is_tall else 4)),
         _Block(4, draw.charts("images_per_s", "memory_bytes", height=3)),
         _Block(3, draw.bar("one step", state.step_parts)),
         _Block(8, draw.bar("on the device", state.device_parts)),
         _Block(5, draw.verdict()),
         _Block(9, draw.machine()),
-        _Block(6, draw.evaluations(5 if height >= 40 else 3)),
-        _Block(7, draw.happenings(5 if height >= 40 else 3)),
+        _Block(6, draw.evaluations(5 if is_tall else 3)),
+        _Block(7, draw.happenings(5 if is_tall else 3)),
         _Block(10, draw.links()),
     ]
     kept = {id(block) for block in _fitting([block for block in blocks if block.lines], height)}
@@ -91,15 +95,15 @@ def draw_state(state: RunState, *, width: int, height: int, is_unicode: bool = T
     for block in blocks:
         if id(block) in kept:
             lines += [Text(), *block.lines] if lines else block.lines
-    for line in lines:
-        line.no_wrap, line.overflow = True, "ellipsis" if is_unicode else "crop"
-        line.truncate(width, overflow=line.overflow)
+    if height is not None:
+        for line in lines:
+            line.truncate(width, overflow="ellipsis" if is_unicode else "crop")
     return Group(*lines[:height])
 
 
-def _fitting(blocks: Sequence[_Block], height: int) -> list[_Block]:
+def _fitting(blocks: Sequence[_Block], height: int | None) -> list[_Block]:
     kept: list[_Block] = []
-    left = height
+    left = math.inf if height is None else height
     for block in sorted(blocks, key=lambda block: block.importance):
         needed = len(block.lines) + bool(kept)
         if needed <= left or not kept:
@@ -195,6 +199,7 @@ class _Drawing:
 
     def bar(self, title: str, parts: Sequence[Part]) -> list[Text]:
         """Draw parts of a whole as a bar with its legend."""
+        parts = [part for part in parts if part.tenths]
         if not parts:
             return []
         total = sum(part.value for part in parts)
@@ -224,9 +229,9 @@ class _Drawing:
         gain = f"  up to {verdict.best_gain:.2f}x faster" if verdict.best_gain and verdict.best_gain > 1.01 else ""
         tone = "green" if verdict.verdict == "BALANCED" else "yellow"
         head = Text.assemble(("it waits for  ", "bold"), (clean_text(verdict.verdict), f"bold {tone}"), (gain, "dim"))
-        told = Text(clean_text(verdict.sentence))
+        told = [Text(line) for line in textwrap.wrap(clean_text(verdict.sentence), self._width)]
         arrow = "→" if self._is_unicode else "->"
-        return [head, told, *(Text(f"  {arrow} {line}", style="dim") for line in change_lines(verdict)[:3])]
+        return [head, *told, *(Text(f"  {arrow} {line}", style="dim") for line in change_lines(verdict)[:3])]
 
     def machine(self) -> list[Text]:
         facts = system_words(self._state)
@@ -243,7 +248,7 @@ class _Drawing:
         for one in shown:
             values = "".join(f"{format_fixed(one.metrics[name]):>8}" for name in names)
             line = Text(f"{format_fixed(one.epoch, 1):>7}{one.step:>10,}{values}{format_duration(one.eval_s):>9}")
-            lines.append(line.append(f"  {star} best" if one.is_best else "", style="green"))
+            lines.append(line.append(f"  {star} best" if one == self._state.best else "", style="green"))
         return lines
 
     def happenings(self, count: int) -> list[Text]:

@@ -100,11 +100,16 @@ class Ledger(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        # Without autograd, kernels that are made of others come here whole, and what these make would not be seen.
+        with self:
+            out = func.decompose(*args, **kwargs)
+        if out is not NotImplemented:
+            return out
         out = func(*args, **kwargs)
         results = [leaf for leaf in tree_iter(out) if isinstance(leaf, Tensor)]
-        for result in results:
-            self._book(result)
-        if not func.is_view:
+        if not func.is_view:  # a view makes nothing, and costs nothing
+            for result in results:
+                self._book(result)
             self._count(func, args, kwargs, out, results)
         return out
 
@@ -139,6 +144,8 @@ class Ledger(TorchDispatchMode):
     def _count(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, results: Sequence[Tensor]
     ) -> None:
+        if not results:  # kernels that work on lists in place return nothing
+            results = _written(func, args, kwargs)
         if not results:
             return
         packet = func._overloadpacket
@@ -150,6 +157,15 @@ class Ledger(TorchDispatchMode):
         work[0] += 1
         work[1] += flops
         work[2] += read + sum(map(_num_bytes, results))
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors among a kernel's arguments that it changes."""
+    values = []
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            values.append(args[place] if place < len(args) else kwargs.get(argument.name))
+    return [leaf for leaf in tree_iter(values) if isinstance(leaf, Tensor)]
 
 
 def _num_bytes(tensor: Tensor) -> int:

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torch.utils._foreach_utils as foreach_utils
+import torch.utils.checkpoint as checkpoint
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["DeviceType", "StandIn", "many_at_once"]
+__all__ = ["DeviceType", "StandIn", "allowances"]
 
 DeviceType = Literal["cpu", "cuda"]
 
@@ -109,6 +110,8 @@ class StandIn(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func == _GET_DEVICE:  # a new object at each access
             return self.device
+        if func is torch.device:
+            return func(*args, **kwargs)
         if func is Tensor.__bool__:
             return True
         if func is Tensor.numpy:
@@ -132,11 +135,15 @@ class StandIn(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _backward(self, loss: Tensor) -> None:
-        # Checkpointed parts run forward again in there.
+        # What is checkpointed runs forward again in there, and must find the stand-in as it was. torch's own function
+        # would leave it first, as every function does that it is asked about.
         self._in_backward = True
         try:
             with self:
-                torch.autograd.backward(loss)
+                engine = torch.autograd.Variable._execution_engine
+                engine.run_backward(
+                    (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+                )
         finally:
             self._in_backward = False
 
@@ -190,14 +197,22 @@ class StandIn(TorchFunctionMode):
 
 
 @contextmanager
-def many_at_once() -> Iterator[None]:
-    """Let torch take kernels that work on a list of tensors for `meta` tensors too, as it does on a device."""
+def allowances() -> Iterator[None]:
+    """Let torch take `meta` tensors where it would refuse them, in this process, for as long as a trace takes.
+
+    Kernels that work on lists of tensors are only for devices that torch has listed; and checkpointing compares the
+    devices of what it computes again, which are called by either name.
+    """
     supported = foreach_utils._get_foreach_kernels_supported_devices
+    checks = checkpoint._allowed_determinism_checks_to_fns
+    check = checks["default"]
     foreach_utils._get_foreach_kernels_supported_devices = lambda: [*supported(), "meta"]
+    checks["default"] = lambda _: {}
     try:
         yield
     finally:
         foreach_utils._get_foreach_kernels_supported_devices = supported
+        checks["default"] = check
 
 
 def _dropout_of_gpu(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -22,7 +22,7 @@ from detronome.losses.terms import BatchTotals
 from detronome.runtime.progress import Progress, Section
 from detronome.tempo.memory.account import Cause, OpCost
 from detronome.tempo.memory.ledger import Ledger, Stage
-from detronome.tempo.memory.stand_in import DeviceType, StandIn, many_at_once
+from detronome.tempo.memory.stand_in import DeviceType, StandIn, allowances
 from detronome.types import Batch, Categories, EffectiveBatch
 
 __all__ = ["ALLOCATION_BYTES", "StepTracer", "Traced"]
@@ -148,7 +148,7 @@ class StepTracer:
     @contextmanager
     def _traced(self) -> Iterator[None]:
         self._ledger.begin()
-        with torch.random.fork_rng(devices=[]), many_at_once(), self._ledger, self._stand_in:
+        with torch.random.fork_rng(devices=[]), allowances(), self._ledger, self._stand_in:
             yield
 
     def _result(self) -> Traced:

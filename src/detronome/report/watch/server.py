@@ -1,0 +1,171 @@
+"""The live page of a run: a small server, the page itself, and the state that the page asks for again and again.
+
+The page builds everything it shows from text nodes, so no name in a run can become markup, and it may talk to this
+server alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import os
+import re
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detronome.errors import ConfigError, DetronomeError, MissingExtraError
+from detronome.report.html import write_report
+from detronome.report.watch.state import Watcher
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+__all__ = ["build_app", "serve"]
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LEAST_BETWEEN_LOOKS_S = 0.5
+_GRACE_S = 2
+
+
+def serve(watcher: Watcher, *, host: str, port: int, on_ready: Callable[[str], None]) -> None:
+    """Serve the page until the process is told to stop.
+
+    Raises:
+        MissingExtraError: starlette or uvicorn is not installed.
+        ConfigError: nothing can listen at this address.
+    """
+    app = build_app(watcher, is_local=host in _LOOPBACK)
+    import uvicorn
+
+    listener = _listen(host, port)
+    config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=_GRACE_S)
+    with listener:
+        address = f"[{host}]" if ":" in host else host
+        on_ready(f"http://{address}:{listener.getsockname()[1]}")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def build_app(watcher: Watcher, *, is_local: bool = True) -> Starlette:
+    """Return the ASGI application: `/` the page, `/state.json`, `/report` the whole report, made when asked for.
+
+    Args:
+        watcher: looks at the run.
+        is_local: answer only requests that name this machine, so that no page from elsewhere can read along by giving
+            its own name this machine's address.
+
+    Raises:
+        MissingExtraError: starlette or uvicorn is not installed.
+    """
+    try:
+        import uvicorn  # noqa: F401
+        from starlette.applications import Starlette
+        from starlette.middleware import Middleware
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+        from starlette.requests import Request
+        from starlette.responses import HTMLResponse, JSONResponse, Response
+        from starlette.routing import Route
+    except ImportError as error:
+        package = (error.name or "starlette").partition(".")[0]
+        raise MissingExtraError(package, extra="serve", needed_for="the live page") from error
+
+    source = _Source(watcher)
+    page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    page_headers = {**headers, "Content-Security-Policy": _policy(page)}
+
+    # Plain functions: starlette runs them in threads, and a slow disk holds up nobody else.
+    def show_page(request: Request) -> Response:
+        return HTMLResponse(page, headers=page_headers)
+
+    def show_state(request: Request) -> Response:
+        return JSONResponse(source.state(), headers=headers)
+
+    def show_report(request: Request) -> Response:
+        try:
+            return HTMLResponse(source.report(), headers=headers)
+        except DetronomeError as error:
+            return HTMLResponse(f"<!doctype html><pre>{escape(str(error))}</pre>", status_code=404, headers=headers)
+
+    hosts = ["127.0.0.1", "localhost", "[::1]", "::1"] if is_local else ["*"]
+    return Starlette(
+        routes=[Route("/", show_page), Route("/state.json", show_state), Route("/report", show_report)],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)],
+    )
+
+
+class _Source:
+    """What the pages show, for requests that come from several threads and many viewers."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._looking = threading.Lock()
+        self._reporting = threading.Lock()
+        self._state: dict[str, Any] = {}
+        self._looked_at = -math.inf
+        self._report: tuple[object, str] = (None, "")
+
+    def state(self) -> dict[str, Any]:
+        with self._looking:
+            if time.monotonic() - self._looked_at >= _LEAST_BETWEEN_LOOKS_S:
+                self._state = _json_ready(self._watcher.look().to_record())
+                self._looked_at = time.monotonic()
+            return self._state
+
+    def report(self) -> str:
+        """Return the report's page, made anew when the log has grown."""
+        with self._reporting:
+            run_dir = self._watcher.run_dir
+            version = (run_dir, _size(run_dir / "log.jsonl"))
+            if self._report[0] != version:
+                with tempfile.TemporaryDirectory() as folder:
+                    page = write_report([run_dir], Path(folder) / "report.html")
+                    self._report = (version, page.read_text(encoding="utf-8"))
+            return self._report[1]
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        told = os.strerror(error.errno) if isinstance(error, OSError) and (error.errno or 0) > 0 else str(error)
+        raise ConfigError(
+            f"the page cannot be served there: {told}",
+            where=f"{host}, port {port}",
+            fix="choose another port with --port (0 picks a free one), or another address with --host",
+        ) from error
+
+
+def _policy(page: str) -> str:
+    """Return a Content-Security-Policy under which this page's own script runs, and nothing else."""
+    script = re.search(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _json_ready(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(item) for item in value]
+    return value
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
