@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["arguments", "compare", "report"]
+__all__ = ["arguments", "compare", "new_document", "publish", "report"]
 
 Samples = dict[str, list[float]]
 
@@ -72,14 +72,7 @@ def report(
     out: Path | None = None,
 ) -> None:
     """Print a table for people, then the JSON document; write the latter to `out` too."""
-    document: dict[str, Any] = {
-        "bench": bench,
-        "command": " ".join(["python", *(_without_folder(argument) for argument in sys.argv)]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": _machine(),
-        "settings": dict(settings),
-        "cases": {},
-    }
+    document = new_document(bench, settings)
     print(f"{bench} | {document['machine']['cpu']}, {torch.get_num_threads()} threads | torch {torch.__version__}")
     for case, samples in cases.items():
         rows = {name: _summary(values, samples[baseline]) for name, values in samples.items()}
@@ -92,6 +85,23 @@ def report(
                 f"{row['speedup_wall']:16.2f}{'{:.2f} - {:.2f}'.format(*row['speedup_wall_95']):>16}"
                 f"{row['speedup_cpu']:8.2f}"
             )
+    publish(document, out)
+
+
+def new_document(bench: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document without cases: what was run, when, where and how."""
+    return {
+        "bench": bench,
+        "command": " ".join(["python", *(_without_folder(argument) for argument in sys.argv)]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "settings": dict(settings),
+        "cases": {},
+    }
+
+
+def publish(document: Mapping[str, Any], out: Path | None) -> None:
+    """Write the document to `out`, if given, and print it as the last line."""
     line = json.dumps(document)
     if out is not None:
         path = out / _file_name(document) if out.is_dir() else out

@@ -61,12 +61,16 @@ def slow_disk(patch: Patch) -> None:
     patch.setattr(FolderSource, "read", delayed(FolderSource.read, 0.04))
 
 
+def very_slow_disk(patch: Patch) -> None:
+    patch.setattr(FolderSource, "read", delayed(FolderSource.read, 0.15))
+
+
 def stalling_disk(patch: Patch) -> None:
-    """One image in eight takes long, as from a disk that spins up or a network that retries."""
+    """One image in four takes long, as from a network that retries."""
     read = FolderSource.read
 
     def sometimes(self: FolderSource, i: int) -> bytes:
-        time.sleep(1.0 if i % 8 == 0 else 0.0)
+        time.sleep(0.3 if i % 4 == 0 else 0.0)
         return read(self, i)
 
     patch.setattr(FolderSource, "read", sometimes)
@@ -134,7 +138,7 @@ CASES = {
     "slow disk, two workers": Case(
         verdict="DATA",
         changes="data.workers",
-        fault=slow_disk,
+        fault=very_slow_disk,
         settings={"data.workers": 2},
         says="read",
         is_slow=False,
@@ -189,7 +193,7 @@ CASES = {
         verdict="MEMORY",
         changes="batch.micro_batch_size",
         fault=slow_passes,
-        settings={"batch.micro_batch_size": 1},
+        settings={"batch.micro_batch_size": 1, "batch.global_batch_size": 4},
         is_slow=False,
     ),
     "swapping": Case(verdict="MEMORY", changes="batch.micro_batch_size", fault=swapping, says="swap", is_slow=False),

@@ -35,7 +35,8 @@ from detronome.errors import CheckpointError, ConfigError, DataError, TrainingEr
 from detronome.model import Model, load
 from detronome.report.gallery import write_gallery
 from detronome.report.run_log import RunLog, read_run_log
-from detronome.report.trackers.build import TrackerName, build_trackers
+from detronome.report.trackers.build import build_trackers
+from detronome.report.trackers.names import TrackerName
 from detronome.runtime.distributed import World, joined_world
 from detronome.runtime.files import locked, write_atomic
 from detronome.runtime.watchdog import Watchdog

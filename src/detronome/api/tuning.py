@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from detronome.runtime.device import describe_environment
 from detronome.runtime.files import write_atomic
 from detronome.runtime.processors import usable_cpus
 from detronome.tempo.autotune import Tried, Tuner, TuningResult
+from detronome.tempo.bottleneck import Verdict, judge
+from detronome.tempo.ceilings import measure_ceilings, situation_of
 from detronome.tempo.comparison import Trial
 from detronome.tempo.evaluation_trial import EvaluationTrial
 from detronome.tempo.measure import TrialRun
@@ -38,6 +41,9 @@ __all__ = ["Tuning", "tune"]
 _CACHE_SHARE = 0.2
 """A cache is tried where filling it takes no more than this part of the time that there is."""
 
+_LEFT_TO_TRY = 0.5
+"""On a slow machine the verdict may take long: so much of the time is left to try changes in any case."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
@@ -46,6 +52,8 @@ class Tuning:
     file: Path
     """The settings, valid as `--config`."""
     result: TuningResult
+    verdict: Verdict
+    """What the steps waited for before anything was changed, which decided what was tried first."""
     environment: Mapping[str, str]
     """Machine and versions."""
 
@@ -93,11 +101,20 @@ def tune(
     resolved = resolve(asked, train)
     epoch_steps = steps_per_epoch(len(train.index), asked.batch.global_batch_size)
 
+    categories = start_from.categories if start_from else None
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    on_begin("what a step waits for")
+    with TrialRun(resolved.config, train, categories=categories) as trial:
+        verdict = judge(measure_ceilings(trial), resolved.config, situation_of(trial, train))
+    first_of_all = [change.setting for change in verdict.changes]
+    wanted_workers = next((change.value for change in verdict.changes if change.setting == "data.workers"), None)
+
     def measure(config: RunConfig, part: Part) -> AbstractContextManager[Trial]:
         if part == "evaluation":
             assert val is not None
             return EvaluationTrial(config, train, val)
-        categories = start_from.categories if start_from else None
         trial = TrialRun(config, train, categories=categories)
         if config.data.cache != "none":
             try:
@@ -111,7 +128,7 @@ def tune(
         facts = TuningFacts(
             device_type=resolved.device.type,
             num_processors=usable_cpus(),
-            auto_workers=_auto_workers(config, resolved.device, train.index.sizes_hw),
+            likely_workers=wanted_workers or _auto_workers(config, resolved.device, train.index.sizes_hw),
             cache_bytes=cached_bytes(config, train),
             free_ram_bytes=psutil.virtual_memory().available,
             data_wait=first.sections_s.get("data_wait", 0.0) / max(1e-9, sum(first.sections_s.values())),
@@ -119,7 +136,7 @@ def tune(
         fill_s = epoch_steps * first.typical_step_s
         return [
             proposal
-            for proposal in propose(config, facts)
+            for proposal in propose(config, facts, first=first_of_all)
             if (val is not None or proposal.part != "evaluation")
             and (proposal.setting != "data.cache" or fill_s < _CACHE_SHARE * 60 * budget_minutes)
         ]
@@ -128,18 +145,16 @@ def tune(
         resolved.config,
         measure,
         changes,
-        budget_s=60 * budget_minutes,
+        budget_s=max(_LEFT_TO_TRY * 60 * budget_minutes, 60 * budget_minutes - (time.perf_counter() - began)),
         allow_inexact=allow_inexact,
         on_begin=on_begin,
         on_tried=on_tried,
     )
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     result = tuner.run()
     environment = describe_environment(resolved.device)
     with writing(path):
         write_atomic(path, _tuned_toml(asked, preset_alone, result, environment))
-    return Tuning(file=path, result=result, environment=environment)
+    return Tuning(file=path, result=result, verdict=verdict, environment=environment)
 
 
 def _auto_workers(config: RunConfig, device: torch.device, sizes_hw: Any) -> int:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from detronome.cli.options import Json, Settings, parse_settings
 from detronome.cli.render import print_outcome
 from detronome.errors import ConfigError
-from detronome.report.trackers.build import TrackerName
+from detronome.report.trackers.names import TrackerName
 
 __all__ = ["train"]
 

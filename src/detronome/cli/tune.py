@@ -70,6 +70,7 @@ def tune(
 
 def _print(tuning: Tuning, *, train_command: str) -> None:
     result = tuning.result
+    print_line(f"{tuning.verdict.bottleneck}: {tuning.verdict.sentence}")
     if result.tried:
         table = Table(box=None, pad_edge=False)
         for heading in ("setting", "from", "to", "speed", "95 %", "verdict", "changes in the numbers"):
@@ -136,6 +137,7 @@ def _record(tuning: Tuning) -> dict[str, Any]:
     return {
         "file": str(tuning.file),
         "reason": result.reason,
+        "verdict": tuning.verdict.to_record(),
         "settings": dict(result.settings),
         "before_images_per_s": result.first.images_per_s,
         "sections_s": dict(result.first.sections_s),

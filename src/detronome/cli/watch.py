@@ -66,6 +66,6 @@ def watch(
             with WatchScreen() as screen:
                 for state in api.follow_run(run):
                     screen.show(state)
-    except KeyboardInterrupt:  # how a person ends it
-        return 0
+    except KeyboardInterrupt as error:  # how a person ends it; other signals come with their code
+        return getattr(error, "exit_code", 0)
     return 0

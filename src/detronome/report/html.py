@@ -45,13 +45,17 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         out = out / "report.html"
     runs = read_run_folders(run_dirs)
     max_pictures = max(_LEAST_PICTURES, min(_MAX_PICTURES, 2 * _MAX_PICTURES // len(runs)))
-    page = _environment().get_template("page.html.j2").render(
-        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
-        runs=[view_run(run, max_pictures=max_pictures) for run in runs],
-        comparison=compare_runs(runs) if len(runs) > 1 else None,
-        num_series=len(FALLBACK_COLORS),
-        max_rows=MAX_ROWS_OF_A_KIND,
-        style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
+            runs=[view_run(run, max_pictures=max_pictures) for run in runs],
+            comparison=compare_runs(runs) if len(runs) > 1 else None,
+            num_series=len(FALLBACK_COLORS),
+            max_rows=MAX_ROWS_OF_A_KIND,
+            style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        )
     )
     write_atomic(out, page)
     return out

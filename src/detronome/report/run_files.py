@@ -216,7 +216,9 @@ def read_run_file(path: Path, kind: type[_File], gaps: list[str]) -> _File | Non
         content = path.read_bytes()
         header = msgspec.json.decode(content, type=_Header)
         if header.format != _FORMAT:
-            gaps.append(f"{path.name} is of format {header.format}, this version reads format {_FORMAT}; it is left out.")
+            gaps.append(
+                f"{path.name} is of format {header.format}, this version reads format {_FORMAT}; it is left out."
+            )
             return None
         return msgspec.json.decode(content, type=kind)
     except FileNotFoundError:

@@ -45,7 +45,7 @@ def draw_stack(
     """
     x = np.asarray(epochs, dtype=np.float64)
     keep = np.isfinite(x)
-    layers = {name: np.asarray(column, dtype=np.float64)[keep] for name, column in values.items()}
+    layers: _Layers = {name: np.asarray(column, dtype=np.float64)[keep] for name, column in values.items()}
     layers = {name: np.where(np.isfinite(y) & (y > 0), y, 0.0) for name, y in layers.items()}
     x, layers = _averaged(x[keep], layers)
     shown = _ordered(layers, looks)

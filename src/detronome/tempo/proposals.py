@@ -55,8 +55,8 @@ class TuningFacts:
 
     device_type: str
     num_processors: int
-    auto_workers: int
-    """What `data.workers=auto` would be."""
+    likely_workers: int
+    """How many worker processes are likely to be right: tried first."""
     cache_bytes: int
     """All training images, decoded."""
     free_ram_bytes: int
@@ -85,7 +85,7 @@ def propose(config: RunConfig, facts: TuningFacts, *, first: Sequence[str] = ())
 def _of_the_data(config: RunConfig, facts: TuningFacts) -> Iterator[Proposal]:
     data = config.data
     assert data.workers != "auto"
-    wanted = (facts.auto_workers, max(1, 2 * data.workers), data.workers // 2)
+    wanted = (facts.likely_workers, max(1, 2 * data.workers), data.workers // 2)
     for workers in dict.fromkeys(wanted):
         if workers != data.workers and workers <= facts.num_processors:
             more = workers > data.workers

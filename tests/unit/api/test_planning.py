@@ -13,11 +13,14 @@ import detronome as dt
 from detronome.api import planning
 from detronome.api.asked import asked_config, open_splits
 from detronome.api.planning import Plan, RunPlanner, plan
-from detronome.engine.resolve import resolve
+from detronome.engine.build import build_plan, build_step, build_stream
+from detronome.engine.resolve import Resolved, resolve
 from detronome.errors import ConfigError, DataError
+from detronome.losses.terms import BatchTotals
 from detronome.model import load
 from detronome.runtime.host_memory import HostMemory
 from detronome.tempo.hardware import Device
+from detronome.tempo.memory.account import Cause, MemoryAccount
 
 SMALL: dict[str, Any] = {
     "augment.sizes": [64],
@@ -133,12 +136,11 @@ def few_bytes(blocks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "host_memory", lambda: HostMemory(total_bytes=10 * room, available_bytes=1))
 
 
-def test_a_run_that_memory_holds_in_part_accumulates_with_the_same_gradient(
+def test_a_run_whose_batch_memory_holds_in_part_is_the_run_that_was_asked_to_accumulate(
     blocks: Path, tmp_path: Path, few_bytes: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The rate shows the gradient; BatchNorm sees each micro-batch alone, so its statistics are fixed here.
-    frozen = {**SMALL, "train.device": "cpu", "data.val_split": "", "model.denoising_groups": 0}
-    cut = dt.train(blocks, model="nano", out=tmp_path / "cut", settings=frozen)
+    settings = {**SMALL, "train.device": "cpu", "data.val_split": ""}
+    cut = dt.train(blocks, model="nano", out=tmp_path / "cut", settings=settings)
     record = json.loads((cut.folder / "plan.json").read_text())
     assert (record["micro_batch_size"], record["accumulation"], record["global_batch_size"]) == (3, 3, 8)
     config = load(cut.folder).config
@@ -146,10 +148,68 @@ def test_a_run_that_memory_holds_in_part_accumulates_with_the_same_gradient(
     assert config.optim.lr == 2e-3, "the rate is as it was"
     monkeypatch.undo()
     monkeypatch.setenv("DETRONOME_CACHE", str(tmp_path / "cache"))
-    asked = dt.train(blocks, model="nano", out=tmp_path / "asked", settings={**frozen, "batch.micro_batch_size": 3})
+    asked = dt.train(blocks, model="nano", out=tmp_path / "asked", settings={**settings, "batch.micro_batch_size": 3})
     assert not (asked.folder / "plan.json").exists()
     ours, theirs = load(cut.folder).checkpoint.model, load(asked.folder).checkpoint.model
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+class HundredBytesAnImage:
+    """Predicts so much: the real peaks of so small a model are those of its weights, however many images there are."""
+
+    def __init__(self, *arguments: object, **keywords: object) -> None: ...
+
+    def training(self, micro_batch_size: int, **keywords: object) -> MemoryAccount:
+        return MemoryAccount(
+            phase="training",
+            shape="64x96",
+            num_images=micro_batch_size,
+            num_objects=0,
+            bytes_by_cause={Cause.BACKBONE: 100 * micro_batch_size},
+            moment="forward",
+        )
+
+    def evaluation(self, batch_size: int, **keywords: object) -> None:
+        return None
+
+
+def test_the_gradient_of_a_planned_cut_is_that_of_the_whole(blocks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = SMALL | {
+        "train.device": "cpu",
+        "train.precision": "fp32",
+        "model.backbone": "resnet18",
+        "model.backbone_weights": "none",
+        "model.hidden_dim": 32,
+        "model.ffn_dim": 32,
+        "model.num_encoder_layers": 1,
+        "model.num_decoder_layers": 1,
+        "model.dropout": 0.0,
+    }
+    config, _ = asked_config(blocks, model="detr-r18", settings=tiny)
+    split, _ = open_splits(config)
+    whole = resolve(config, split)
+    device = Device(name="made up", type="cpu", memory_bytes=350, precision="fp32")
+    monkeypatch.setattr(planning, "MemoryPlanner", HundredBytesAnImage)
+    monkeypatch.setattr(planning, "local_device", lambda kind=None: device)
+    monkeypatch.setattr(planning, "host_memory", lambda: HostMemory(total_bytes=1, available_bytes=1))
+    cut = resolve(config, split, planner=RunPlanner(split, None, world_size=1))
+    assert cut.reasons["batch.micro_batch_size"].startswith("3 (the whole effective batch in 3 passes: planned to take")
+    assert (whole.config.batch.micro_batch_size, cut.config.batch.micro_batch_size) == (8, 3)
+
+    def gradients(resolved: Resolved) -> dict[str, torch.Tensor]:
+        run_plan = build_plan(resolved.config, len(split.index))
+        step = build_step(resolved, split.index.categories, run_plan)
+        step.model.train()
+        with build_stream(resolved, split, split.index.categories, start_step=0, total_steps=1) as stream:
+            batch = next(stream)
+        totals = BatchTotals.of(batch.targets, step.model.num_queries)
+        kept = step.gradients(batch, totals=totals, step=0, progress=0.0)
+        assert max(len(micro_batch) for micro_batch in kept.micro_batches) <= (8 if resolved is whole else 3)
+        return {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
+
+    ours, theirs = gradients(cut), gradients(whole)
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-5 + 1e-4 * float(gradient.abs().max()))
 
 
 def test_a_small_run_on_a_cpu_is_not_planned(blocks: Path, monkeypatch: pytest.MonkeyPatch) -> None:

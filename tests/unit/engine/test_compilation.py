@@ -112,8 +112,15 @@ def assert_same_step(compiled: Detector, eager: Detector) -> None:
 
 
 @plain
-@pytest.mark.parametrize("part", ["none", "all"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [
+        ("rtdetr", "all"),
+        pytest.param("rtdetr", "none", marks=pytest.mark.slow),
+        pytest.param("detr", "none", marks=pytest.mark.slow),
+        pytest.param("detr", "all", marks=pytest.mark.slow),
+    ],
+)
 def test_a_compiled_step_is_the_step(family: str, part: ActivationCheckpointing) -> None:
     model = built(family, part)
     compile_detectors([model], on_failure=refuse, backend="aot_eager")

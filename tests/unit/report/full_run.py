@@ -158,7 +158,13 @@ def _plan() -> dict[str, Any]:
     training = {name: size * _MIB for name, size in _CAUSES.items()}
     evaluation = {
         name: size * _MIB
-        for name, size in {"device context": 480, "weights": 158, "average": 158, "backbone": 3100, "encoder": 900}.items()
+        for name, size in {
+            "device context": 480,
+            "weights": 158,
+            "average": 158,
+            "backbone": 3100,
+            "encoder": 900,
+        }.items()
     }
     return {
         "device": {"name": "RTX 4090", "memory_bytes": 24_000 * _MIB}, "budget_bytes": 23_000 * _MIB,
@@ -278,9 +284,14 @@ def _pictures(folder: Path, rng: np.random.Generator) -> None:
 def _picture(rng: np.random.Generator, number: int) -> Image.Image:
     """Return rectangles before a gradient, twice side by side, boxed as truth and as prediction."""
     ramp = np.linspace(60, 190, 480, dtype=np.uint8)
-    pixels = np.stack([np.tile(ramp, (360, 1)), np.full((360, 480), 90 + 12 * number, np.uint8), np.tile(ramp[::-1], (360, 1))], -1)
+    pixels = np.stack(
+        [np.tile(ramp, (360, 1)), np.full((360, 480), 90 + 12 * number, np.uint8), np.tile(ramp[::-1], (360, 1))], -1
+    )
     half = Image.fromarray(pixels)
-    boxes = [(int(x), int(y), int(x + w), int(y + h)) for x, y, w, h in rng.integers((10, 10, 40, 40), (380, 260, 90, 90), (4, 4))]
+    boxes = [
+        (int(x), int(y), int(x + w), int(y + h))
+        for x, y, w, h in rng.integers((10, 10, 40, 40), (380, 260, 90, 90), (4, 4))
+    ]
     sides = []
     for count, color in ((4, "#3fd07f"), (3, "#ffb347")):
         side = half.copy()

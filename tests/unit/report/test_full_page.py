@@ -164,7 +164,9 @@ def test_pictures_from_outside_the_run_are_not_pulled_in(tmp_path: Path) -> None
     (run / "pictures" / "worst-1.jpg").symlink_to(tmp_path / "secret.jpg")
     record = json.loads((run / "evaluation.json").read_text())
     for one, picture in zip(
-        record["worst_images"], ("../secret.jpg", "pictures/worst-1.jpg", str(tmp_path / "secret.jpg"), "a\x00b"), strict=True
+        record["worst_images"],
+        ("../secret.jpg", "pictures/worst-1.jpg", str(tmp_path / "secret.jpg"), "a\x00b"),
+        strict=True,
     ):
         one["picture"] = picture
     (run / "evaluation.json").write_text(json.dumps(record))
@@ -224,7 +226,11 @@ def test_a_measured_peak_alone_and_a_device_far_larger_are_drawn(tmp_path: Path)
     plan["evaluation"] = None
     (run / "plan.json").write_text(json.dumps(plan))
     view = view_run(read_run_folders([run])[0], max_pictures=1).memory
-    assert view is not None and view.limit_percent is None and [bar.name for bar in view.bars] == ["planned, training", "measured"]
+    assert (
+        view is not None
+        and view.limit_percent is None
+        and [bar.name for bar in view.bars] == ["planned, training", "measured"]
+    )
     assert max(bar.percent for bar in view.bars) > 95
     plan["budget_bytes"] = 12 * 2**30
     (run / "plan.json").write_text(json.dumps(plan))

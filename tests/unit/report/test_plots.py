@@ -10,12 +10,13 @@ from run_events import HOSTILE, eventful_run, started, whole_run
 
 from detronome.report.chart import Marks, draw_chart
 from detronome.report.curve import Curve
-from detronome.report.plots import compare_charts, learning_charts
+from detronome.report.plots import compare_charts, learning_charts, speed_charts, system_charts
 
 
 def test_no_records_give_no_charts() -> None:
     assert learning_charts([]) == []
-    assert learning_charts([started().to_record()]) == []
+    for charts in (learning_charts, speed_charts, system_charts):
+        assert charts([]) == charts([started().to_record()]) == []
     assert compare_charts({"a": [], "b": []}) == []
 
 
@@ -35,7 +36,8 @@ def test_any_number_of_points_draws_a_well_formed_svg(values: list[float], is_no
 
 
 def test_a_run_gives_every_chart_in_the_colors_of_the_page() -> None:
-    charts = learning_charts([event.to_record() for event in whole_run()])
+    records = [event.to_record() for event in whole_run()]
+    charts = [*learning_charts(records), *speed_charts(records), *system_charts(records)]
     assert [chart.title for chart in charts] == [
         "Average precision",
         "Loss",
@@ -44,7 +46,7 @@ def test_a_run_gives_every_chart_in_the_colors_of_the_page() -> None:
         "Learning rate",
         "Images per second",
         "Waiting for data",
-        "Peak memory, GiB",
+        "Memory of the run, GiB",
     ]
     for chart in charts:
         assert "#0a0" not in chart.svg
@@ -66,7 +68,8 @@ def test_charts_are_deterministic_and_change_nothing_global() -> None:
 
 
 def test_charts_on_one_page_do_not_share_ids() -> None:
-    charts = learning_charts([event.to_record() for event in whole_run()])
+    records = [event.to_record() for event in whole_run()]
+    charts = [*learning_charts(records), *speed_charts(records), *system_charts(records)]
     ids = [name for chart in charts for name in set(re.findall(r' id="([^"]*)"', chart.svg))]
     assert len(ids) == len(set(ids))
 
@@ -74,7 +77,7 @@ def test_charts_on_one_page_do_not_share_ids() -> None:
 def test_more_runs_than_colors_are_compared() -> None:
     records = [event.to_record() for event in whole_run()]
     charts = compare_charts({f"run {number}": records for number in range(11)})
-    assert [chart.title for chart in charts] == ["AP", "Loss"]
+    assert [chart.title for chart in charts] == ["AP", "Loss", "Images per second", "Waiting for data"]
     assert all("run 10" in chart.svg for chart in charts)
 
 

@@ -20,7 +20,7 @@ from detronome.tempo.settings_file import differing_settings, settings_toml
 FACTS = TuningFacts(
     device_type="cuda",
     num_processors=16,
-    auto_workers=8,
+    likely_workers=8,
     cache_bytes=2**30,
     free_ram_bytes=2**36,
     data_wait=0.5,
@@ -51,7 +51,7 @@ def test_every_proposal_is_possible_new_and_no_matter_of_the_recipe(
     name: str, workers: int, micro: int, processors: int, device: str, wait: float
 ) -> None:
     config = resolved(name, data__workers=workers, batch__micro_batch_size=micro)
-    facts = replace(FACTS, num_processors=processors, auto_workers=min(8, processors), device_type=device)
+    facts = replace(FACTS, num_processors=processors, likely_workers=min(8, processors), device_type=device)
     proposals = propose(config, replace(facts, data_wait=wait))
     assert proposals
     for proposal in proposals:
@@ -104,7 +104,7 @@ def test_a_cache_is_proposed_only_where_it_fits(facts: dict[str, int], caches: l
 
 
 def test_no_more_workers_than_processors() -> None:
-    facts = replace(FACTS, num_processors=2, auto_workers=0, device_type="cpu")
+    facts = replace(FACTS, num_processors=2, likely_workers=0, device_type="cpu")
     values = [p.value for p in propose(resolved(data__workers=2), facts) if p.setting == "data.workers"]
     assert values == [0, 1]
 

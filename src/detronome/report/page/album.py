@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from detronome.report.run_folder import RunFolder
 from detronome.report.run_files import WorstImage
+from detronome.report.run_folder import RunFolder
 
 __all__ = ["ShownPicture", "gallery_of", "worst_of"]
 

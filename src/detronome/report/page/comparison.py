@@ -22,7 +22,7 @@ from detronome.report.run_folder import RunFolder, differing_settings, metric
 from detronome.report.stacked_bar import Part, parts_of
 from detronome.report.wall_time import SECTION_LOOKS
 
-__all__ = ["Comparison", "ComparedBar", "ResultRow", "SettingRow", "compare_runs"]
+__all__ = ["ComparedBar", "Comparison", "ResultRow", "SettingRow", "compare_runs"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -172,7 +172,9 @@ def _matrix(details: EvaluationFile) -> list[ConfusionRow]:
         cells = [
             Cell(
                 text=format_count(count) if count > 0 else "",
-                title=f"{name}, predicted as {column}: {count:,}" if column != "missed" else f"{name}, missed: {count:,}",
+                title=f"{name}, predicted as {column}: {count:,}"
+                if column != "missed"
+                else f"{name}, missed: {count:,}",
                 heat=max(6, round(100 * count / total)) if count > 0 and total else 0,
                 is_right=i == j,
             )

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from detronome.report.formats import clean_text, format_bytes, format_count, format_duration, format_fixed
-from detronome.report.formats import format_significant
+from detronome.report.formats import (
+    clean_text,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_fixed,
+    format_significant,
+)
 from detronome.report.page.words import percent
 from detronome.report.run_files import ProposedChange, ProvingNumber, VerdictFile
 from detronome.report.run_folder import RunFolder, metric

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from detronome.report.trackers.mlflow_log import MlflowTracker
+from detronome.report.trackers.names import TrackerName
 from detronome.report.trackers.tensorboard import TensorBoardTracker
 from detronome.report.trackers.tracker import Tracker, Trackers
 from detronome.report.trackers.wandb_log import WandbTracker
 
-__all__ = ["TrackerName", "build_trackers"]
-
-TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+__all__ = ["build_trackers"]
 
 
 def build_trackers(names: Sequence[TrackerName], run_dir: Path, config: Mapping[str, Any]) -> Trackers:

@@ -132,7 +132,7 @@ class MlflowTracker:
 
 def _clean(name: str) -> str:
     group, slash, rest = name.partition("/")
-    return group + slash + _UNWANTED.sub("_", rest)
+    return group + slash + (_UNWANTED.sub("_", rest) or "_") if slash else group
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -25,7 +25,8 @@ _logger = logging.getLogger(__name__)
 _MOST_WAITING = 20_000
 """Events kept for a tracker that cannot take them; the oldest go first."""
 
-_PATIENCE_UNOPENED_S = 5.0
+_PATIENCE_AWAY_S = 5.0
+"""At the end, with a tracker that could not be opened so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,8 @@ class _Feed:
     def wait(self, patience_s: float) -> None:
         if self._thread is None:
             return
-        self._thread.join(patience_s if self._is_open else min(patience_s, _PATIENCE_UNOPENED_S))
+        is_away = self._has_failed and not self._is_open
+        self._thread.join(min(patience_s, _PATIENCE_AWAY_S) if is_away else patience_s)
         if self._thread.is_alive():
             _logger.warning("%s has not taken the whole run in time; the run log has it", self._tracker.label)
 

@@ -16,6 +16,7 @@ from detronome.report.terminal import is_live, speaks_unicode
 from detronome.report.watch.state import RunState
 from detronome.report.watch.terminal_view import draw_state
 from detronome.report.watch.words import evaluation_line, progress_line, status_words
+from detronome.runtime.signals import Interrupted
 
 __all__ = ["WatchScreen", "print_state"]
 
@@ -105,4 +106,4 @@ def print_state(state: RunState, file: TextIO | None = None) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+    raise Interrupted(signal.Signals(number).name)

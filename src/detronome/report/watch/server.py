@@ -135,7 +135,9 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        told = os.strerror(error.errno) if isinstance(error, OSError) and (error.errno or 0) > 0 else str(error)
+        number = error.errno if isinstance(error, OSError) else None
+        # The error's own text says the address again; for a name that is not known the number is negative.
+        told = os.strerror(number) if number is not None and number > 0 else str(error)
         raise ConfigError(
             f"the page cannot be served there: {told}",
             where=f"{host}, port {port}",

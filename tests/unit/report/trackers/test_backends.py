@@ -15,7 +15,8 @@ from run_events import ended, evaluated, eventful_run, logged, started, warned
 
 from detronome.engine.events import Event
 from detronome.errors import MissingExtraError
-from detronome.report.trackers.build import TrackerName, build_trackers
+from detronome.report.trackers.build import build_trackers
+from detronome.report.trackers.names import TrackerName
 from detronome.report.trackers.remembered import recall, remember
 
 CONFIG: dict[str, Any] = {"optim": {"lr": 1e-3}, "model": {"name": "nano"}}
@@ -101,9 +102,9 @@ def test_wandb_offline_goes_on_under_the_same_id(run_dir: Path) -> None:
     first = recall(run_dir, "wandb")
     track("wandb", run_dir, started(5), logged(6), ended(10))
     assert recall(run_dir, "wandb") == first
-    runs = sorted((run_dir / "wandb").glob(f"offline-run-*-{first['id']}"))
-    assert runs and all(list(run.glob("*.wandb")) for run in runs)
-    assert list(runs[-1].rglob("report_*.html"))
+    runs = list((run_dir / "wandb").glob(f"offline-run-*-{first['id']}*"))
+    assert len(runs) == 2 and all(list(run.glob(f"run-{first['id']}*.wandb")) for run in runs)
+    assert len(list((run_dir / "wandb").rglob("report_*.html"))) == 1  # of the second, which has ended
     track("wandb", run_dir, started(), ended(10))  # began anew
     assert recall(run_dir, "wandb")["id"] != first["id"]
 

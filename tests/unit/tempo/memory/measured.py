@@ -24,8 +24,9 @@ from detronome.data.store.source import FolderSource
 from detronome.engine.build import build_plan, build_step
 from detronome.engine.evaluator import detect_batch
 from detronome.engine.resolve import Resolved
+from detronome.engine.step import TrainingStep
 from detronome.engine.worst_case import worst_eval_batch, worst_training_batch
-from detronome.types import Batch, Categories, EffectiveBatch
+from detronome.types import Batch, EffectiveBatch
 
 CPU = torch.device("cpu")
 
@@ -59,11 +60,13 @@ def annotated_split(
     return DataSplit(files, index, FolderSource(index, folder))
 
 
-def training_run(config: RunConfig, split: DataSplit, shape_hw: tuple[int, int]) -> Callable[[], object]:
+def training_run(
+    config: RunConfig, split: DataSplit, shape_hw: tuple[int, int], device: torch.device = CPU
+) -> Callable[[], TrainingStep]:
     """Return what builds a training step and runs it twice, so that the second one finds everything in place."""
 
-    def run() -> object:
-        step = _step(config, split)
+    def run() -> TrainingStep:
+        step = _step(config, split, device)
         step.model.train()
         for number in range(2):
             batch = worst_training_batch(
@@ -72,7 +75,7 @@ def training_run(config: RunConfig, split: DataSplit, shape_hw: tuple[int, int])
                 objects_per_image=split.index.num_objects_per_image,
                 num_classes=len(split.index.categories),
             )
-            step(EffectiveBatch((_padded(batch.parts[0]),)), step=number, progress=0.5)
+            step(EffectiveBatch((_padded(batch.parts[0], device),)), step=number, progress=0.5)
             del batch
         return step
 
@@ -80,27 +83,28 @@ def training_run(config: RunConfig, split: DataSplit, shape_hw: tuple[int, int])
 
 
 def evaluation_run(
-    config: RunConfig, split: DataSplit, shape_hw: tuple[int, int], batch_size: int
-) -> Callable[[], object]:
+    config: RunConfig, split: DataSplit, shape_hw: tuple[int, int], batch_size: int, device: torch.device = CPU
+) -> Callable[[], TrainingStep]:
     """Return what builds a training step, with moments and the last batch that it keeps, and detects in one batch."""
-    train = training_run(config, split, shape_hw)
+    train = training_run(config, split, shape_hw, device)
 
-    def run() -> object:
+    def run() -> TrainingStep:
         step = train()
         gc.collect()
-        began = sum(1 for _ in gc.get_objects())
-        model = step.model if step.ema is None else step.ema.model  # type: ignore[attr-defined]
-        batch = _padded(worst_eval_batch(shape_hw=shape_hw, num_images=batch_size).parts[0])
         torch.empty(0).untyped_storage().resize_(_MARK_BYTES)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        model = step.model if step.ema is None else step.ema.model
+        batch = _padded(worst_eval_batch(shape_hw=shape_hw, num_images=batch_size).parts[0], device)
         detect_batch(
             model.eval(),
             batch,
-            categories=Categories(tuple(range(len(split.index.categories))), split.index.categories.names),
+            categories=split.index.categories,
             max_detections=config.eval.max_detections,
-            precision=config.train.precision,  # type: ignore[arg-type]
-            device=CPU,
+            precision=step.precision,
+            device=device,
         )
-        return began, step
+        return step
 
     return run
 
@@ -136,26 +140,39 @@ def resident_peak_bytes(run: Callable[[], object]) -> int:
     return _status_bytes("VmHWM") - before
 
 
+def gpu_peak_bytes(run: Callable[[], object]) -> tuple[int, int]:
+    """Return the most that tensors held on the GPU while something ran, and what the allocator had taken for them."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+
+
 def _status_bytes(field: str) -> int:
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
 
-def _step(config: RunConfig, split: DataSplit):  # type: ignore[no-untyped-def]
+def _step(config: RunConfig, split: DataSplit, device: torch.device) -> TrainingStep:
     resolved = Resolved(config)
-    resolved.device = CPU
+    resolved.device = device
     return build_step(resolved, split.index.categories, build_plan(config, len(split.index)))
 
 
-def _padded(batch: Batch) -> Batch:
+def _padded(batch: Batch, device: torch.device) -> Batch:
     """Return the batch in torch's own memory, with a row of padding, as most batches have."""
     mask = batch.padding_mask.clone()
     mask[:, -1] = True
-    return replace(
-        batch,
-        images=batch.images.clone(),
-        padding_mask=mask,
+    return Batch(
+        images=batch.images.to(device, copy=True),
+        padding_mask=mask.to(device),
         targets=tuple(
-            replace(t, boxes_cxcywh=t.boxes_cxcywh.clone(), labels=t.labels.clone()) for t in batch.targets
+            replace(
+                target,
+                boxes_cxcywh=target.boxes_cxcywh.to(device, copy=True),
+                labels=target.labels.to(device, copy=True),
+            )
+            for target in batch.targets
         ),
     )

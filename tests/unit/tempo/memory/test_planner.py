@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.unit.tempo.memory.measured import allocated_peak_bytes, annotated_split, evaluation_run, training_run
 
 from detronome.config.presets import preset
 from detronome.config.schema import DetrConfig, RtDetrConfig, RunConfig
@@ -12,7 +13,6 @@ from detronome.errors import ConfigError
 from detronome.tempo.memory.account import Cause
 from detronome.tempo.memory.planner import CONTEXT_BYTES, MemoryPlanner
 from detronome.types import Categories
-from tests.unit.tempo.memory.measured import allocated_peak_bytes, annotated_split, evaluation_run, training_run
 
 SHAPE = (96, 128)
 OBJECTS = [0, 1, 7, 3, 12, 5, 2, 9]
@@ -174,28 +174,30 @@ def test_a_frozen_backbone_has_no_gradients_and_keeps_nothing_for_them(split: Da
     assert frozen.peak_bytes < trained.peak_bytes
 
 
-@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
-def test_recomputing_and_low_precision_save_memory(device_type: str, tmp_path: Path) -> None:
-    config = with_batch(small("detr"), 32, 16)
-    config = replace(config, optim=replace(config.optim, backbone_lr=0.0))  # so that the transformer holds the most
-    split = annotated_split(tmp_path, size_hw=SHAPE, objects=[3] * 32, num_classes=3)
-    plan = planner(config, split, device_type=device_type)
-    plain = plan.training(16)
-    assert plan.training(16, checkpointing="all").peak_bytes < plain.peak_bytes
-    assert plan.training(16, checkpointing="transformer").peak_bytes < plain.peak_bytes
-    assert plan.training(16, precision="bf16").peak_bytes < plain.peak_bytes
-
-
-def test_a_gpu_keeps_no_attention_weights(tmp_path: Path) -> None:
+def many_tokens() -> RunConfig:
+    """Return a run in which activations are most of the memory: 1,024 tokens an image."""
     config = small("detr")
-    config = replace(
+    return replace(
         config,
         model=replace(config.model, dilation=True),  # type: ignore[arg-type]
         augment=replace(config.augment, sizes=(512,), max_size=512),
         data=replace(config.data, buckets=("512x512",)),
-        optim=replace(config.optim, backbone_lr=0.0),
     )
-    split = annotated_split(tmp_path, size_hw=(512, 512), objects=OBJECTS, num_classes=3)
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_recomputing_and_low_precision_save_memory(device_type: str, split: DataSplit) -> None:
+    plan = planner(many_tokens(), split, device_type=device_type)
+    plain = plan.training(4)
+    assert plan.training(4, checkpointing="all").peak_bytes < plain.peak_bytes
+    assert plan.training(4, checkpointing="backbone").peak_bytes <= plain.peak_bytes
+    assert plan.training(4, checkpointing="transformer").peak_bytes <= plain.peak_bytes
+    assert plan.training(4, precision="bf16").peak_bytes < plain.peak_bytes
+
+
+def test_a_gpu_keeps_no_attention_weights(split: DataSplit) -> None:
+    config = many_tokens()
+    config = replace(config, optim=replace(config.optim, backbone_lr=0.0))  # so that the transformer holds the most
     on_cpu = planner(config, split).training(4)
     on_gpu = planner(config, split, device_type="cuda").training(4)
     layers, images, heads, tokens = 2, 4, 4, 32 * 32
