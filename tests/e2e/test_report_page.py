@@ -22,10 +22,18 @@ from detronome.report.html import write_report
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _BROWSER = next(filter(None, map(shutil.which, _BROWSERS)), None)
 _FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions", "--disable-dev-shm-usage",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--disable-dev-shm-usage",
     "--host-resolver-rules=MAP * ~NOTFOUND",
-)  # fmt: skip
+)
 _WIDTHS_PX = (390, 1280)
 _HEIGHT_PX = 900
 

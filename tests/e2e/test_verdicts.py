@@ -263,7 +263,7 @@ def huge_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def crowds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pictures(tmp_path_factory.mktemp("crowds"), size_hw=(256, 256), suffix="png", num_objects=300)
+    return pictures(tmp_path_factory.mktemp("crowds"), size_hw=(256, 256), suffix="png", num_objects=700)
 
 
 def pictures(root: Path, *, size_hw: tuple[int, int], suffix: str, num_objects: int) -> Path:

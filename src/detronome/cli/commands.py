@@ -37,16 +37,14 @@ app.command("detronome.cli.plan:plan", help="Predict memory, time and price of a
 app.command("detronome.cli.evaluate:evaluate", name="eval", help="Measure a checkpoint, or a results file of any tool.")
 app.command("detronome.cli.predict:predict", help="Find objects in images: pictures and COCO results.")
 app.command("detronome.cli.search:search", help="Find settings that give a higher AP, trial after trial.")
-app.command(
-    "detronome.cli.profile:profile", help="Say what a step waits for, with proof, and what to change."
-)
+app.command("detronome.cli.profile:profile", help="Say what a step waits for, with proof, and what to change.")
 app.command("detronome.cli.tune:tune", help="Find settings that make a run faster, each proven by measurement.")
 app.command("detronome.cli.report:report", help="Write the HTML page of a run, or compare several.")
 app.command(
     "detronome.cli.watch:watch",
     help="Follow a run as it goes on, in the terminal or on a page.",
-    help_epilogue="Ends with the run, or with Ctrl-C; an interrupted run is followed further. Exit codes of --once: 0 the "
-    "run goes on or has ended, 2 it was interrupted, 3 it is silent, 1 an error that the message explains.",
+    help_epilogue="Ends with the run, or with Ctrl-C; an interrupted run is followed further. Exit codes of --once: 0 "
+    "the run goes on or has ended, 2 it was interrupted, 3 it is silent, 1 an error that the message explains.",
 )
 
 

@@ -1,7 +1,7 @@
 """What happened to a run besides training, in words: skips, rollbacks, splits, failed writes, warnings, bad images.
 
-The console, the report and the trackers say the same of the same record. Records of older logs lack fields; nothing here
-needs more than `kind` and `step`.
+The console, the report and the trackers say the same of the same record. Records of older logs lack fields; nothing
+here needs more than `kind` and `step`.
 """
 
 from __future__ import annotations

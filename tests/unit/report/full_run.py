@@ -19,14 +19,32 @@ CLASSES = ("car", "truck", "bus", "pedestrian", "cyclist", "traffic light", "sto
 
 _MIB = 2**20
 _SECTIONS_S = {
-    "data_wait": 0.02, "copy": 0.006, "forward": 0.085, "matcher": 0.021, "loss": 0.012, "backward": 0.16,
-    "reduce": 0.004, "update": 0.018, "log": 0.001,
-}  # fmt: skip
+    "data_wait": 0.02,
+    "copy": 0.006,
+    "forward": 0.085,
+    "matcher": 0.021,
+    "loss": 0.012,
+    "backward": 0.16,
+    "reduce": 0.004,
+    "update": 0.018,
+    "log": 0.001,
+}
 _CAUSES = {
-    "device context": 480, "weights": 158, "gradients": 158, "optimizer": 316, "average": 158, "batch": 88,
-    "backbone": 4120, "encoder": 2310, "decoder": 890, "heads": 70, "matcher and loss": 310, "backward workspace": 940,
-    "update workspace": 40, "allocator slack": 620,
-}  # fmt: skip
+    "device context": 480,
+    "weights": 158,
+    "gradients": 158,
+    "optimizer": 316,
+    "average": 158,
+    "batch": 88,
+    "backbone": 4120,
+    "encoder": 2310,
+    "decoder": 890,
+    "heads": 70,
+    "matcher and loss": 310,
+    "backward workspace": 940,
+    "update workspace": 40,
+    "allocator slack": 620,
+}
 
 
 def write_full_run(
@@ -52,7 +70,8 @@ def write_full_run(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(
         f'preset = "detr-r50"\nseed = 0\n\n[model]\nnum_queries = 100\n\n[optim]\nlr = {lr}\nlr_backbone = {lr / 10}\n'
-        f"weight_decay = 1e-4\n\n[augment]\nsizes = [480, 512, 544, 576, 608]\n\n[data]\nworkers = {2 if wait > 1 else 8}\n",
+        "weight_decay = 1e-4\n\n[augment]\nsizes = [480, 512, 544, 576, 608]\n\n[data]\n"
+        f"workers = {2 if wait > 1 else 8}\n",
         encoding="utf-8",
     )
     records = _records(rng, classes, epochs=epochs, lr=lr, wait=wait)
@@ -73,16 +92,25 @@ def _records(
 ) -> list[dict[str, Any]]:
     total = 20 * epochs
     start = {
-        "kind": "start", "step": 0, "epoch": 0.0, "preset": "detr-r50", "total_steps": total, "total_epochs": epochs,
-        "steps_per_epoch": 20, "global_batch_size": 16, "num_train_images": 3200, "num_val_images": 400,
-        "num_parameters": 41_501_895, "num_trainable_parameters": 41_279_495,
+        "kind": "start",
+        "step": 0,
+        "epoch": 0.0,
+        "preset": "detr-r50",
+        "total_steps": total,
+        "total_epochs": epochs,
+        "steps_per_epoch": 20,
+        "global_batch_size": 16,
+        "num_train_images": 3200,
+        "num_val_images": 400,
+        "num_parameters": 41_501_895,
+        "num_trainable_parameters": 41_279_495,
         "resolved": {
             "batch.micro_batch_size": "4 (planned peak 10.4 GiB of 24.0 GiB)",
             "data.workers": "8 (eight processors, loader faster than the step)",
             "train.precision": "bf16 (the device computes it fast)",
         },
         "environment": {"python": "3.11.9", "torch": "2.15", "device": "a GPU of 24 GiB"},
-    }  # fmt: skip
+    }
     records: list[dict[str, Any]] = [start]
     speed = lr / 1e-4
     for step in range(1, total + 1):
@@ -94,30 +122,50 @@ def _records(
         if step % 97 == 0:
             records.append(
                 {
-                    "kind": "skip", "step": step, "epoch": epoch, "reason": "gradient norm 812 is far above the usual 4.1",
-                    "image_ids": [1200 + step, 1300 + step], "rank": 0, "action": "skipped",
+                    "kind": "skip",
+                    "step": step,
+                    "epoch": epoch,
+                    "reason": "gradient norm 812 is far above the usual 4.1",
+                    "image_ids": [1200 + step, 1300 + step],
+                    "rank": 0,
+                    "action": "skipped",
                 }
-            )  # fmt: skip
+            )
         records.append(
             {
-                "kind": "step", "step": step, "epoch": epoch, "loss": 22 * (1 - 0.75 * progress) + 0.7 * noise,
+                "kind": "step",
+                "step": step,
+                "epoch": epoch,
+                "loss": 22 * (1 - 0.75 * progress) + 0.7 * noise,
                 "losses": {
                     "loss_ce": 1.9 * (1 - 0.8 * progress) + 0.06 * noise,
                     "loss_bbox": 0.21 * (1 - 0.78 * progress) + 0.005 * noise,
                     "loss_giou": 1.1 * (1 - 0.6 * progress) + 0.03 * noise,
                 },
-                "grad_norm": 4.0 * math.exp(0.25 * noise), "learning_rates": _rates(step, total, lr),
-                "images_per_s": 16 / step_s, "step_s": step_s, "data_wait_s": sections["data_wait"],
-                "memory_bytes": 10_300 * _MIB, "training_s": step * step_s, "skipped_steps": step // 97,
-                "sections_s": sections, "device_s": {k: 0.9 * v for k, v in sections.items() if k in _ON_DEVICE},
+                "grad_norm": 4.0 * math.exp(0.25 * noise),
+                "learning_rates": _rates(step, total, lr),
+                "images_per_s": 16 / step_s,
+                "step_s": step_s,
+                "data_wait_s": sections["data_wait"],
+                "memory_bytes": 10_300 * _MIB,
+                "training_s": step * step_s,
+                "skipped_steps": step // 97,
+                "sections_s": sections,
+                "device_s": {k: 0.9 * v for k, v in sections.items() if k in _ON_DEVICE},
                 "system": {
-                    "cpu_percent": 58 + 6 * noise, "process_cpus": 5.1 + 0.4 * noise, "rss_bytes": 4.1e9 + 2e6 * step,
-                    "ram_percent": 41 + 0.01 * step, "disk_read_bytes_s": 6e7 * (1 + 0.2 * noise),
-                    "disk_write_bytes_s": 3e6, "gpu_percent": 93 + noise, "gpu_memory_bytes": 11_200 * _MIB,
-                    "gpu_power_w": 310 + 8 * noise, "gpu_temperature_c": 71 + 0.5 * noise,
+                    "cpu_percent": 58 + 6 * noise,
+                    "process_cpus": 5.1 + 0.4 * noise,
+                    "rss_bytes": 4.1e9 + 2e6 * step,
+                    "ram_percent": 41 + 0.01 * step,
+                    "disk_read_bytes_s": 6e7 * (1 + 0.2 * noise),
+                    "disk_write_bytes_s": 3e6,
+                    "gpu_percent": 93 + noise,
+                    "gpu_memory_bytes": 11_200 * _MIB,
+                    "gpu_power_w": 310 + 8 * noise,
+                    "gpu_temperature_c": 71 + 0.5 * noise,
                 },
             }
-        )  # fmt: skip
+        )
         if step % 20 == 0:
             records.append(_evaluated(classes, step, 0.46 * progress))
     seconds = {name: total * s for name, s in _SECTIONS_S.items()}
@@ -126,11 +174,19 @@ def _records(
     useful = sum(seconds[name] for name in (*_ON_DEVICE, "reduce"))
     records.append(
         {
-            "kind": "end", "step": total, "epoch": float(epochs), "reason": "finished", "best_step": total,
-            "best_metrics": {"AP": 0.44}, "training_s": 160.0, "eval_s": 21.0, "wall_s": sum(seconds.values()),
-            "seconds": seconds, "goodput": useful / sum(seconds.values()),
+            "kind": "end",
+            "step": total,
+            "epoch": float(epochs),
+            "reason": "finished",
+            "best_step": total,
+            "best_metrics": {"AP": 0.44},
+            "training_s": 160.0,
+            "eval_s": 21.0,
+            "wall_s": sum(seconds.values()),
+            "seconds": seconds,
+            "goodput": useful / sum(seconds.values()),
         }
-    )  # fmt: skip
+    )
     return records
 
 
@@ -145,13 +201,22 @@ def _rates(step: int, total: int, lr: float) -> dict[str, float]:
 def _evaluated(classes: tuple[str, ...], step: int, ap: float) -> dict[str, Any]:
     per_class = {name: ap * (1.25 - 0.5 * i / max(len(classes) - 1, 1)) for i, name in enumerate(classes)}
     return {
-        "kind": "eval", "step": step, "epoch": step / 20, "is_best": True,
+        "kind": "eval",
+        "step": step,
+        "epoch": step / 20,
+        "is_best": True,
         "metrics": {
-            "AP": ap, "AP50": min(1.0, 1.5 * ap), "AP75": 1.05 * ap, "AP_small": 0.5 * ap, "AP_medium": ap,
+            "AP": ap,
+            "AP50": min(1.0, 1.5 * ap),
+            "AP75": 1.05 * ap,
+            "AP_small": 0.5 * ap,
+            "AP_medium": ap,
             "AP_large": 1.3 * ap,
         },
-        "per_class_ap": per_class, "losses": {"loss_ce": 2 - 3 * ap, "loss_bbox": 0.2 - 0.3 * ap}, "eval_s": 1.0,
-    }  # fmt: skip
+        "per_class_ap": per_class,
+        "losses": {"loss_ce": 2 - 3 * ap, "loss_bbox": 0.2 - 0.3 * ap},
+        "eval_s": 1.0,
+    }
 
 
 def _plan() -> dict[str, Any]:
@@ -167,25 +232,41 @@ def _plan() -> dict[str, Any]:
         }.items()
     }
     return {
-        "device": {"name": "RTX 4090", "memory_bytes": 24_000 * _MIB}, "budget_bytes": 23_000 * _MIB,
-        "micro_batch_size": 4, "accumulation": 4, "precision": "bf16", "checkpointing": "none",
+        "device": {"name": "RTX 4090", "memory_bytes": 24_000 * _MIB},
+        "budget_bytes": 23_000 * _MIB,
+        "micro_batch_size": 4,
+        "accumulation": 4,
+        "precision": "bf16",
+        "checkpointing": "none",
         "training": {
-            "bytes_by_cause": training, "peak_bytes": sum(training.values()), "shape": "800x1344", "num_images": 4,
-            "num_objects": 252, "moment": "backward",
+            "bytes_by_cause": training,
+            "peak_bytes": sum(training.values()),
+            "shape": "800x1344",
+            "num_images": 4,
+            "num_objects": 252,
+            "moment": "backward",
         },
         "evaluation": {
-            "bytes_by_cause": evaluation, "peak_bytes": sum(evaluation.values()), "shape": "800x1344",
-            "num_images": 8, "num_objects": 0, "moment": "forward",
+            "bytes_by_cause": evaluation,
+            "peak_bytes": sum(evaluation.values()),
+            "shape": "800x1344",
+            "num_images": 8,
+            "num_objects": 0,
+            "moment": "forward",
         },
-        "step_s": 0.31, "epoch_s": 62.0, "total_s": 1488.0,
-    }  # fmt: skip
+        "step_s": 0.31,
+        "epoch_s": 62.0,
+        "total_s": 1488.0,
+    }
 
 
 def _verdict(verdict: str) -> dict[str, Any]:
     if verdict == "DATA":
         return {
-            "verdict": "DATA", "best_gain": 1.62, "source": "log",
-            "sentence": "A step waits 38 % of its time for data: the loader gives 31 images/s, the device could take 52.",
+            "verdict": "DATA",
+            "best_gain": 1.62,
+            "source": "log",
+            "sentence": "A step waits 38 % of its time for data: the loader gives 31 images/s, of 52.",
             "proof": [
                 {"what": "waiting for data", "value": 38.2, "unit": "%"},
                 {"what": "loader alone", "value": 31.0, "unit": "images/s"},
@@ -195,17 +276,21 @@ def _verdict(verdict: str) -> dict[str, Any]:
                 {"setting": "data.workers", "value": 8, "why": "two of eight processors decode images"},
                 {"setting": "data.cache", "value": "memory", "why": "the decoded images fit into memory"},
             ],
-        }  # fmt: skip
+        }
     return {
-        "verdict": verdict, "best_gain": 1.12, "source": "profile",
+        "verdict": verdict,
+        "best_gain": 1.12,
+        "source": "profile",
         "sentence": "The device is busy 93 % of a step: what is left to gain is arithmetic.",
         "proof": [
             {"what": "device busy", "value": 93.1, "unit": "%"},
             {"what": "device alone", "value": 52.4, "unit": "images/s"},
             {"what": "the run", "value": 48.9, "unit": "images/s"},
         ],
-        "changes": [{"setting": "train.compile", "value": True, "why": "fewer and larger kernels: forward took 27 % of a step"}],
-    }  # fmt: skip
+        "changes": [
+            {"setting": "train.compile", "value": True, "why": "fewer and larger kernels: forward took 27 % of a step"}
+        ],
+    }
 
 
 def _evaluation(rng: np.random.Generator, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -224,29 +309,50 @@ def _evaluation(rng: np.random.Generator, classes: tuple[str, ...]) -> dict[str,
         precision = np.where(recall <= reach, 1 - (0.3 + 0.03 * i) * (recall / reach) ** 3, 0.0).clip(0)
         curves.append(
             {
-                "class": name, "num_objects": int(matrix[i].sum()), "ap50": float(precision.mean()),
-                "precision": precision.round(4).tolist(), "best_f1": round(0.88 - 0.3 * i / max(size, 1), 3),
+                "class": name,
+                "num_objects": int(matrix[i].sum()),
+                "ap50": float(precision.mean()),
+                "precision": precision.round(4).tolist(),
+                "best_f1": round(0.88 - 0.3 * i / max(size, 1), 3),
                 "best_score": 0.41,
             }
-        )  # fmt: skip
+        )
     every = np.mean([curve["precision"] for curve in curves], axis=0) if curves else np.zeros(101)
     overall = {
-        "class": "all", "num_objects": int(matrix[:-1].sum()), "ap50": float(every.mean()),
-        "precision": every.round(4).tolist(), "best_f1": 0.71, "best_score": 0.38,
-    }  # fmt: skip
+        "class": "all",
+        "num_objects": int(matrix[:-1].sum()),
+        "ap50": float(every.mean()),
+        "precision": every.round(4).tolist(),
+        "best_f1": 0.71,
+        "best_score": 0.38,
+    }
     worst = [
         {
-            "image_id": 900 + i, "file": f"val/{i:06d}.jpg", "picture": f"pictures/worst-{i}.jpg", "f1": 0.08 * i,
-            "missed": 5 - i, "background": 1 + i, "class": i % 2, "location": 1, "duplicate": 0,
+            "image_id": 900 + i,
+            "file": f"val/{i:06d}.jpg",
+            "picture": f"pictures/worst-{i}.jpg",
+            "f1": 0.08 * i,
+            "missed": 5 - i,
+            "background": 1 + i,
+            "class": i % 2,
+            "location": 1,
+            "duplicate": 0,
         }
         for i in range(4)
-    ]  # fmt: skip
+    ]
     return {
-        "split": "val", "step": 480, "iou_threshold": 0.5, "score_threshold": 0.38, "num_images": 400,
-        "classes": list(classes), "confusion": matrix.tolist(), "curves": curves, "overall": overall,
+        "split": "val",
+        "step": 480,
+        "iou_threshold": 0.5,
+        "score_threshold": 0.38,
+        "num_images": 400,
+        "classes": list(classes),
+        "confusion": matrix.tolist(),
+        "curves": curves,
+        "overall": overall,
         "errors": {"missed": 260, "background": 148, "class": 71, "location": 122, "duplicate": 18},
         "worst_images": worst,
-    }  # fmt: skip
+    }
 
 
 def _data(rng: np.random.Generator, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -259,15 +365,19 @@ def _data(rng: np.random.Generator, classes: tuple[str, ...]) -> dict[str, Any]:
         spread = rng.dirichlet(np.arange(1, len(edges))[::-1] + 2.0) * num_images
         sizes = [0, 8, 16, 32, 64, 96, 128, 256, 512]
         splits[name] = {
-            "num_images": num_images, "num_objects": sum(counts),
+            "num_images": num_images,
+            "num_objects": sum(counts),
             "objects_per_image": {"bins": edges, "counts": spread.astype(int).tolist()},
             "classes": [
                 {"name": one, "num_objects": count, "num_images": count // 2}
                 for one, count in zip(classes, counts, strict=True)
             ],
-            "box_size_px": {"bins": sizes, "counts": (rng.dirichlet([1, 3, 6, 7, 5, 3, 2, 1]) * 9000).astype(int).tolist()},
+            "box_size_px": {
+                "bins": sizes,
+                "counts": (rng.dirichlet([1, 3, 6, 7, 5, 3, 2, 1]) * 9000).astype(int).tolist(),
+            },
             "areas": {"small": sum(counts) // 3, "medium": sum(counts) // 2, "large": sum(counts) // 6},
-        }  # fmt: skip
+        }
     return {"splits": splits}
 
 

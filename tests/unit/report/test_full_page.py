@@ -78,13 +78,31 @@ def _page(runs: list[Path], out: Path) -> _Page:
 def test_everything_that_a_run_knows_is_on_its_page(tmp_path: Path) -> None:
     page = _page([write_full_run(tmp_path / "run", epochs=3)], tmp_path / "a.html")
     for part in (
-        "DEVICE", "limited by arithmetic", "1.12×", "93.1%", "train.compile=true", "measured by detronome profile",
-        "Time of a step by section", "Time of a step on the device's own clock", "In use on the machine", "GPU power, W",
-        "the plan was 3.5% above what was measured", "RTX 4090: 22.5 GiB may be used of 23.4 GiB", "allocator slack",
-        "Kinds of mistakes", "260", "AP by class", "Precision over recall", "car → truck", "Worst images", "F1 0.08",
-        "4 missed · 2 on background · 1 of the wrong class · 1 badly placed", "Objects by class", "none in val",
+        "DEVICE",
+        "limited by arithmetic",
+        "1.12×",
+        "93.1%",
+        "train.compile=true",
+        "measured by detronome profile",
+        "Time of a step by section",
+        "Time of a step on the device's own clock",
+        "In use on the machine",
+        "GPU power, W",
+        "the plan was 3.5% above what was measured",
+        "RTX 4090: 22.5 GiB may be used of 23.4 GiB",
+        "allocator slack",
+        "Kinds of mistakes",
+        "260",
+        "AP by class",
+        "Precision over recall",
+        "car → truck",
+        "Worst images",
+        "F1 0.08",
+        "4 missed · 2 on background · 1 of the wrong class · 1 badly placed",
+        "Objects by class",
+        "none in val",
         "Resolved configuration",
-    ):  # fmt: skip
+    ):
         assert part in page.text, part
     assert "What is missing" not in page.text and "Not on this page" not in page.text
     assert page.num_images == 8

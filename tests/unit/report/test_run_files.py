@@ -44,7 +44,8 @@ def test_whole_files_are_read(tmp_path: Path) -> None:
         ("evaluation.json", '{"format": 1, "classes": ["a"], "confusion": [[1, 1e999], [3, 4]]}', "out of range"),
         (
             "data.json",
-            '{"format": 1, "splits": {"train": {"num_images": 1, "num_objects": 1, "box_size_px": {"bins": [1, 2, 3], "counts": [1]}}}}',
+            '{"format": 1, "splits": {"train": {"num_images": 1, "num_objects": 1, '
+            '"box_size_px": {"bins": [1, 2, 3], "counts": [1]}}}}',
             "do not fit",
         ),
         ("data.json", '{"format": 1, "splits": ' + "[" * 100_000, "is not what it should be"),

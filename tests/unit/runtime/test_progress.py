@@ -146,9 +146,7 @@ def test_a_rollback_voids_what_has_grown_since_the_checkpoint_once(monkeypatch: 
 def test_goodput_counts_steps_alone() -> None:
     assert goodput({}) == 0
     assert goodput({"start": 0.0}) == 0
-    assert (
-        goodput({"forward": 6, "reduce": 1, "update": 1, "data_wait": 1, "agree": 0.5, "skipped": 0.5}) == 0.8
-    )
+    assert goodput({"forward": 6, "reduce": 1, "update": 1, "data_wait": 1, "agree": 0.5, "skipped": 0.5}) == 0.8
 
 
 def test_the_explanation_names_what_ate_the_rest() -> None:
