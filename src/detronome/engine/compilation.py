@@ -32,7 +32,7 @@ def compile_detectors(
 ) -> None:
     """Let models run compiled from their next forward pass on, in training and evaluation.
 
-    Where the compiler fails, that graph runs as it is: the result is the same, only slower.
+    Where the compiler fails, the graphs run operation by operation: the result is the same, only slower.
 
     Args:
         models: changed in place; a copy made of one later is not compiled.
@@ -72,21 +72,23 @@ class _ToldBackend:
         self._has_failed = False
 
     def __call__(self, graph: fx.GraphModule, inputs: list[Tensor]) -> CompiledGraph:
-        if self._has_failed:  # a compiler that is not there takes its time to say so
-            return graph.forward
         # Imported here: it takes seconds, and most runs do not compile.
         from torch._dynamo import lookup_backend
         from torch._dynamo.exc import RestartAnalysis
 
-        try:
-            compiled: CompiledGraph = lookup_backend(self._name)(graph, inputs)
-            return compiled
-        except RestartAnalysis:  # no failure: the compiler wants to see the code again
-            raise
-        except Exception as error:
-            if is_out_of_memory(error):
+        compiled: CompiledGraph
+        if not self._has_failed:  # a compiler that is not there takes its time to say so
+            try:
+                compiled = lookup_backend(self._name)(graph, inputs)
+                return compiled
+            except RestartAnalysis:  # no failure: the compiler wants to see the code again
                 raise
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             self._has_failed = True
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        self._on_failure(reason)
-        return graph.forward
+            self._on_failure(reason)
+        # Not the graph itself: it would update BatchNorm's statistics again where activations are checkpointed.
+        compiled = lookup_backend("aot_eager")(graph, inputs)
+        return compiled

@@ -6,7 +6,7 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from tests.faults.fault_injection import ModuleFault, injected
 from tests.unit.engine.test_diagnosis import batch_of, diagnosis_of
 from tests.unit.engine.trainers import tiny_trainer
 from torch import Tensor, fx
+from torch._dynamo import lookup_backend
 
 from detronome.config.convert import apply_overrides
 from detronome.config.presets import preset
@@ -62,6 +63,7 @@ FAMILIES: dict[str, ModelConfig] = {
 
 
 @pytest.mark.skipif(not IS_CHECKED, reason="this is that process")
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("mark", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_in_a_process_without_shape_checks(mark: str) -> None:
     """The other tests of this file: the compiler does not understand the functions that shape checks make."""
@@ -78,6 +80,12 @@ def _forget_graphs() -> None:
 
 def refuse(reason: str) -> None:
     raise AssertionError(reason)
+
+
+def let_inductor(compile_graph: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "torch._dynamo.lookup_backend", lambda name: compile_graph if name == "inductor" else lookup_backend(name)
+    )
 
 
 def built(family: str, part: ActivationCheckpointing = "none") -> Detector:
@@ -129,6 +137,7 @@ def test_a_compiled_step_is_the_step(family: str, part: ActivationCheckpointing)
 
 @plain
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_through_torchs_own_compiler_is_the_step(family: str) -> None:
     model = built(family, "backbone")
@@ -187,7 +196,7 @@ def test_a_failing_compiler_is_told_once_and_the_result_is_right(monkeypatch: py
     def fail(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
         raise RuntimeError("no C++ compiler found\nmore")
 
-    monkeypatch.setattr("torch._dynamo.lookup_backend", lambda name: fail)
+    let_inductor(fail, monkeypatch)
     told: list[str] = []
     model = built("rtdetr", "all")
     compile_detectors([model], on_failure=told.append)
@@ -200,7 +209,7 @@ def test_lack_of_memory_is_no_failure_of_the_compiler(monkeypatch: pytest.Monkey
     def fail(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr("torch._dynamo.lookup_backend", lambda name: fail)
+    let_inductor(fail, monkeypatch)
     model = built("rtdetr")
     compile_detectors([model], on_failure=refuse)
     part = batch_of().parts[0]
@@ -209,13 +218,14 @@ def test_lack_of_memory_is_no_failure_of_the_compiler(monkeypatch: pytest.Monkey
 
 
 @plain
+@pytest.mark.slow
 def test_a_run_warns_of_a_failing_compiler_and_goes_on(
     blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
         raise RuntimeError("no C++ compiler found")
 
-    monkeypatch.setattr("torch._dynamo.lookup_backend", lambda name: fail)
+    let_inductor(fail, monkeypatch)
     heard: list[Event] = []
     settings = {"train.compile": True, "train.device": "cpu", "data.workers": 0, "train.checkpoint_activations": "all"}
     tiny_trainer(blocks, tmp_path, settings, observers=[heard.append]).fit()
