@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,6 +44,8 @@ def draw_histogram(title: str, spreads: Sequence[Spread], *, x_label: str) -> Ch
     bins = list(filled[0].bins)
     filled = [spread for spread in filled if list(spread.bins) == bins]
     num_counts = len(filled[0].counts)
+    if _are_whole_numbers(bins):
+        bins = bins[:num_counts]
     has_edges = len(bins) > num_counts
 
     def paint(figure: Figure, axes: Axes) -> None:
@@ -71,8 +74,15 @@ def draw_histogram(title: str, spreads: Sequence[Spread], *, x_label: str) -> Ch
         labels = [EndLabel(y=label.y * top, text=label.text, color=label.color) for label in labels]
         label_ends(axes, labels, gap=gap)
 
-    description = "; ".join(f"{clean_text(spread.name)}: {_most_frequent(spread, has_edges)}" for spread in filled)
+    description = "; ".join(
+        f"{clean_text(spread.name)}: {_most_frequent(spread, bins, has_edges)}" for spread in filled
+    )
     return draw_framed(title, "large", paint, description)
+
+
+def _are_whole_numbers(edges: Sequence[float | None]) -> bool:
+    """Return whether each bin holds one whole number, which is then written below it, not at its edge."""
+    return all(a is not None and b is not None and b - a == 1 and a == int(a) for a, b in pairwise(edges))
 
 
 def _shares(spread: Spread) -> NDArray[np.float64]:
@@ -88,7 +98,7 @@ def _tick(bins: Sequence[float | None], place_: float) -> str:
     return "∞" if value is None else format_significant(value)
 
 
-def _most_frequent(spread: Spread, has_edges: bool) -> str:
+def _most_frequent(spread: Spread, bins: Sequence[float | None], has_edges: bool) -> str:
     index = max(range(len(spread.counts)), key=lambda i: spread.counts[i])
-    last = f" to {_tick(spread.bins, index + 1)}" if has_edges else ""
-    return f"most are {_tick(spread.bins, index)}{last}"
+    last = f" to {_tick(bins, index + 1)}" if has_edges else ""
+    return f"most are {_tick(bins, index)}{last}"

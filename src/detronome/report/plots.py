@@ -37,7 +37,10 @@ def learning_charts(records: Sequence[Record]) -> list[Chart]:
 
 
 def speed_charts(records: Sequence[Record]) -> list[Chart]:
-    """Return what a step takes by section, images a second, and the part of a step spent waiting for data."""
+    """Return what a step takes by section, images a second, and what the loader has to do with it.
+
+    Sections tell what is spent waiting for data: it has a chart of its own where there are none, or where workers fetch.
+    """
     steps = _steps(records)
     stacks = _with_values(
         _sections(steps, "sections_s", "Time of a step by section"),
@@ -49,7 +52,7 @@ def speed_charts(records: Sequence[Record]) -> list[Chart]:
     return _with_values(
         *stacks,
         draw_chart("Images per second", [speed], floor=0.0, is_large=len(stacks) == 1),
-        draw_chart("Waiting for data", [wait], floor=0.0, is_share=True),
+        draw_chart("Waiting for data", [wait] if ready or not stacks else [], floor=0.0, is_share=True),
         draw_chart("Batches ready when asked for", ready, floor=0.0),
     )
 

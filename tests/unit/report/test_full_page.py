@@ -272,12 +272,13 @@ def test_charts_of_nothing_say_so() -> None:
         ElementTree.fromstring(chart.svg)
 
 
-@pytest.mark.parametrize("bins", [[0.0, 1.0, 2.0, None], [0, 1, 2]])
+@pytest.mark.parametrize("bins", [[0.0, 1.0, 2.0, None], [0, 1, 2], [0, 1, 2, 3], [0.5, 1.0, 4.0, 9.0]])
 def test_bins_may_be_edges_or_values(bins: list[float | None]) -> None:
     chart = draw_histogram("h", [Spread(name=HOSTILE, bins=bins, counts=[3, 9, 0])], x_label="objects")
     root = ElementTree.fromstring(chart.svg)
     assert "most are 1" in root.attrib["aria-label"]
-    assert ("∞" in chart.svg) == (len(bins) == 4)
+    assert ("∞" in chart.svg) == (bins[-1] is None)
+    assert (" to " in root.attrib["aria-label"]) == (bins[-1] in (None, 9.0))
 
 
 def test_the_best_and_worst_of_many_curves_are_named() -> None:
