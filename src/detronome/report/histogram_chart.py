@@ -30,19 +30,19 @@ class Spread:
     name: str
     bins: Sequence[float | None]
     """Edges, one more than counts, the last perhaps None for no end; or one value for each count."""
-    counts: Sequence[int]
+    counts: Sequence[float]
 
 
 def draw_histogram(title: str, spreads: Sequence[Spread], *, x_label: str) -> Chart:
     """Return the share of each bin in each split as steps; bins are drawn equally wide, whatever they span.
 
-    Splits of other bins than the first are left out. No count at all gives a chart that says so.
+    Splits may reach further than others: their bins are put together. No count at all gives a chart that says so.
     """
     filled = [spread for spread in spreads if sum(spread.counts) > 0]
     if not filled:
         return draw_framed(title, "large", None, "nothing recorded yet")
+    filled = _on_common_bins(filled)
     bins = list(filled[0].bins)
-    filled = [spread for spread in filled if list(spread.bins) == bins]
     num_counts = len(filled[0].counts)
     if _are_whole_numbers(bins):
         bins = bins[:num_counts]
@@ -78,6 +78,27 @@ def draw_histogram(title: str, spreads: Sequence[Spread], *, x_label: str) -> Ch
         f"{clean_text(spread.name)}: {_most_frequent(spread, bins, has_edges)}" for spread in filled
     )
     return draw_framed(title, "large", paint, description)
+
+
+def _on_common_bins(spreads: Sequence[Spread]) -> list[Spread]:
+    """Return the spreads on the bins of all; a bin that others cut further gives each piece the same part of its count.
+
+    Those that are of another kind than the first, edges or values, are left out.
+    """
+    has_edges = len(spreads[0].bins) > len(spreads[0].counts)
+    alike = [spread for spread in spreads if (len(spread.bins) > len(spread.counts)) == has_edges]
+    ends = sorted({math.inf if value is None else value for spread in alike for value in spread.bins})
+    bins = [None if math.isinf(end) else end for end in ends]
+    common = []
+    for spread in alike:
+        places = [ends.index(math.inf if value is None else value) for value in spread.bins]
+        counts = [0.0] * (len(bins) - has_edges)
+        for i, count in enumerate(spread.counts):
+            pieces = range(places[i], places[i + 1] if has_edges else places[i] + 1)
+            for piece in pieces:
+                counts[piece] += count / len(pieces)
+        common.append(Spread(name=spread.name, bins=bins, counts=counts))
+    return common
 
 
 def _are_whole_numbers(edges: Sequence[float | None]) -> bool:

@@ -39,7 +39,7 @@ def learning_charts(records: Sequence[Record]) -> list[Chart]:
 def speed_charts(records: Sequence[Record]) -> list[Chart]:
     """Return what a step takes by section, images a second, and what the loader has to do with it.
 
-    Sections tell what is spent waiting for data: it has a chart of its own where there are none, or where workers fetch.
+    Sections tell what is spent waiting for data: its own chart is for logs without them, and where workers fetch.
     """
     steps = _steps(records)
     stacks = _with_values(

@@ -8,7 +8,9 @@ Shape letter: `C` classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -168,6 +170,9 @@ class Histogram(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if len(self.bins) - len(self.counts) not in (0, 1):
             raise ValueError(f"{len(self.bins)} bins do not fit {len(self.counts)} counts")
+        edges = [math.inf if value is None else value for value in self.bins]
+        if any(a >= b for a, b in pairwise(edges)):
+            raise ValueError("bins are not in ascending order")
 
 
 class ClassCount(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from full_run import write_full_run
+from hypothesis import given
+from hypothesis import strategies as st
 from run_events import HOSTILE
 
-from detronome.report.histogram_chart import Spread, draw_histogram
+from detronome.report.histogram_chart import Spread, _on_common_bins, draw_histogram
 from detronome.report.html import write_report
 from detronome.report.page.comparison import compare_runs
 from detronome.report.page.quality import quality_of
@@ -279,6 +281,29 @@ def test_bins_may_be_edges_or_values(bins: list[float | None]) -> None:
     assert "most are 1" in root.attrib["aria-label"]
     assert ("∞" in chart.svg) == (bins[-1] is None)
     assert (" to " in root.attrib["aria-label"]) == (bins[-1] in (None, 9.0))
+
+
+def test_splits_that_reach_differently_far_share_their_bins() -> None:
+    near, far = (
+        Spread(name="near", bins=[1, 2, 4], counts=[5, 5]),
+        Spread(name="far", bins=[2, 4, 8, 16], counts=[2, 2, 4]),
+    )
+    chart = draw_histogram("h", [near, far], x_label="pixels")
+    shown = re.sub(r"<[^>]*>", " ", chart.svg)
+    assert all(re.search(rf"\b{text}\b", shown) for text in ("near", "far", "1", "16"))
+    label = ElementTree.fromstring(chart.svg).attrib["aria-label"]
+    assert "near: most are 1 to 2" in label and "far: most are 8 to 16" in label
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 50), min_size=2, max_size=6, unique=True).map(sorted), min_size=1, max_size=3),
+    st.integers(1, 1000),
+)
+def test_no_count_is_lost_on_common_bins(edges: list[list[int]], count: int) -> None:
+    spreads = [Spread(name="s", bins=one, counts=[count] * (len(one) - 1)) for one in edges]
+    for before, after in zip(spreads, _on_common_bins(spreads), strict=True):
+        assert len(after.bins) == len(after.counts) + 1
+        assert sum(after.counts) == pytest.approx(sum(before.counts))
 
 
 def test_the_best_and_worst_of_many_curves_are_named() -> None:
