@@ -94,7 +94,7 @@ def _print(found: Profile) -> None:
     verdict = found.verdict
     name = str(verdict.bottleneck)
     headline = Text(name, style=f"bold {_COLORS.get(name, 'green')}")
-    if verdict.best_gain is not None and name != "BALANCED":
+    if verdict.best_gain is not None:
         if_solved = "on a faster device" if name == "DEVICE" else "without it"
         headline += Text(f"  at best {_times(verdict.best_gain)} as fast {if_solved}", style="dim")
     console.print(headline)

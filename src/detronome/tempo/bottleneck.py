@@ -309,12 +309,16 @@ def _best_gain(
 ) -> float | None:
     """Return how many times faster the run would be without what holds it back: as fast as the next ceiling."""
     if bottleneck is Bottleneck.BALANCED:
-        return 1 / max(_TINY, 1 - max(shares.values()))
+        return None
+    rate = measured.run[0].images_per_s
+    if bottleneck is Bottleneck.DEVICE:
+        # No change lets a model compute in no time. Known is only where the loader would be the slowest instead.
+        is_known = situation.workers > 0 and measured.loader is not None and rate > 0
+        return max(1.0, measured.loader.images_per_s / rate) if is_known and measured.loader else None
     share = shares[bottleneck.value.lower()]  # type: ignore[index]
     if bottleneck is Bottleneck.MEMORY and not share:
         return None  # how fast the run would be with memory enough, nobody has measured
     gain = min(_MOST_GAIN, 1 / max(_TINY, 1 - share))
-    rate = measured.run[0].images_per_s
     if bottleneck is not Bottleneck.DATA and situation.workers > 0 and measured.loader is not None and rate > 0:
         gain = min(gain, max(1.0, measured.loader.images_per_s / rate))  # then the loader would be the slowest
     return gain
