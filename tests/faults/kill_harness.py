@@ -62,7 +62,8 @@ PARTS_OF_A_RUN = (
 """What a training imports on its way; imported once, in the server."""
 CLOCKS = frozenset(
     (
-        *("time", "training_s", "eval_s", "wall_s", "step_s", "data_wait_s", "images_per_s", "data_stages_s"),
+        *("time", "training_s", "eval_s", "wall_s", "step_s", "data_wait_s", "images_per_s"),
+        *("data_stages_s", "sections_s", "device_s", "system"),
         *("batches_ready", "memory_bytes", "seconds", "goodput", "saved_at", "serial", "sha256"),
         "workers",
     )
