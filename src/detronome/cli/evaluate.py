@@ -45,7 +45,7 @@ def evaluate(
     max_detections
         With --detections: detections counted per image and category.
     device
-        auto, cpu, cuda, cuda:<n> or mps.
+        auto, cpu, cuda, cuda:N or mps.
     details
         Write confusion matrix, precision-recall curves, kinds of errors and worst images to this JSON file.
     """

@@ -34,7 +34,7 @@ def predict(
     score
         Smallest score of a drawn object; detections.json holds all.
     device
-        auto, cpu, cuda, cuda:<n> or mps.
+        auto, cpu, cuda, cuda:N or mps.
     """
     from detronome import api
 

@@ -27,7 +27,7 @@ def resolve_device(name: str) -> tuple[torch.device, str]:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(
-            f"{name!r} is no device", where="train.device", fix="use auto, cpu, cuda, cuda:<n> or mps"
+            f"{name!r} is no device", where="train.device", fix="use auto, cpu, cuda, cuda:N or mps"
         ) from error
     is_there = {
         "cpu": True,
