@@ -70,6 +70,7 @@ def train_steps(
     room: Mapping[int, int] = MappingProxyType({}),
     denoising_groups: int = 0,
     is_backbone_frozen: bool = False,
+    checkpoint_activations: bool = False,
 ) -> dict[str, Any]:
     """Train some steps; return what every rank knows afterwards.
 
@@ -83,11 +84,15 @@ def train_steps(
         room: rank -> the most images at once for which its memory has room.
         denoising_groups: of rtdetr.
         is_backbone_frozen: the backbone has no rate.
+        checkpoint_activations: of every part.
     """
     with joined_world("cpu", timeout_s=60) as world:
         model = small_detr() if family == "detr" else small_rtdetr(denoising_groups)
         if is_backbone_frozen:
             freeze_backbone(model)
+        for module in model.modules():
+            if hasattr(module, "checkpoint_activations"):
+                module.checkpoint_activations = checkpoint_activations
         ema = ModelEma(model, decay=0.9)
         parallel = _parallel(kind, model, ema, world)
         splits: list[tuple[str, int, int]] = []

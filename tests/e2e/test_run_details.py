@@ -38,7 +38,7 @@ def test_evaluation_agrees_with_truth_and_metrics(tiny_run: Path, blocks: Path) 
     assert record["split"] == "val"
     model = dt.load(tiny_run)
     assert record["step"] == model.checkpoint.state.step
-    assert record["overall"]["mean_ap50"] == pytest.approx(model.metrics["AP50"], abs=1e-6)
+    assert record["overall"]["ap50"] == pytest.approx(model.metrics["AP50"], abs=1e-6)
     for curve in record["curves"]:
         assert len(curve["precision"]) == 101 and np.mean(curve["precision"]) == pytest.approx(curve["ap50"], abs=1e-6)
 

@@ -40,25 +40,25 @@ def new_run_dir(out: str | Path | None, name: str) -> Path:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the disk's refusal into an error that says where."""
+def writing(path: Path, *, option: str = "--out") -> Iterator[None]:
+    """Turn the disk's refusal into an error that says where, and with which option to choose another place."""
     try:
         yield
     except OSError as error:
         raise ConfigError(
             f"cannot write there: {error.strerror or error}",
-            where=str(error.filename or path),
-            fix="choose a folder with free space that you may write to, with --out",
+            where=str(error.filename2 or error.filename or path),  # of a rename, the place that was asked for
+            fix=f"choose a folder with free space that you may write to, with {option}",
         ) from error
 
 
-def write_json(file: Path, record: Mapping[str, Any]) -> None:
+def write_json(file: Path, record: Mapping[str, Any], *, option: str = "--out") -> None:
     """Write a record, whole or not at all.
 
     Raises:
         ConfigError: the disk refuses.
     """
-    with writing(file):
+    with writing(file, option=option):
         write_atomic(file, json.dumps(record, allow_nan=False) + "\n")
 
 

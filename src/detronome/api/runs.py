@@ -52,7 +52,8 @@ def evaluate(
     metrics, evaluator = measure(loaded, data_split)
     if details is not None:
         found = evaluator.details(max_detections=config.eval.max_detections)
-        write_json(Path(details), found.to_json(split=split, step=loaded.checkpoint.state.step))
+        record = found.to_json(split=split, step=loaded.checkpoint.state.step)
+        write_json(Path(details), record, option="--details")
     return metrics
 
 
@@ -118,7 +119,7 @@ def evaluate_results(
     evaluator = DetectionEvaluator(Path(annotations))
     evaluator.add_results_file(Path(detections))
     metrics = evaluator.compute(max_detections=max_detections)
-    write_json(Path(details), evaluator.details(max_detections=max_detections).to_json())
+    write_json(Path(details), evaluator.details(max_detections=max_detections).to_json(), option="--details")
     return metrics
 
 

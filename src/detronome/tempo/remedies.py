@@ -182,12 +182,13 @@ def _for_host(config: RunConfig, situation: Situation, gain: float | None, *, is
     queries = config.model.num_queries
     if is_matcher:
         if isinstance(queries, int) and queries > 100:
+            fewer = max(100, queries // 3)
             yield Change(
                 setting="model.num_queries",
-                value=max(100, queries // 3),
+                value=fewer,
                 why="the matcher's work grows with the queries, and twice the objects of the fullest image are enough; "
                 "this is another model",
-                best_gain=min(3.0, gain or 3.0),
+                best_gain=min(queries / fewer, gain or math.inf),
             )
         if config.loss.aux_loss and config.model.num_decoder_layers > 1:
             yield Change(
