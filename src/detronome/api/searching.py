@@ -17,7 +17,7 @@ import torch
 
 from detronome.api.arguments import one_of, one_process, whole_number
 from detronome.api.asked import asked_config, open_splits
-from detronome.api.folders import writing
+from detronome.api.folders import holds_run, writing
 from detronome.api.runs import write_report
 from detronome.api.training import train
 from detronome.config.convert import apply_overrides, to_dict
@@ -25,6 +25,7 @@ from detronome.config.schema import RunConfig
 from detronome.engine.events import Evaluated
 from detronome.engine.resume import judge
 from detronome.errors import ConfigError, DetronomeError, TrainingError
+from detronome.runtime.device import resolve_device
 from detronome.runtime.files import write_atomic
 from detronome.runtime.processors import usable_cpus
 from detronome.runtime.signals import StopRequest, exit_code
@@ -137,6 +138,13 @@ def search(
     )
     run_config = _run_config(asked)
     open_splits(run_config)  # what is wrong with the data is no trial's failure
+    resolve_device(run_config.train.device)
+    if holds_run(asked.folder):
+        raise ConfigError(
+            "the folder holds a run, and a search has runs of its own",
+            where=str(asked.folder),
+            fix="choose another --out",
+        )
     with writing(asked.folder):
         study = _study(asked, run_config)
         if jobs > 1:

@@ -56,8 +56,10 @@ def draw_framed(title: str, size: str, paint: Callable[[Figure, Axes], None] | N
     """
     title = clean_text(title)
     # The settings of SVG text and ids exist only as rcParams; the context puts them back.
-    settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": FONT_PT}
-    with rc_context(settings), warnings.catch_warnings():
+    with (
+        rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": FONT_PT}),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", "Glyph")  # it is the browser that writes the text, in its own fonts
         figure = Figure(figsize=_SIZES_IN[size], facecolor="none")
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
