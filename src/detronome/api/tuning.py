@@ -15,7 +15,7 @@ import torch
 
 from detronome.api.arguments import one_process
 from detronome.api.asked import asked_config, open_splits
-from detronome.api.folders import writing
+from detronome.api.folders import may_write, writing
 from detronome.api.planning import RunPlanner
 from detronome.config.convert import apply_overrides
 from detronome.config.schema import RunConfig
@@ -105,10 +105,7 @@ def tune(
     epoch_steps = steps_per_epoch(len(train.index), asked.batch.global_batch_size)
 
     categories = start_from.categories if start_from else None
-    with writing(path):  # a refusal comes now, not after ten minutes of measuring
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        path.unlink()
+    may_write(path)
     began = time.perf_counter()
     on_begin("what a step waits for")
     with TrialRun(resolved.config, train, categories=categories) as trial:

@@ -209,7 +209,9 @@ def verdict_of_log(records: Sequence[Mapping[str, Any]], config: RunConfig) -> V
         system=_mean_gauges(record.get("system") or {} for record in steps),
         memory_bytes=int(steps[-1].get("memory_bytes") or 0),
     )
-    return judge(Measurements(run=[run]), config, Situation.of_log(config), source="log")
+    starts = [int(record.get("num_ranks") or 0) for record in records if record.get("kind") == "start"]
+    situation = Situation.of_log(config, world_size=starts[-1] if starts else 0)
+    return judge(Measurements(run=[run]), config, situation, source="log")
 
 
 def slowest_rank(ranks: Sequence[StepRates]) -> tuple[int, float]:

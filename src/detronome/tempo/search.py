@@ -362,7 +362,7 @@ class Study:
         if len(ended) >= min(_FIRST_FAILURES, num_trials) and all(trial.state == "failed" for trial in ended):
             reasons = dict.fromkeys(trial.failure for trial in ended)
             raise TrainingError(
-                f"the first {len(ended)} trials have failed: {'; '.join(reasons)}",
+                f"no trial was trained, {len(ended)} failed: {'; '.join(reasons)}",
                 where=str(self.folder),
                 fix="train once with these settings to see why, and begin again in another folder",
             )

@@ -116,6 +116,7 @@ def test_a_mistake_on_the_command_line(capsys: Capture, arguments: tuple[str, ..
         (("--set", "schedule.kind=step", "schedule.drop_epochs=[]"), "the schedule 'step' takes one period"),
         (("--set", "schedule.kind=cosin"), "'cosine'"),
         (("--epochs", "0"), "train.epochs = 0 is out of range"),
+        (("--track",), "no tracker is named"),
         (("--config", "nowhere.toml"), "cannot read the file"),
         (("--config", "unknown.toml"), "did you mean 'lr'?"),
         (("--config", "broken.toml"), "not valid TOML"),

@@ -206,6 +206,14 @@ def test_a_processor_that_was_not_yet_sampled_is_not_idle() -> None:
     assert found.bottleneck is Bottleneck.DEVICE
 
 
+@pytest.mark.parametrize(("ranks", "share"), [(1, 0.0), (2, 0.5)])
+def test_a_run_alone_waits_for_no_network(ranks: int, share: float) -> None:
+    steps = [record(sections_s={"forward": 1.0, "reduce": 0.75, "agree": 0.25}) for _ in range(3)]
+    found = verdict_of_log([{"kind": "start", "num_ranks": 4}, {"kind": "start", "num_ranks": ranks}, *steps], config())
+    assert found is not None
+    assert found.shares["network"] == pytest.approx(share)
+
+
 @pytest.mark.parametrize(("queries", "fewer", "gain"), [(300, 100, 3.0), (120, 100, 1.2)])
 def test_fewer_queries_gain_no_more_than_they_are_fewer(queries: int, fewer: int, gain: float) -> None:
     found = judge(Measurements(run=[rates(matcher=1.0)]), config(model__num_queries=queries), HERE)
