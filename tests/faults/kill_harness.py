@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 FINISHED, INTERRUPTED = 0, 10
+_EXIT_CODES = threading.Lock()
 LIFE_TIMEOUT_S = 180.0
 PARTS_OF_A_RUN = (
     "detronome.api.runs",
@@ -312,27 +314,26 @@ class RunUnderFire:
         )
         process = multiprocessing.get_context("forkserver").Process(target=live, args=(life,))
         known = self._temporary_folders()
-        process.start()
+        with _EXIT_CODES:
+            process.start()
         started = time.monotonic()
         try:
             is_struck = blow is not None and self._strike(process, blow, known)
-            process.join(max(0.0, LIFE_TIMEOUT_S - (time.monotonic() - started)))
-            is_hung = process.exitcode is None
+            is_hung = _exit_code(process, LIFE_TIMEOUT_S - (time.monotonic() - started)) is None
         finally:
             # What a leader that was killed alone leaves behind stays, as it would for the next start.
-            if blow is None or blow.to_group or process.exitcode != -signal.SIGKILL:
+            if blow is None or blow.to_group or _exit_code(process) != -signal.SIGKILL:
                 _signal(process, signal.SIGKILL, to_group=True)
-            process.join()
-        assert not is_hung, f"life {number} of {self.folder} hung:\n{self.output()}"
-        assert process.exitcode is not None
-        is_own_blow = process.exitcode == -signal.SIGKILL and not is_struck
+            exit_code = _exit_code(process, LIFE_TIMEOUT_S)
+        assert not is_hung and exit_code is not None, f"life {number} of {self.folder} hung:\n{self.output()}"
+        is_own_blow = exit_code == -signal.SIGKILL and not is_struck
         end = LifeEnd(
-            exit_code=process.exitcode,
+            exit_code=exit_code,
             struck_at=self._struck_at if is_struck else time.monotonic() if is_own_blow else None,
-            is_in_write=process.exitcode == -signal.SIGKILL and self._is_in_write(blow, known),
+            is_in_write=exit_code == -signal.SIGKILL and self._is_in_write(blow, known),
         )
         expected = {FINISHED, INTERRUPTED, -signal.SIGKILL, *([-blow.signal] if blow else [])}
-        assert end.exit_code in expected, f"life {number} of {self.folder} failed:\n{self.output()}"
+        assert exit_code in expected, f"life {number} of {self.folder} ended with {exit_code}:\n{self.output()}"
         self.ends.append(end)
         return end
 
@@ -363,8 +364,7 @@ class RunUnderFire:
             return False
         if blow.moment == "write" and not self._wait_for_write(process, blow.number, known):
             return False
-        process.join(blow.delay_s)
-        if process.exitcode is not None:
+        if _exit_code(process, blow.delay_s) is not None:
             return False
         self._struck_at = time.monotonic()
         _signal(process, blow.signal, to_group=blow.to_group)
@@ -372,7 +372,7 @@ class RunUnderFire:
 
     def _wait_for_write(self, process: BaseProcess, number: int, known: set[str]) -> bool:
         seen = set(known)
-        while process.exitcode is None:
+        while _exit_code(process) is None:
             seen |= self._temporary_folders()
             if len(seen - known) >= number:
                 return True
@@ -390,6 +390,17 @@ class RunUnderFire:
             return set()
 
 
+def _exit_code(process: BaseProcess, timeout_s: float = 0.0) -> int | None:
+    """Wait for the end of a life and return its exit code; None where it goes on.
+
+    The fork server sends each exit code once, and multiprocessing reads those of all processes at any start of one: two
+    threads that read the same one would find 255.
+    """
+    connection.wait([process.sentinel], max(0.0, timeout_s))
+    with _EXIT_CODES:
+        return process.exitcode
+
+
 def _signal(process: BaseProcess, number: signal.Signals, *, to_group: bool) -> None:
     """Signal a life. Before its first instruction it has no group yet; afterwards, perhaps none any more."""
     assert process.pid is not None
@@ -397,7 +408,7 @@ def _signal(process: BaseProcess, number: signal.Signals, *, to_group: bool) -> 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
             return
-    if process.exitcode is None:
+    if _exit_code(process) is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
