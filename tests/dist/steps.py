@@ -12,7 +12,7 @@ from tests.faults.oom_injection import out_of_memory
 from tests.unit.engine.test_step import batch_of, small_detr
 from torch import Tensor, nn
 
-from detronome.config.schema import LossConfig, RtDetrConfig
+from detronome.config.schema import LossConfig, NanoConfig
 from detronome.engine import schedule as schedules
 from detronome.engine.ema import ModelEma
 from detronome.engine.guard import StepGuard
@@ -41,9 +41,9 @@ def take_share(batch: EffectiveBatch, world: World) -> EffectiveBatch:
     return EffectiveBatch((part,))
 
 
-def small_rtdetr(denoising_groups: int = 0) -> Detector:
+def small_nano(denoising_groups: int = 0) -> Detector:
     torch.manual_seed(0)
-    config = RtDetrConfig(
+    config = NanoConfig(
         widths=(16, 16, 32),
         depths=(1, 1, 1),
         hidden_dim=16,
@@ -61,7 +61,7 @@ def small_rtdetr(denoising_groups: int = 0) -> Detector:
 
 def train_steps(
     kind: Kind,
-    family: Literal["detr", "rtdetr"],
+    family: Literal["detr", "nano"],
     counts: Sequence[Sequence[int]],
     *,
     micro_batch_size: int = 8,
@@ -81,11 +81,11 @@ def train_steps(
         poison: step -> rank whose gradients are made NaN.
         excluded: steps that are passed over.
         room: rank -> the most images at once for which its memory has room.
-        denoising_groups: of rtdetr.
+        denoising_groups: of nano.
         is_backbone_frozen: the backbone has no rate.
     """
     with joined_world("cpu", timeout_s=60) as world:
-        model = small_detr() if family == "detr" else small_rtdetr(denoising_groups)
+        model = small_detr() if family == "detr" else small_nano(denoising_groups)
         if is_backbone_frozen:
             freeze_backbone(model)
         ema = ModelEma(model, decay=0.9)

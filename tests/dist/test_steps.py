@@ -18,7 +18,7 @@ POISONED = [COUNTS[0], COUNTS[4], COUNTS[2]]
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, dict[str, Any]]:
-    return {family: on_ranks(1, train_steps, "ddp", family, COUNTS)[0] for family in ("detr", "rtdetr")}
+    return {family: on_ranks(1, train_steps, "ddp", family, COUNTS)[0] for family in ("detr", "nano")}
 
 
 def farthest(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
@@ -28,7 +28,7 @@ def farthest(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "family", "num_ranks"),
-    [("ddp", "detr", 2), ("ddp", "detr", 3), ("ddp", "rtdetr", 4), ("fsdp", "detr", 2), ("fsdp", "rtdetr", 3)],
+    [("ddp", "detr", 2), ("ddp", "detr", 3), ("ddp", "nano", 4), ("fsdp", "detr", 2), ("fsdp", "nano", 3)],
 )
 def test_any_number_of_ranks_trains_the_same_model(
     kind: str, family: str, num_ranks: int, alone: dict[str, dict[str, Any]]
@@ -91,7 +91,7 @@ def test_denoising_with_ranks_that_have_no_object_or_no_image(kind: str) -> None
 
 
 def denoising_steps(kind: Any) -> dict[str, Any]:
-    return train_steps(kind, "rtdetr", [[1, 0], [2, 1], [1], [0, 0]], denoising_groups=1)
+    return train_steps(kind, "nano", [[1, 0], [2, 1], [1], [0, 0]], denoising_groups=1)
 
 
 def test_a_frozen_backbone_is_not_summed_and_all_else_is() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from detronome.api.arguments import whole_number
 from detronome.api.asked import asked_config, open_splits
-from detronome.config.schema import ActivationCheckpointing, RtDetrConfig, RunConfig
+from detronome.config.schema import ActivationCheckpointing, NanoConfig, RunConfig
 from detronome.data.augment.params import AugmentPolicy
 from detronome.data.build import augment_policy, padded_shapes
 from detronome.data.largest_shapes import largest_training_shape
@@ -39,7 +39,7 @@ _GPU_WORKERS = 8
 """Loader processes that a machine with a GPU is taken to start for each."""
 _CHECKPOINTINGS: tuple[ActivationCheckpointing, ...] = ("none", "backbone", "transformer", "all")
 _TRACED_IMAGES = 2
-_BYTES_PER_PIXEL = {"detr": 10_000, "rtdetr": 3_000}
+_BYTES_PER_PIXEL = {"detr": 10_000, "nano": 3_000}
 """More than any preset of the family keeps for backward in fp32, measured on its largest images."""
 _SAFE_PART = 0.5
 """Of the free memory of a CPU: a run that surely takes less is not planned."""
@@ -362,7 +362,7 @@ class _Planner:
         return assignment_seconds(
             num_queries=model.num_queries,
             num_objects=float(index.num_objects_per_image.mean()),
-            num_layers=layers + isinstance(model, RtDetrConfig),  # proposals of the encoder are matched too
+            num_layers=layers + isinstance(model, NanoConfig),  # proposals of the encoder are matched too
             num_images=1,
         )
 

@@ -15,8 +15,8 @@ from detronome.config.schema import (
     BatchConfig,
     DetrConfig,
     LossConfig,
+    NanoConfig,
     OptimConfig,
-    RtDetrConfig,
     RunConfig,
     ScheduleConfig,
     TrainConfig,
@@ -77,7 +77,7 @@ def nano() -> RunConfig:
     """The small fast learner: 0.5 M parameters, images of 192 x 256 pixels, from scratch."""
     return RunConfig(
         preset="nano",
-        model=RtDetrConfig(denoising_groups=1),
+        model=NanoConfig(denoising_groups=1),
         loss=LossConfig(classification="quality", cost_class=2.0, weight_class=1.0, weight_bbox=5.0, weight_giou=2.0),
         augment=AugmentConfig(
             sizes=(192,),
@@ -102,7 +102,7 @@ def demo() -> RunConfig:
     return replace(
         config,
         preset="demo",
-        model=RtDetrConfig(num_queries=25, denoising_groups=2),
+        model=NanoConfig(num_queries=25, denoising_groups=2),
         augment=AugmentConfig(
             sizes=(128,),
             max_size=128,

@@ -20,8 +20,8 @@ __all__ = [
     "GuardConfig",
     "LossConfig",
     "ModelConfig",
+    "NanoConfig",
     "OptimConfig",
-    "RtDetrConfig",
     "RunConfig",
     "ScheduleConfig",
     "TrainConfig",
@@ -53,10 +53,10 @@ class DetrConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RtDetrConfig:
+class NanoConfig:
     """The fast family: compact CNN, queries selected from the feature map, deformable decoder (arXiv 2304.08069)."""
 
-    family: Literal["rtdetr"] = "rtdetr"
+    family: Literal["nano"] = "nano"
     widths: tuple[int, ...] = (32, 48, 96)
     """Channels of the backbone's stages at strides 4, 8, 16."""
     depths: tuple[int, ...] = (1, 2, 1)
@@ -77,7 +77,7 @@ class RtDetrConfig:
     denoising_label_noise: float = 0.25
 
 
-ModelConfig = DetrConfig | RtDetrConfig
+ModelConfig = DetrConfig | NanoConfig
 
 ActivationCheckpointing = Literal["none", "backbone", "transformer", "all"]
 

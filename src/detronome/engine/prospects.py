@@ -17,16 +17,16 @@ from detronome.data.store.index import AnnotationIndex
 
 __all__ = ["USUAL_LR", "Concern", "DataFacts", "RunFacts", "named", "prospects"]
 
-USUAL_LR = {"detr": 1e-4, "rtdetr": 2e-3}
+USUAL_LR = {"detr": 1e-4, "nano": 2e-3}
 """The rate of each family's own recipe."""
 _FAR_LR = 30.0
 """A rate this many times above or below the recipe's is a slip: batch sizes ask for much smaller factors."""
-_FEWEST_IMAGES = {"detr": 10_000, "rtdetr": 100}
+_FEWEST_IMAGES = {"detr": 10_000, "nano": 100}
 """Classic DETR is reported to stay at an AP of 0 on 2,000 images and to need 10,000 to 15,000; the fast family has
 learnt from 205."""
 _FEWEST_IMAGES_FROM_NOTHING = 35_000
 """Below this a random backbone falls behind a pretrained one whatever the schedule (arXiv 1811.08883)."""
-_STEPS_TO_LEARN = {"detr": 300_000, "rtdetr": 2_500}
+_STEPS_TO_LEARN = {"detr": 300_000, "nano": 2_500}
 """Classic DETR: 500 epochs in the paper, 300,000 updates in its authors' advice. Fast: where small sets level off."""
 _TOO_SHORT = 1 / 3
 """Part of these steps below which the result will be far from what the family can do."""
@@ -77,7 +77,7 @@ class RunFacts:
     """What is known of a run before its first step."""
 
     data: DataFacts
-    family: Literal["detr", "rtdetr"]
+    family: Literal["detr", "nano"]
     is_fine_tuned: bool
     """The run starts from a trained detector."""
     is_backbone_pretrained: bool
@@ -107,7 +107,7 @@ def _too_few_queries(facts: RunFacts) -> Concern | None:
     if data.num_crowded == 0:
         return None
     have = "image has" if data.num_crowded == 1 else "images have"
-    wanted = "auto" if facts.family == "rtdetr" else str(-(-data.max_objects // 10) * 10)
+    wanted = "auto" if facts.family == "nano" else str(-(-data.max_objects // 10) * 10)
     return Concern(
         subject="too_few_queries",
         what=f"{data.num_crowded:,} of {data.num_images:,} training {have} more than {facts.num_queries} objects, up "
@@ -124,7 +124,7 @@ def _too_few_images(facts: RunFacts) -> Concern | None:
     if facts.data.num_images >= fewest:
         return None
     are = "1 training image is" if facts.data.num_images == 1 else f"{facts.data.num_images:,} training images are"
-    if facts.family == "rtdetr":
+    if facts.family == "nano":
         return Concern(
             subject="too_few_images",
             what=f"{are} few: the model will learn them by heart before it finds objects in others",
@@ -144,7 +144,7 @@ def _too_short(facts: RunFacts) -> Concern | None:
     if facts.is_fine_tuned or facts.total_steps >= needed * _TOO_SHORT:
         return None
     kind = "a classic DETR" if facts.family == "detr" else "this model"
-    instead = "" if facts.family == "rtdetr" else ", fine-tune a trained detector (--model RUN), or take --model nano"
+    instead = "" if facts.family == "nano" else ", fine-tune a trained detector (--model RUN), or take --model nano"
     return Concern(
         subject="too_short",
         what=f"{facts.total_steps:,} steps are planned, {kind} needs about {needed:,} to learn from scratch",

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from detronome.config.schema import RtDetrConfig, RunConfig
+from detronome.config.schema import NanoConfig, RunConfig
 from detronome.data.buckets import parse_buckets
 from detronome.data.build import augment_policy, cached_bytes, resolve_buckets, resolve_workers
 from detronome.data.sampler import steps_per_epoch
@@ -94,7 +94,7 @@ def resolve(
         resolved._take("train.device", str(resolved.device), device_reason)
     num_steps = steps_per_epoch(len(train.index), config.batch.global_batch_size)
     autos: dict[str, Callable[[RunConfig], tuple[object, str]]] = {}
-    if isinstance(config.model, RtDetrConfig):
+    if isinstance(config.model, NanoConfig):
         autos["model.num_queries"] = lambda _: _num_queries(train.index.max_objects_per_image)
     autos |= {
         "train.precision": lambda c: resolve_precision(c.train.precision, resolved.device),
@@ -155,7 +155,7 @@ def check_consistency(config: RunConfig) -> None:
             "give one number, or set schedule.kind=multistep",
         ),
     ]
-    if isinstance(config.model, RtDetrConfig):
+    if isinstance(config.model, NanoConfig):
         checks += [
             (
                 len(config.model.widths) == len(config.model.depths) >= 2,

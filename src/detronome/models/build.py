@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from detronome.config.schema import ActivationCheckpointing, DetrConfig, ModelConfig, RtDetrConfig
+from detronome.config.schema import ActivationCheckpointing, DetrConfig, ModelConfig, NanoConfig
 from detronome.models.backbones.resnet import ResNetBackbone, load_resnet_weights
 from detronome.models.detector import Detector
 from detronome.models.detr.model import DETR
-from detronome.models.rtdetr.model import RTDETR
+from detronome.models.nano.model import NanoDETR
 
 __all__ = ["build_model"]
 
@@ -38,7 +38,7 @@ def build_model(
             checkpoint_backbone=backbone,
             checkpoint_transformer=transformer,
         )
-    return _build_rtdetr(
+    return _build_nano(
         config,
         num_classes,
         channels_last=channels_last,
@@ -80,16 +80,16 @@ def _build_detr(
     )
 
 
-def _build_rtdetr(
-    config: RtDetrConfig,
+def _build_nano(
+    config: NanoConfig,
     num_classes: int,
     *,
     channels_last: bool,
     checkpoint_backbone: bool,
     checkpoint_decoder: bool,
-) -> RTDETR:
+) -> NanoDETR:
     assert config.num_queries != "auto", "resolved from the data before a model is built"
-    return RTDETR(
+    return NanoDETR(
         num_classes=num_classes,
         widths=config.widths,
         depths=config.depths,

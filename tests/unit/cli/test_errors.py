@@ -99,7 +99,7 @@ def test_a_mistake_on_the_command_line(capsys: Capture, arguments: tuple[str, ..
         (("--set", "model.family=[1]"), "unknown model.family [1]"),
         (("--set", "loss.family=x"), "unknown setting 'loss.family'"),
         (("--set", "model.family=detr"), "set loss.classification=softmax"),
-        (("--set", "loss.classification=softmax"), "does not fit the family 'rtdetr'"),
+        (("--set", "loss.classification=softmax"), "does not fit the family 'nano'"),
         (("--set", "model.num_heads=0"), "model.num_heads = 0 is out of range"),
         (("--set", "model.num_heads=5"), "no multiple of num_heads = 5"),
         (("--set", "model.widths=[16,32]"), "one entry for each stage"),

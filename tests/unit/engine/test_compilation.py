@@ -19,7 +19,7 @@ from torch._dynamo import lookup_backend
 
 from detronome.config.convert import apply_overrides
 from detronome.config.presets import preset
-from detronome.config.schema import ActivationCheckpointing, DetrConfig, LossConfig, ModelConfig, RtDetrConfig
+from detronome.config.schema import ActivationCheckpointing, DetrConfig, LossConfig, ModelConfig, NanoConfig
 from detronome.engine.compilation import compile_detectors
 from detronome.engine.ema import ModelEma
 from detronome.engine.events import Event, RunWarned
@@ -49,7 +49,7 @@ FAMILIES: dict[str, ModelConfig] = {
         num_queries=5,
         dropout=0.0,
     ),
-    "rtdetr": RtDetrConfig(
+    "nano": NanoConfig(
         widths=(16, 16, 32),
         depths=(1, 1, 1),
         hidden_dim=16,
@@ -123,8 +123,8 @@ def assert_same_step(compiled: Detector, eager: Detector) -> None:
 @pytest.mark.parametrize(
     ("family", "part"),
     [
-        ("rtdetr", "all"),
-        pytest.param("rtdetr", "none", marks=pytest.mark.slow),
+        ("nano", "all"),
+        pytest.param("nano", "none", marks=pytest.mark.slow),
         pytest.param("detr", "none", marks=pytest.mark.slow),
         pytest.param("detr", "all", marks=pytest.mark.slow),
     ],
@@ -198,9 +198,9 @@ def test_a_failing_compiler_is_told_once_and_the_result_is_right(monkeypatch: py
 
     let_inductor(fail, monkeypatch)
     told: list[str] = []
-    model = built("rtdetr", "all")
+    model = built("nano", "all")
     compile_detectors([model], on_failure=told.append)
-    assert_same_step(model, built("rtdetr"))
+    assert_same_step(model, built("nano"))
     assert told == ["no C++ compiler found"]
 
 
@@ -210,7 +210,7 @@ def test_lack_of_memory_is_no_failure_of_the_compiler(monkeypatch: pytest.Monkey
         raise torch.OutOfMemoryError("out of memory")
 
     let_inductor(fail, monkeypatch)
-    model = built("rtdetr")
+    model = built("nano")
     compile_detectors([model], on_failure=refuse)
     part = batch_of().parts[0]
     with pytest.raises(RuntimeError, match="out of memory"):

@@ -7,7 +7,7 @@ import torch
 from tests.unit.tempo.memory.measured import allocated_peak_bytes, annotated_split, evaluation_run, training_run
 
 from detronome.config.presets import preset
-from detronome.config.schema import DetrConfig, RtDetrConfig, RunConfig
+from detronome.config.schema import DetrConfig, NanoConfig, RunConfig
 from detronome.data.split import DataSplit
 from detronome.errors import ConfigError
 from detronome.tempo.memory.account import Cause
@@ -22,7 +22,7 @@ TOLERANCE = 0.10
 def small(family: str, **train: object) -> RunConfig:
     """Return a run of a model small enough to be run for real in a test, with images of one shape."""
     config = preset("nano")
-    model: DetrConfig | RtDetrConfig = replace(config.model, num_queries=25)  # type: ignore[arg-type]
+    model: DetrConfig | NanoConfig = replace(config.model, num_queries=25)  # type: ignore[arg-type]
     if family == "detr":
         config = preset("detr-r18")
         model = DetrConfig(

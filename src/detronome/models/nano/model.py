@@ -17,17 +17,17 @@ from detronome.models.backbones.compact import CompactBackbone
 from detronome.models.detector import Detector
 from detronome.models.layers.image_normalizer import ImageNormalizer
 from detronome.models.layers.mlp import MLP
-from detronome.models.rtdetr.denoising import DenoisingQueries, make_denoising_queries
-from detronome.models.rtdetr.transformer import Decoder, LayerPrediction
+from detronome.models.nano.denoising import DenoisingQueries, make_denoising_queries
+from detronome.models.nano.transformer import Decoder, LayerPrediction
 from detronome.types import ModelOutput, Target
 
-__all__ = ["RTDETR"]
+__all__ = ["NanoDETR"]
 
 _NO_PROPOSAL = -30.0
 """Logit of a token on padding, or a query without an object: never selected, and its loss is 0."""
 
 
-class RTDETR(Detector):
+class NanoDETR(Detector):
     """Detects objects with queries chosen from the feature map.
 
     Args:
