@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from tests.faults.oom_injection import out_of_memory
 from tests.unit.engine.test_step import batch_of, small_detr
 from torch import Tensor, nn
 
-from detronome.config.schema import LossConfig, NanoConfig
+from detronome.config.schema import DetrConfig, LossConfig, NanoConfig, RtDetrConfig
 from detronome.engine import schedule as schedules
 from detronome.engine.ema import ModelEma
 from detronome.engine.guard import StepGuard
@@ -29,6 +30,13 @@ from detronome.types import Batch, EffectiveBatch
 
 CPU = torch.device("cpu")
 Kind = Literal["ddp", "fsdp"]
+_CLASSIFICATIONS: dict[str, Literal["softmax", "quality", "vfl"]] = {
+    "detr": "softmax",
+    "nano": "quality",
+    "panoptic": "softmax",
+    "rtdetr": "vfl",
+}
+Family = Literal["detr", "nano", "panoptic", "rtdetr"]
 
 
 def take_share(batch: EffectiveBatch, world: World) -> EffectiveBatch:
@@ -59,9 +67,64 @@ def small_nano(denoising_groups: int = 0) -> Detector:
     return model
 
 
+def small_rtdetr() -> Detector:
+    torch.manual_seed(0)
+    config = RtDetrConfig(
+        backbone="resnet18vd",
+        backbone_weights="none",
+        encoder_dim=16,
+        encoder_ffn_dim=16,
+        hidden_dim=16,
+        num_heads=2,
+        ffn_dim=16,
+        num_decoder_layers=2,
+        num_queries=6,
+        num_denoising=0,
+    )
+    model = build_model(config, 3).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return model
+
+
+def small_panoptic() -> Detector:
+    torch.manual_seed(0)
+    config = DetrConfig(
+        backbone="resnet18",
+        backbone_weights="none",
+        frozen_stages=0,
+        hidden_dim=128,
+        ffn_dim=32,
+        num_encoder_layers=1,
+        num_decoder_layers=2,
+        num_queries=6,
+        dropout=0.0,
+        mask_head=True,
+    )
+    return build_model(config, 3).train()
+
+
+def with_masks(batch: EffectiveBatch) -> EffectiveBatch:
+    """Give each object a mask of its own."""
+    random = torch.Generator().manual_seed(0)
+    return EffectiveBatch(
+        tuple(
+            replace(
+                part,
+                targets=tuple(
+                    replace(t, masks=torch.rand(t.num_objects, *t.size_hw, generator=random) < 0.4)
+                    for t in part.targets
+                ),
+            )
+            for part in batch.parts
+        )
+    )
+
+
 def train_steps(
     kind: Kind,
-    family: Literal["detr", "nano"],
+    family: Family,
     counts: Sequence[Sequence[int]],
     *,
     micro_batch_size: int = 8,
@@ -85,7 +148,13 @@ def train_steps(
         is_backbone_frozen: the backbone has no rate.
     """
     with joined_world("cpu", timeout_s=60) as world:
-        model = small_detr() if family == "detr" else small_nano(denoising_groups)
+        makers = {
+            "detr": small_detr,
+            "nano": lambda: small_nano(denoising_groups),
+            "panoptic": small_panoptic,
+            "rtdetr": small_rtdetr,
+        }
+        model = makers[family]()
         if is_backbone_frozen:
             freeze_backbone(model)
         ema = ModelEma(model, decay=0.9)
@@ -93,7 +162,9 @@ def train_steps(
         splits: list[tuple[str, int, int]] = []
         step = TrainingStep(
             parallel=parallel,
-            criterion=build_criterion(LossConfig(classification="softmax" if family == "detr" else "quality")),
+            criterion=build_criterion(
+                LossConfig(classification=_CLASSIFICATIONS[family]), with_masks=family == "panoptic"
+            ),
             optimizer=build_optimizer(model, lr=1e-4, backbone_lr=1e-5, weight_decay=1e-4, decay_one_dimensional=True),
             schedule=schedules.constant(),
             guard=StepGuard(model, CPU),
@@ -111,7 +182,7 @@ def train_steps(
             for number, of_images in enumerate(counts):
                 if number in excluded:
                     continue
-                batch = batch_of(of_images, seed=number)
+                batch = with_masks(batch_of(of_images, seed=number))
                 totals = BatchTotals.of(batch.targets, model.num_queries)
                 is_poisoned = poison.get(number) == world.rank
                 with nan_in_backward(model) if is_poisoned else nullcontext():

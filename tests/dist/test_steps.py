@@ -18,7 +18,9 @@ POISONED = [COUNTS[0], COUNTS[4], COUNTS[2]]
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, dict[str, Any]]:
-    return {family: on_ranks(1, train_steps, "ddp", family, COUNTS)[0] for family in ("detr", "nano")}
+    return {
+        family: on_ranks(1, train_steps, "ddp", family, COUNTS)[0] for family in ("detr", "nano", "panoptic", "rtdetr")
+    }
 
 
 def farthest(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
@@ -28,7 +30,17 @@ def farthest(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "family", "num_ranks"),
-    [("ddp", "detr", 2), ("ddp", "detr", 3), ("ddp", "nano", 4), ("fsdp", "detr", 2), ("fsdp", "nano", 3)],
+    [
+        ("ddp", "detr", 2),
+        ("ddp", "detr", 3),
+        ("ddp", "nano", 4),
+        ("ddp", "panoptic", 2),
+        ("ddp", "rtdetr", 2),
+        ("fsdp", "detr", 2),
+        ("fsdp", "nano", 3),
+        ("fsdp", "panoptic", 2),
+        ("fsdp", "rtdetr", 2),
+    ],
 )
 def test_any_number_of_ranks_trains_the_same_model(
     kind: str, family: str, num_ranks: int, alone: dict[str, dict[str, Any]]

@@ -101,7 +101,9 @@ def train(
 
     Args:
         data: a folder in COCO, Roboflow, YOLO or Pascal VOC layout, or a sharded data set, also at an address.
-        model: a preset's name, or a run, checkpoint or `Model` to fine-tune.
+        model: a preset's name, or what to fine-tune: a `Model`, or anything else that `load` takes (a run, a .pth or
+            .safetensors file, a model's id on huggingface.co). A preset's name is the recipe, without its weights:
+            `load("detr-r50")`, or the file's name `detr-r50-e632da11.pth`, are those.
         epochs: shortcut for the setting `train.epochs`.
         out: the run folder; by default `runs/<preset>`, numbered.
         config: a TOML file on top of the preset.
@@ -373,8 +375,9 @@ def _only_here(run_dir: Path) -> Iterator[None]:
 
 
 def _check_classes(model: Model, split: DataSplit) -> None:
+    """Refuse data with classes that the model does not know; it may know more, as official weights do."""
     theirs, ours = split.index.categories, model.categories
-    if theirs != ours:
+    if not theirs.by_id.items() <= ours.by_id.items():
         raise CheckpointError(
             f"the checkpoint knows {len(ours)} classes ({first_few(ours.names)}), the data has {len(theirs)} "
             f"({first_few(theirs.names)})",

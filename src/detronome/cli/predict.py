@@ -13,7 +13,7 @@ __all__ = ["predict"]
 
 
 def predict(
-    checkpoint: Path,
+    checkpoint: str,
     /,
     *images: Path,
     out: Path = Path("predictions"),
@@ -26,7 +26,7 @@ def predict(
     Parameters
     ----------
     checkpoint
-        Run or checkpoint folder.
+        Run or checkpoint folder; published weights: detr-r50, a .pth or .safetensors file, a Hugging Face folder or id.
     images
         Image files, or folders of them.
     out

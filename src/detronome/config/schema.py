@@ -22,9 +22,11 @@ __all__ = [
     "ModelConfig",
     "NanoConfig",
     "OptimConfig",
+    "RtDetrConfig",
     "RunConfig",
     "ScheduleConfig",
     "TrainConfig",
+    "WithPretrainedBackbone",
 ]
 
 
@@ -50,6 +52,8 @@ class DetrConfig:
     num_queries: int = 100
     dropout: float = 0.1
     pre_norm: bool = False
+    mask_head: bool = False
+    """Make a mask for each query too, for panoptic data: needs `hidden_dim` in steps of 128 and `num_heads` of 8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,47 @@ class NanoConfig:
     denoising_label_noise: float = 0.25
 
 
-ModelConfig = DetrConfig | NanoConfig
+@dataclass(frozen=True, kw_only=True)
+class RtDetrConfig:
+    """RT-DETRv2: hybrid encoder, queries selected from three maps, deformable decoder (arXiv 2407.17140)."""
+
+    family: Literal["rtdetr"] = "rtdetr"
+    backbone: Literal[
+        "resnet18vd", "resnet34vd", "resnet50vd", "resnet101vd", "hgnetv2_b4", "hgnetv2_b5", "hgnetv2_b6"
+    ] = "resnet50vd"
+    backbone_norm: Literal["frozen", "trainable"] = "frozen"
+    """`frozen`: BatchNorm as fixed scale and shift; needs pretrained weights. The encoder's always learns."""
+    backbone_weights: str = "imagenet"
+    """`imagenet` (downloaded from the authors), `none` (random), or a file with a state dict."""
+    frozen_stages: int = 1
+    """How many parts of the backbone stay fixed: 0 none, 1 the stem, ... 5 all."""
+    encoder_dim: int = 256
+    """Channels of the maps in the encoder."""
+    encoder_ffn_dim: int = 1024
+    encoder_expansion: float = 1.0
+    """Width of the encoder's fusing blocks, as a part of `encoder_dim`."""
+    num_encoder_layers: int = 1
+    """Attention layers on the coarsest map."""
+    hidden_dim: int = 256
+    """Channels of the decoder's queries."""
+    num_heads: int = 8
+    ffn_dim: int = 1024
+    num_points: tuple[int, ...] = (4, 4, 4)
+    """Sampling points per head on each map, finest first."""
+    sampling: Literal["default", "discrete"] = "default"
+    """`default`: bilinear between the cells of a map. `discrete`: the nearest cell, for runtimes without grid sampling;
+    for fine-tuning weights trained with `default`."""
+    num_decoder_layers: int = 6
+    num_queries: int = 300
+    num_denoising: int = 100
+    """Noised truth boxes of the fullest image, trained beside the queries; 0 turns denoising off."""
+    denoising_box_noise: float = 1.0
+    denoising_label_noise: float = 0.5
+
+
+ModelConfig = DetrConfig | NanoConfig | RtDetrConfig
+WithPretrainedBackbone = DetrConfig | RtDetrConfig
+"""Families with `backbone_weights`."""
 
 ActivationCheckpointing = Literal["none", "backbone", "transformer", "all"]
 
@@ -86,14 +130,19 @@ ActivationCheckpointing = Literal["none", "backbone", "transformer", "all"]
 class LossConfig:
     """Matching costs and loss weights."""
 
-    classification: Literal["softmax", "quality"] = "softmax"
-    """`softmax`: cross-entropy with a no-object class (DETR). `quality`: sigmoid, targets follow the box's IoU."""
+    classification: Literal["softmax", "quality", "vfl"] = "softmax"
+    """`softmax`: cross-entropy with a no-object class (DETR). `quality`: sigmoid, targets follow the box's IoU. `vfl`:
+    varifocal, sigmoid, target and weight are the box's IoU (RT-DETR)."""
     cost_class: float = 1.0
     cost_bbox: float = 5.0
     cost_giou: float = 2.0
     weight_class: float = 1.0
     weight_bbox: float = 5.0
     weight_giou: float = 2.0
+    weight_mask: float = 1.0
+    """Of the focal loss of masks, where the model makes them."""
+    weight_dice: float = 1.0
+    """Of the dice loss of masks."""
     no_object_weight: float = 0.1
     """Weight of the no-object class in the softmax cross-entropy."""
     quality_exponent: float = 1.5
@@ -112,6 +161,9 @@ class AugmentConfig:
     """Short sides in pixels, one drawn for each image."""
     max_size: int = 1333
     """Longest side in pixels after a resize."""
+    square: bool = False
+    """Resize to squares instead, without keeping the aspect, also at evaluation and prediction (RT-DETR, D-FINE); one
+    of the sizes is drawn for each step, so that nothing is padded. `max_size` and `eval_max_size` mean nothing then."""
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.0
     crop: Literal["none", "detr", "fraction"] = "detr"
@@ -139,6 +191,9 @@ class DataConfig:
     train_split: str = "train"
     val_split: str = "val"
     """Evaluated during training; best checkpoint and early stopping follow it. Empty: train without."""
+    annotations: Literal["instances", "panoptic"] = "instances"
+    """`panoptic`: the segments of `panoptic_<split>.json` and its PNG maps, things and stuff, each with a mask and a
+    box."""
     workers: int | Literal["auto"] = "auto"
     prefetch: int = 2
     """Batches each worker prepares ahead."""
@@ -233,8 +288,11 @@ class TrainConfig:
     early_stop_patience: int = 0
     """Evaluations without a better metric before the run stops; 0 turns it off."""
     early_stop_min_delta: float = 0.0
-    metric: Literal["AP", "AP50", "AP75"] = "AP"
-    """What `best` and early stopping follow."""
+    metric: Literal["AP", "AP50", "AP75", "PQ"] = "AP"
+    """What `best` and early stopping follow; `PQ`, panoptic quality, where the model makes masks."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the model that stay as they are, by their names in it, e.g. `backbone`, or `detr` to train the mask head
+    alone. They compute as in evaluation, so they have no auxiliary losses either."""
     worst_case_first: bool | Literal["auto"] = "auto"
     """Run the largest shape with the most objects of this data set through training and evaluation before the first
     step, so that memory runs out then or never. `auto`: on GPUs."""
@@ -280,6 +338,8 @@ class EvalConfig:
 
     batch_size: int | Literal["auto"] = "auto"
     max_detections: int = 100
+    panoptic_score: float = 0.85
+    """Probability above which a query's mask takes part in the panoptic map, 0-1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from detronome.config.convert import to_dict
-from detronome.config.schema import DetrConfig, RunConfig, ScheduleConfig
+from detronome.config.schema import DetrConfig, RunConfig, ScheduleConfig, WithPretrainedBackbone
 from detronome.data.build import (
     augment_policy,
     build_eval_batches,
@@ -39,6 +40,7 @@ from detronome.engine.guard import StepGuard
 from detronome.engine.ladder import Ladder
 from detronome.engine.micro_batches import MicroBatchSizes
 from detronome.engine.optim import build_optimizer, freeze_backbone
+from detronome.engine.panoptic_meter import PanopticMeter
 from detronome.engine.parallel import Parallel, Replicated, Sharded
 from detronome.engine.prospects import DataFacts, RunFacts
 from detronome.engine.resolve import Resolved
@@ -53,6 +55,7 @@ from detronome.losses.build import build_criterion
 from detronome.losses.terms import BatchTotals
 from detronome.models.build import build_model
 from detronome.models.detector import Detector
+from detronome.models.panoptic.model import PanopticDETR
 from detronome.runtime.device import describe_environment
 from detronome.runtime.device_clock import DeviceClock
 from detronome.runtime.distributed import ALONE, World
@@ -61,7 +64,7 @@ from detronome.runtime.progress import Progress
 from detronome.runtime.seeding import seed_torch
 from detronome.types import Categories
 
-__all__ = ["build_plan", "build_schedule", "build_step", "build_stream", "build_trainer"]
+__all__ = ["build_panoptic_meter", "build_plan", "build_schedule", "build_step", "build_stream", "build_trainer"]
 
 
 def build_trainer(
@@ -295,7 +298,7 @@ def build_schedule(config: ScheduleConfig, *, steps_per_epoch: int, total_steps:
 def _model(config: RunConfig, categories: Categories, source: Checkpoint | None) -> Detector:
     seed_torch("init", config.train.seed)
     model_config = config.model
-    if source is not None and isinstance(model_config, DetrConfig):
+    if source is not None and isinstance(model_config, WithPretrainedBackbone):
         # The checkpoint holds all the weights: nothing to download.
         model_config = replace(model_config, backbone_weights="none")
     model = build_model(
@@ -306,7 +309,7 @@ def _model(config: RunConfig, categories: Categories, source: Checkpoint | None)
     )
     if source is not None:
         try:
-            model.load_state_dict(source.model)
+            _part_of(model, source.model).load_state_dict(source.model)
         except RuntimeError as error:
             raise CheckpointError(
                 f"the checkpoint's weights do not fit the model that the settings describe: {error}",
@@ -314,6 +317,13 @@ def _model(config: RunConfig, categories: Categories, source: Checkpoint | None)
                 fix="leave the model.* settings as the checkpoint has them, or train from a preset",
             ) from error
     return model
+
+
+def _part_of(model: Detector, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return what the weights are for: the detector in a model with masks, where they are those of a run without; its
+    mask head begins anew then."""
+    is_without_masks = not any(name.startswith("mask_head.") for name in weights)
+    return model.detr if isinstance(model, PanopticDETR) and is_without_masks else model
 
 
 def _training_step(
@@ -324,12 +334,13 @@ def _training_step(
     precision: Precision = "fp32" if config.train.precision == "auto" else config.train.precision
     if config.optim.backbone_lr == 0:
         freeze_backbone(model)
+    model.freeze(config.train.freeze)
     # Before the model is cut into parts that cannot be copied.
     ema = ModelEma(model, decay=config.train.ema_decay) if config.train.ema_decay else None
     parallel = _parallel(config, model, ema, world, device)
     return TrainingStep(
         parallel=parallel,
-        criterion=build_criterion(config.loss),
+        criterion=build_criterion(config.loss, with_masks=isinstance(model, PanopticDETR)),
         optimizer=build_optimizer(
             model,
             lr=config.optim.lr,
@@ -372,7 +383,8 @@ def _facts(config: RunConfig, train: DataSplit, step: TrainingStep, plan: RunPla
         data=DataFacts.of(train.index, num_queries=step.model.num_queries),
         family=config.model.family,
         is_fine_tuned=is_fine_tuned,
-        is_backbone_pretrained=isinstance(config.model, DetrConfig) and config.model.backbone_weights != "none",
+        is_backbone_pretrained=isinstance(config.model, WithPretrainedBackbone)
+        and config.model.backbone_weights != "none",
         num_queries=step.model.num_queries,
         total_steps=plan.total_steps,
         lr=config.optim.lr * max(schedule(s) for s in range(0, plan.total_steps, max(1, plan.total_steps // 100))),
@@ -396,11 +408,19 @@ def _validation(
             quarantine=quarantine,
             share=share,
         ),
-        evaluator=DetectionEvaluator(val.files.annotation_file, unknown_categories="drop"),
+        evaluator=DetectionEvaluator(val.box_truth(), unknown_categories="drop"),
         max_detections=config.eval.max_detections,
         quarantine=quarantine,
         sizes=MicroBatchSizes(config.eval.batch_size, purpose="evaluation"),
+        panoptic=build_panoptic_meter(config, val, categories),
     )
+
+
+def build_panoptic_meter(config: RunConfig, split: DataSplit, categories: Categories) -> PanopticMeter | None:
+    """Return what measures panoptic quality on a split; None for models without masks and splits without maps."""
+    if split.maps is None or not isinstance(config.model, DetrConfig) or not config.model.mask_head:
+        return None
+    return PanopticMeter(split, categories, min_score=config.eval.panoptic_score)
 
 
 def _worst_case(
@@ -420,6 +440,7 @@ def _worst_case(
                 num_images=share,
                 objects_per_image=train.index.num_objects_per_image,
                 num_classes=len(categories),
+                with_masks=train.maps is not None,
             )
             totals = BatchTotals.of(batch.targets, step.model.num_queries)
             gradients = partial(step.gradients, totals=totals, step=trainer.step, progress=0.0)

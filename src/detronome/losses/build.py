@@ -9,8 +9,8 @@ from detronome.losses.set_criterion import SetCriterion
 __all__ = ["build_criterion"]
 
 
-def build_criterion(config: LossConfig) -> SetCriterion:
-    """Return the matcher and losses that the configuration asks for."""
+def build_criterion(config: LossConfig, *, with_masks: bool = False) -> SetCriterion:
+    """Return the matcher and losses that the configuration asks for; those of masks for models that make them."""
     matcher = HungarianMatcher(
         cost_class=config.cost_class,
         cost_bbox=config.cost_bbox,
@@ -27,4 +27,6 @@ def build_criterion(config: LossConfig) -> SetCriterion:
         quality_exponent=config.quality_exponent,
         quality_ramp=config.quality_ramp,
         aux_loss=config.aux_loss,
+        weight_mask=config.weight_mask if with_masks else None,
+        weight_dice=config.weight_dice if with_masks else None,
     )

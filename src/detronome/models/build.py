@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from detronome.config.schema import ActivationCheckpointing, DetrConfig, ModelConfig, NanoConfig
+import torch
+
+from detronome.config.schema import ActivationCheckpointing, DetrConfig, ModelConfig, NanoConfig, RtDetrConfig
+from detronome.models.backbones.hgnet import HGNetV2Backbone, load_hgnetv2_weights
 from detronome.models.backbones.resnet import ResNetBackbone, load_resnet_weights
+from detronome.models.backbones.resnet_vd import ResNetVdBackbone, load_resnet_vd_weights
 from detronome.models.detector import Detector
 from detronome.models.detr.model import DETR
 from detronome.models.nano.model import NanoDETR
+from detronome.models.panoptic.model import PanopticDETR
+from detronome.models.rtdetr.encoder import HybridEncoder
+from detronome.models.rtdetr.model import RTDETR
+from detronome.models.rtdetr.transformer import Decoder
 
 __all__ = ["build_model"]
 
@@ -24,7 +32,7 @@ def build_model(
         config: which family, and its sizes.
         num_classes: classes of the data, without no-object.
         checkpoint_activations: which part is computed again in backward instead of kept; see `TrainConfig`.
-        channels_last: memory layout of images and ResNet weights.
+        channels_last: memory layout of images and of convolutions' weights.
 
     Raises:
         CheckpointError: the backbone's weights cannot be had.
@@ -32,6 +40,14 @@ def build_model(
     backbone, transformer = (checkpoint_activations in (part, "all") for part in ("backbone", "transformer"))
     if isinstance(config, DetrConfig):
         return _build_detr(
+            config,
+            num_classes,
+            channels_last=channels_last,
+            checkpoint_backbone=backbone,
+            checkpoint_transformer=transformer,
+        )
+    if isinstance(config, RtDetrConfig):
+        return _build_rtdetr(
             config,
             num_classes,
             channels_last=channels_last,
@@ -54,7 +70,7 @@ def _build_detr(
     channels_last: bool,
     checkpoint_backbone: bool,
     checkpoint_transformer: bool,
-) -> DETR:
+) -> DETR | PanopticDETR:
     backbone = ResNetBackbone(
         config.backbone,
         dilation=config.dilation,
@@ -64,7 +80,7 @@ def _build_detr(
         checkpoint_activations=checkpoint_backbone,
     )
     load_resnet_weights(backbone, config.backbone, config.backbone_weights)
-    return DETR(
+    detr = DETR(
         backbone,
         num_classes=num_classes,
         hidden_dim=config.hidden_dim,
@@ -78,6 +94,7 @@ def _build_detr(
         channels_last=channels_last,
         checkpoint_transformer=checkpoint_transformer,
     )
+    return PanopticDETR(detr) if config.mask_head else detr
 
 
 def _build_nano(
@@ -106,4 +123,67 @@ def _build_nano(
         channels_last=channels_last,
         checkpoint_backbone=checkpoint_backbone,
         checkpoint_decoder=checkpoint_decoder,
+    )
+
+
+def _build_rtdetr(
+    config: RtDetrConfig,
+    num_classes: int,
+    *,
+    channels_last: bool,
+    checkpoint_backbone: bool,
+    checkpoint_transformer: bool,
+) -> RTDETR:
+    backbone: ResNetVdBackbone | HGNetV2Backbone
+    if config.backbone.startswith("hgnetv2"):
+        backbone = HGNetV2Backbone(
+            config.backbone,
+            norm=config.backbone_norm,
+            frozen_stages=config.frozen_stages,
+            channels_last=channels_last,
+            checkpoint_activations=checkpoint_backbone,
+        )
+        load_hgnetv2_weights(backbone, config.backbone, config.backbone_weights)
+    else:
+        backbone = ResNetVdBackbone(
+            config.backbone,
+            norm=config.backbone_norm,
+            frozen_stages=config.frozen_stages,
+            channels_last=channels_last,
+            checkpoint_activations=checkpoint_backbone,
+        )
+        load_resnet_vd_weights(backbone, config.backbone, config.backbone_weights)
+    encoder = HybridEncoder(
+        backbone.out_channels,
+        hidden_dim=config.encoder_dim,
+        num_heads=config.num_heads,
+        ffn_dim=config.encoder_ffn_dim,
+        num_layers=config.num_encoder_layers,
+        expansion=config.encoder_expansion,
+        checkpoint_activations=checkpoint_transformer,
+    )
+    decoder = Decoder(
+        [config.encoder_dim] * len(backbone.out_channels),
+        num_classes=num_classes,
+        hidden_dim=config.hidden_dim,
+        num_heads=config.num_heads,
+        num_points=config.num_points,
+        sampling=config.sampling,
+        ffn_dim=config.ffn_dim,
+        num_layers=config.num_decoder_layers,
+        has_denoising=config.num_denoising > 0,
+        checkpoint_activations=checkpoint_transformer,
+    )
+    if channels_last:
+        encoder.to(memory_format=torch.channels_last)
+        decoder.to(memory_format=torch.channels_last)
+    return RTDETR(
+        backbone,
+        encoder,
+        decoder,
+        num_queries=config.num_queries,
+        num_denoising=config.num_denoising,
+        denoising_box_noise=config.denoising_box_noise,
+        denoising_label_noise=config.denoising_label_noise,
+        channels_last=channels_last,
     )

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Bool, UInt8
 from torch import Tensor, nn
 
+from detronome.errors import ConfigError, Problem, nearest_name_hint
 from detronome.types import ModelOutput, Target
 
 __all__ = ["Detector"]
@@ -21,6 +22,37 @@ class Detector(nn.Module):
     """How logits become scores: `softmax` with a no-object class, or a `sigmoid` for each class."""
     num_queries: int
     """The most objects that an image can have."""
+    frozen_parts: tuple[str, ...] = ()
+    """Names of submodules that stay as they are; see `freeze`."""
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Keep submodules as they are: their weights and statistics, and without dropout.
+
+        Raises:
+            ConfigError: there is no submodule of such a name; all of them at once.
+        """
+        names = [name for name, _ in self.named_modules() if name]
+        problems = [
+            Problem(
+                what=f"the model has no part {part!r} to freeze",
+                where="train.freeze",
+                fix=nearest_name_hint(part, [name for name, _ in self.named_children()]),
+            )
+            for part in parts
+            if part not in names
+        ]
+        if problems:
+            raise ConfigError(problems)
+        self.frozen_parts = tuple(parts)
+        for part in parts:
+            self.get_submodule(part).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Detector:
+        super().train(mode)
+        for part in self.frozen_parts:
+            self.get_submodule(part).eval()
+        return self
 
     @abstractmethod
     def parts_to_compile(self) -> list[nn.Module]:

@@ -17,7 +17,7 @@ from typing import Self
 
 import torch
 
-from detronome.config.schema import DetrConfig, RunConfig
+from detronome.config.schema import RunConfig, WithPretrainedBackbone
 from detronome.data.build import build_quarantine
 from detronome.data.prefetch import DeviceStream
 from detronome.data.split import DataSplit
@@ -68,7 +68,7 @@ class TrialRun:
         self, config: RunConfig, train: DataSplit, *, world: World = ALONE, categories: Categories | None = None
     ) -> None:
         # Weights do not change the pace: nothing is downloaded.
-        if isinstance(config.model, DetrConfig):
+        if isinstance(config.model, WithPretrainedBackbone):
             config = replace(config, model=replace(config.model, backbone_weights="none"))
         self.resolved: Resolved = resolve(config, train, world)
         self.world = world

@@ -122,7 +122,7 @@ def test_a_mistake_on_the_command_line(capsys: Capture, arguments: tuple[str, ..
         (("--config", "flat.toml"), "optim must be a section of settings"),
         (("--set", "data.train_split=trian"), "has no split 'trian'; it has train, val"),
         (("--set", "data.val_split=test"), "has no split 'test'"),
-        (("--model", "unknown.toml"), "no checkpoint in"),
+        (("--model", "unknown.toml"), "the file is no checkpoint"),
     ],
 )
 def test_a_mistake_in_the_settings(capsys: Capture, blocks: Path, arguments: tuple[str, ...], told: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from detronome.config.schema import ActivationCheckpointing, DetrConfig, ModelConfig, NanoConfig
+from detronome.config.schema import ActivationCheckpointing, DetrConfig, ModelConfig, NanoConfig, RtDetrConfig
 from detronome.models.backbones.resnet import ResNetBackbone
 from detronome.models.build import build_model
 from detronome.models.detector import Detector
@@ -39,6 +39,20 @@ FAMILIES: dict[str, ModelConfig] = {
     "detr, frozen backbone": replace(DETR_TINY, frozen_stages=5),
     "detr, pre-norm": replace(DETR_TINY, pre_norm=True, dilation=True),
     "nano": NanoConfig(widths=(16, 16, 32), depths=(1, 3, 2), hidden_dim=16, num_heads=2, ffn_dim=16, num_queries=6),
+    "rtdetr": RtDetrConfig(
+        backbone="resnet18vd",
+        backbone_norm="trainable",
+        backbone_weights="none",
+        frozen_stages=1,
+        encoder_dim=16,
+        encoder_ffn_dim=16,
+        hidden_dim=16,
+        num_heads=2,
+        ffn_dim=16,
+        num_decoder_layers=2,
+        num_queries=6,
+        num_denoising=4,
+    ),
 }
 PARTS: tuple[ActivationCheckpointing, ...] = ("backbone", "transformer", "all")
 

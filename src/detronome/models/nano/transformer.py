@@ -75,7 +75,7 @@ class DeformableAttention(nn.Module):
         locations = centre + offsets / self.num_points * half_size
         value = self.value_proj(feature_map)
         value = value.view(batch, self.num_heads, -1, *value.shape[-2:])
-        sampled = deformable_sample([value], locations.unsqueeze(3), weights.unsqueeze(3))
+        sampled = deformable_sample([value], locations, weights, [self.num_points])
         return self.output_proj(sampled)
 
 
