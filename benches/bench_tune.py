@@ -20,6 +20,7 @@ from PIL import Image
 
 import detronome as dt
 from detronome.tempo.settings_file import settings_toml
+from harness import new_document, publish
 
 SIZE_HW = (1536, 2048)
 BAD: dict[str, Any] = {
@@ -37,12 +38,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--budget-minutes", type=float, default=6.0)
     parser.add_argument("--exact", action="store_true", help="only what changes no more than rounding")
+    parser.add_argument("--out", type=Path, help="file or folder for the JSON document")
     options = parser.parse_args()
     data, bad = options.folder / "data", options.folder / "bad.toml"
     if not data.exists():
         write_scenes(data, options.images)
     bad.write_text(settings_toml(BAD, header=["bad on purpose"]))
-    documents = {}
+    document = new_document("tune", {"images": options.images, "size_hw": SIZE_HW, "bad": BAD})
     for name, config in (("bad", bad), ("tuned", options.folder / "tuned.toml")):
         out = options.folder / ("tuned.toml" if name == "bad" else "tuned-again.toml")
         out.unlink(missing_ok=True)
@@ -56,7 +58,7 @@ def main() -> None:
             on_begin=lambda what: print(f"measuring {what}", flush=True),
         )
         print(out.read_text())
-        documents[name] = {
+        document["cases"][name] = {
             part: {
                 "before_images_per_s": final.baseline_images_per_s,
                 "after_images_per_s": final.candidate_images_per_s,
@@ -65,7 +67,7 @@ def main() -> None:
             }
             for part, final in tuning.result.final.items()
         } | {"settings": dict(tuning.result.settings)}
-    print(json.dumps(documents | {"environment": dict(tuning.environment)}))
+    publish(document, options.out)
 
 
 def write_scenes(root: Path, num_images: int) -> None:

@@ -133,6 +133,7 @@ def train_steps(
     room: Mapping[int, int] = MappingProxyType({}),
     denoising_groups: int = 0,
     is_backbone_frozen: bool = False,
+    checkpoint_activations: bool = False,
 ) -> dict[str, Any]:
     """Train some steps; return what every rank knows afterwards.
 
@@ -146,6 +147,7 @@ def train_steps(
         room: rank -> the most images at once for which its memory has room.
         denoising_groups: of nano.
         is_backbone_frozen: the backbone has no rate.
+        checkpoint_activations: of every part.
     """
     with joined_world("cpu", timeout_s=60) as world:
         makers = {
@@ -157,6 +159,9 @@ def train_steps(
         model = makers[family]()
         if is_backbone_frozen:
             freeze_backbone(model)
+        for module in model.modules():
+            if hasattr(module, "checkpoint_activations"):
+                module.checkpoint_activations = checkpoint_activations
         ema = ModelEma(model, decay=0.9)
         parallel = _parallel(kind, model, ema, world)
         splits: list[tuple[str, int, int]] = []

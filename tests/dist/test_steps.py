@@ -55,6 +55,17 @@ def test_any_number_of_ranks_trains_the_same_model(
     assert all(rank["results"] == ranks[0]["results"] for rank in ranks)
 
 
+@pytest.mark.parametrize("family", ["detr", "rtdetr"])
+def test_shards_are_gathered_again_for_checkpointed_activations(family: str, alone: dict[str, dict[str, Any]]) -> None:
+    for rank in on_ranks(2, checkpointed_steps, family):
+        assert farthest(rank["weights"], alone[family]["weights"]) < 1e-5
+        assert farthest(rank["optimizer"], alone[family]["optimizer"]) < 1e-5
+
+
+def checkpointed_steps(family: Any) -> dict[str, Any]:
+    return train_steps("fsdp", family, COUNTS, micro_batch_size=2, checkpoint_activations=True)
+
+
 def test_a_bad_gradient_on_one_rank_skips_the_step_on_all_as_if_it_had_not_been() -> None:
     ranks = on_ranks(2, poisoned_steps)
     assert [rank["applied"] for rank in ranks] == [[True, False, True]] * 2

@@ -66,6 +66,20 @@ def test_a_run_is_profiled_with_its_settings_and_left_as_it_is(tiny_run: Path) -
     assert found.name == str(tiny_run)
 
 
+def test_a_run_whose_data_are_gone_is_profiled_on_those_that_are_named(
+    tiny_run: Path, blocks: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "run"
+    moved.mkdir()
+    held = (tiny_run / "config.toml").read_text()
+    assert str(blocks.resolve()) in held
+    (moved / "config.toml").write_text(held.replace(str(blocks.resolve()), str(tmp_path / "gone")))
+    with pytest.raises(dt.DataError, match="not there any more") as caught:
+        dt.profile(moved, steps=2)
+    assert "--set data.root=" in caught.value.problems[0].fix
+    assert dt.profile(moved, steps=2, settings={"data.root": str(blocks)}).measured.run[0].images_per_s > 0
+
+
 def test_a_trace_shows_the_sections(blocks: Path, tiny_settings: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "made" / "trace.json"
     dt.profile(blocks, model="nano", steps=2, settings=tiny_settings, trace=file)

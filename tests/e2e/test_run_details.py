@@ -38,7 +38,7 @@ def test_evaluation_agrees_with_truth_and_metrics(tiny_run: Path, blocks: Path) 
     assert record["split"] == "val"
     model = dt.load(tiny_run)
     assert record["step"] == model.checkpoint.state.step
-    assert record["overall"]["mean_ap50"] == pytest.approx(model.metrics["AP50"], abs=1e-6)
+    assert record["overall"]["ap50"] == pytest.approx(model.metrics["AP50"], abs=1e-6)
     for curve in record["curves"]:
         assert len(curve["precision"]) == 101 and np.mean(curve["precision"]) == pytest.approx(curve["ap50"], abs=1e-6)
 
@@ -141,5 +141,7 @@ def test_eval_of_a_results_file(blocks: Path, tmp_path: Path) -> None:
     record = read(tmp_path / "details.json")
     assert set(record["errors"].values()) == {0}
     assert np.diag(record["confusion"]).tolist() == [*num_objects(blocks, "val"), 0]
+    with pytest.raises(dt.ConfigError, match="cannot write there"):  # before the results are looked at
+        dt.evaluate_results(tmp_path / "missing.json", truth, details=tmp_path / "results.json" / "details.json")
     with pytest.raises(dt.ConfigError, match="details are made of boxes"):
         dt.evaluate_results(tmp_path / "results.json", truth, iou_type="segm", details=tmp_path / "x.json")

@@ -30,6 +30,35 @@ def test_nothing_is_overwritten_and_nothing_is_measured_before_that_is_clear(tmp
     with pytest.raises(dt.DataError):
         dt.tune(tmp_path, model="nano", out=tmp_path / "new.toml")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+    told: list[str] = []
+    with pytest.raises(dt.ConfigError, match="cannot write"):
+        dt.tune(blocks, model="nano", out="/proc/tuned.toml", on_begin=told.append)
+    assert not told
+
+
+def test_a_seed_that_no_generator_takes_is_told(tmp_path: Path, blocks: Path) -> None:
+    with pytest.raises(dt.ConfigError, match="a seed of -1"):
+        dt.search(blocks, model="nano", space=["optim.lr=1e-4..1e-2"], epochs=1, seed=-1, out=tmp_path / "search")
+
+
+@pytest.mark.parametrize("command", ["tune", "search"])
+def test_ranks_do_not_tune_or_search(
+    command: str, tmp_path: Path, blocks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(dt.ConfigError, match="started 2 times"):
+        if command == "tune":
+            dt.tune(blocks, model="nano", out=tmp_path / "tuned.toml")
+        else:
+            dt.search(blocks, model="nano", space=["optim.lr=1e-4..1e-2"], epochs=1, out=tmp_path / "search")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_search_without_data_begins_nothing(tmp_path: Path) -> None:
+    with pytest.raises(dt.DataError, match="does not exist"):
+        dt.search(tmp_path / "gone", model="nano", space=["optim.lr=1e-4..1e-2"], epochs=1, out=tmp_path / "search")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -56,7 +85,7 @@ def test_a_run_that_puts_images_one_by_one_through_the_model_becomes_faster(
     result = tuning.result
     assert result.settings.get("batch.micro_batch_size", 1) > 1, result
     final = result.final["training"].speedup
-    assert final is not None and final.low > 1 and not result.is_taken_back
+    assert final is not None and final.low > 1 and not result.taken_back
     tuned = from_dict(read_toml(out), base=nano())
     assert tuned.batch.global_batch_size == 12 and tuned.batch.micro_batch_size > 1
     assert "changes in the numbers: BatchNorm sees other groups of images" in out.read_text()

@@ -65,7 +65,7 @@ CLOCKS = frozenset(
         *("time", "training_s", "eval_s", "wall_s", "step_s", "data_wait_s", "images_per_s"),
         *("data_stages_s", "sections_s", "device_s", "system"),
         *("batches_ready", "memory_bytes", "seconds", "goodput", "saved_at", "serial", "sha256"),
-        "workers",
+        *("workers", "num_ranks"),
     )
 )
 """Entries of records that a clock or the machine decides, what each life may choose, and the digest over them all."""

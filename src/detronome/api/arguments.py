@@ -10,7 +10,7 @@ from typing import Any, get_args
 from detronome.data.store.shards.cloud import is_url
 from detronome.errors import ConfigError, DataError, nearest_name_hint
 
-__all__ = ["local_folder", "names", "one_of", "place", "whole_number"]
+__all__ = ["local_folder", "names", "one_of", "one_process", "place", "whole_number"]
 
 
 def place(value: object, where: str) -> str:
@@ -64,6 +64,19 @@ def one_of(value: object, kind: Any, where: str) -> None:
     if value not in known:
         hint = nearest_name_hint(str(value), known)
         raise ConfigError(f"{value!r} is not known", where=where, fix=hint)
+
+
+def one_process(command: str) -> None:
+    """Refuse to be started once for each rank of a job, as torchrun does.
+
+    Raises:
+        ConfigError: torchrun has announced several ranks.
+    """
+    ranks = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
+    if ranks != "1":
+        raise ConfigError(
+            f"{command} is one process, and is started {ranks} times", where="torchrun", fix=f"run detronome {command}"
+        )
 
 
 def whole_number(value: object, where: str, *, least: int, of_what: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +15,7 @@ from detronome.engine.resume import resume_command
 from detronome.errors import ConfigError
 from detronome.runtime.files import write_atomic
 
-__all__ = ["holds_run", "new_run_dir", "numbered", "write_json", "writing"]
+__all__ = ["holds_run", "may_write", "new_run_dir", "numbered", "write_json", "writing"]
 
 
 def holds_run(run_dir: Path) -> bool:
@@ -40,25 +43,39 @@ def new_run_dir(out: str | Path | None, name: str) -> Path:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the disk's refusal into an error that says where."""
+def writing(path: Path, *, option: str = "--out") -> Iterator[None]:
+    """Turn the disk's refusal into an error that says where, and with which option to choose another place."""
     try:
         yield
     except OSError as error:
         raise ConfigError(
             f"cannot write there: {error.strerror or error}",
-            where=str(error.filename or path),
-            fix="choose a folder with free space that you may write to, with --out",
+            where=str(error.filename2 or error.filename or path),  # of a rename, the place that was asked for
+            fix=f"choose a folder with free space that you may write to, with {option}",
         ) from error
 
 
-def write_json(file: Path, record: Mapping[str, Any]) -> None:
+def may_write(file: Path, *, option: str = "--out") -> None:
+    """Refuse a place that cannot be written to, before the work whose result goes there; what is there stays.
+
+    Raises:
+        ConfigError: the disk refuses.
+    """
+    with writing(file, option=option):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+
+
+def write_json(file: Path, record: Mapping[str, Any], *, option: str = "--out") -> None:
     """Write a record, whole or not at all.
 
     Raises:
         ConfigError: the disk refuses.
     """
-    with writing(file):
+    with writing(file, option=option):
         write_atomic(file, json.dumps(record, allow_nan=False) + "\n")
 
 

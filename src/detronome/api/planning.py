@@ -20,8 +20,9 @@ from detronome.data.largest_shapes import largest_training_shape
 from detronome.data.split import DataSplit
 from detronome.engine.build import build_plan
 from detronome.engine.resolve import resolve
-from detronome.errors import ConfigError
+from detronome.errors import ConfigError, DetronomeError
 from detronome.model import Model
+from detronome.runtime.distributed import ALONE, World
 from detronome.runtime.host_memory import host_memory
 from detronome.runtime.precision import Precision
 from detronome.tempo.batch_fit import Cut, Fit, FittedCut, budget_bytes, fit
@@ -178,16 +179,17 @@ class RunPlanner:
     Args:
         train: the training split.
         val: the split to evaluate on.
-        world_size: ranks that share each effective batch.
+        world: the ranks that share each effective batch.
 
     Attributes:
         made: the plan, when there is one.
     """
 
-    def __init__(self, train: DataSplit, val: DataSplit | None, *, world_size: int) -> None:
+    def __init__(self, train: DataSplit, val: DataSplit | None, *, world: World = ALONE) -> None:
         self._train = train
         self._val = val
-        self._world_size = world_size
+        self._world_size = world.size
+        self._local_size = world.local_size
         self.made: Plan | None = None
 
     def training(self, config: RunConfig, device: torch.device) -> tuple[int, str] | None:
@@ -198,7 +200,9 @@ class RunPlanner:
             self.made = self._plan(config, device)
         except Exception as error:  # a run that could go on without a plan is not stopped by the lack of one
             share = math.ceil(config.batch.global_batch_size / self._world_size)
-            return share, f"all of it, since no plan could be made: {str(error).partition(chr(10))[0]}"
+            why = str(error).partition("\n")[0]
+            told = why if isinstance(error, DetronomeError) else f"{type(error).__name__} {why}"
+            return share, f"all of it, since no plan could be made: {told}"
         return self.made.choice.cut.micro_batch_size, self._training_reason(self.made)
 
     def evaluation(self, config: RunConfig, device: torch.device) -> tuple[int, str] | None:
@@ -211,6 +215,12 @@ class RunPlanner:
     def _plan(self, config: RunConfig, device: torch.device) -> Plan:
         assert config.train.precision != "auto"
         target = local_device("cpu" if device.type == "cpu" else "local")
+        if target.type == "cpu":  # its ranks share one memory
+            target = replace(
+                target,
+                memory_bytes=target.memory_bytes // self._local_size,
+                taken_bytes=target.taken_bytes // self._local_size,
+            )
         planner = _Planner(config, self._train, self._val, device=target, world_size=self._world_size)
         fitted = planner.fit(precisions=[config.train.precision], checkpointings=[config.train.checkpoint_activations])
         return planner.plan(
@@ -223,7 +233,7 @@ class RunPlanner:
         if len(self._train.index) == 0 or device.type not in ("cuda", "cpu"):
             return False
         return device.type == "cuda" or _crude_bytes(config, self._train, self._world_size) > (
-            _SAFE_PART * host_memory().available_bytes
+            _SAFE_PART * host_memory().available_bytes / self._local_size
         )
 
     def _training_reason(self, made: Plan) -> str:
@@ -420,6 +430,9 @@ class _Planner:
 
     def _notes(self, time: RunTime | None, images_s_worker: float | None, price: float | None) -> list[str]:
         notes = []
+        if self._world_size > self.config.batch.global_batch_size:
+            idle = self._world_size - self.config.batch.global_batch_size
+            notes.append(f"{idle} of {self._world_size} GPUs have no image in a step, and are paid all the same")
         if self._device.type == "cuda" and not self._device.has_speed:
             notes.append("time is predicted only for a GPU that is named: its speed is not known here")
         if price is not None and time is None:

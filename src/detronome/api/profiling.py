@@ -14,8 +14,11 @@ import torch
 from detronome.api.arguments import whole_number
 from detronome.api.asked import asked_config, open_a_split
 from detronome.api.folders import writing
+from detronome.api.planning import RunPlanner
 from detronome.config.convert import apply_overrides, from_dict, read_toml
 from detronome.config.schema import RunConfig
+from detronome.data.store.shards.cloud import is_url
+from detronome.engine.resolve import resolve
 from detronome.errors import ConfigError, DataError
 from detronome.model import Model
 from detronome.report.run_log import read_run_log
@@ -114,7 +117,9 @@ def profile(
                 fix="leave it out, or profile where a CUDA device is",
             )
         train = open_a_split(asked.data.root, asked.data.train_split, asked)
-        with TrialRun(asked, train, world=world, categories=categories) as trial:
+        planner = RunPlanner(train, None, world=world)
+        fitted = world.on_main(lambda: resolve(asked, train, world, planner=planner).config)
+        with TrialRun(fitted, train, world=world, categories=categories) as trial:
             measured = _measure(trial, steps, trace, memory_snapshot, world)
             return Profile(
                 name=str(data_or_run),
@@ -159,17 +164,22 @@ def _asked(
     asked = from_dict(read_toml(held), where=str(held))
     if config is not None:
         asked = from_dict(read_toml(Path(config)), base=asked, where=str(config))
-    return apply_overrides(asked, settings or {}), None
+    asked = apply_overrides(asked, settings or {})
+    if not is_url(asked.data.root) and not Path(asked.data.root).is_dir():
+        raise DataError(
+            "the data of the run are not there any more", where=asked.data.root, fix="say where: --set data.root=FOLDER"
+        )
+    return asked, None
 
 
 def _measure(
     trial: TrialRun, steps: int | None, trace: str | Path | None, memory_snapshot: str | Path | None, world: World
 ) -> Measurements:
-    for path in (trace, memory_snapshot):
+    for option, path in (("--trace", trace), ("--memory-snapshot", memory_snapshot)):
         if path is not None and world.is_main:
-            with writing(Path(path)):
+            with writing(Path(path), option=option):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(Path(path), "")  # not after a minute of measuring
+                Path(path).open("ab").close()  # a refusal comes now, not after a minute of measuring
     measured = measure_ceilings(trial, steps=steps, trace=Path(trace) if trace is not None else None)
     if memory_snapshot is not None:
         _write_snapshot(trial, Path(memory_snapshot), world)
@@ -185,5 +195,5 @@ def _write_snapshot(trial: TrialRun, path: Path, world: World) -> None:
     finally:
         torch.cuda.memory._record_memory_history(enabled=None)
     if world.is_main:
-        with writing(path):
+        with writing(path, option="--memory-snapshot"):
             write_atomic(path, pickle.dumps(snapshot))

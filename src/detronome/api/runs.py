@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from detronome.api.folders import write_json, writing
+from detronome.api.folders import may_write, write_json, writing
 from detronome.data.build import build_eval_batches, build_quarantine, resolve_workers
 from detronome.data.split import DataSplit, open_split
 from detronome.engine.build import build_panoptic_meter
@@ -50,6 +50,8 @@ def evaluate(
         CheckpointError, DataError: the model or the data cannot be used, or their categories differ.
         ConfigError: the details cannot be written.
     """
+    if details is not None:
+        may_write(Path(details), option="--details")
     loaded = model if isinstance(model, Model) else load(model, device=device)
     config = loaded.config
     data_split = open_split(
@@ -61,7 +63,8 @@ def evaluate(
     metrics, evaluator = measure(loaded, data_split)
     if details is not None:
         found = evaluator.details(max_detections=config.eval.max_detections)
-        write_json(Path(details), found.to_json(split=split, step=loaded.checkpoint.state.step))
+        record = found.to_json(split=split, step=loaded.checkpoint.state.step)
+        write_json(Path(details), record, option="--details")
     return metrics
 
 
@@ -125,10 +128,11 @@ def evaluate_results(
         raise ConfigError(
             f"details are made of boxes, and iou_type is {iou_type}", where="details", fix="leave one of the two out"
         )
+    may_write(Path(details), option="--details")
     evaluator = DetectionEvaluator(Path(annotations))
     evaluator.add_results_file(Path(detections))
     metrics = evaluator.compute(max_detections=max_detections)
-    write_json(Path(details), evaluator.details(max_detections=max_detections).to_json())
+    write_json(Path(details), evaluator.details(max_detections=max_detections).to_json(), option="--details")
     return metrics
 
 

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import torch
 
-from detronome.api.arguments import one_of, whole_number
-from detronome.api.asked import asked_config
-from detronome.api.folders import writing
+from detronome.api.arguments import one_of, one_process, whole_number
+from detronome.api.asked import asked_config, open_splits
+from detronome.api.folders import holds_run, writing
 from detronome.api.runs import write_report
 from detronome.api.training import train
 from detronome.config.convert import apply_overrides, to_dict
@@ -25,6 +25,7 @@ from detronome.config.schema import RunConfig
 from detronome.engine.events import Evaluated
 from detronome.engine.resume import judge
 from detronome.errors import ConfigError, DetronomeError, TrainingError
+from detronome.runtime.device import resolve_device
 from detronome.runtime.files import write_atomic
 from detronome.runtime.processors import usable_cpus
 from detronome.runtime.signals import StopRequest, exit_code
@@ -114,11 +115,14 @@ def search(
     Raises:
         MissingExtraError: Optuna is not installed.
         ConfigError: the space makes no sense, the settings cannot work, or the folder holds another search.
+        DataError: the data cannot be used.
         TrainingError: the first trials have all failed.
     """
+    one_process("search")
     whole_number(epochs, "epochs", least=1, of_what="{} epochs")
     whole_number(trials, "trials", least=1, of_what="{} trials")
     whole_number(jobs, "jobs", least=1, of_what="{} jobs")
+    whole_number(seed, "seed", least=0, of_what="a seed of {}")
     one_of(pruner, Pruner, "pruner")
     asked = _Asked(
         data=str(data),
@@ -133,6 +137,14 @@ def search(
         seed=seed,
     )
     run_config = _run_config(asked)
+    open_splits(run_config)  # what is wrong with the data is no trial's failure
+    resolve_device(run_config.train.device)
+    if holds_run(asked.folder):
+        raise ConfigError(
+            "the folder holds a run, and a search has runs of its own",
+            where=str(asked.folder),
+            fix="choose another --out",
+        )
     with writing(asked.folder):
         study = _study(asked, run_config)
         if jobs > 1:
@@ -238,9 +250,12 @@ def _work_together(asked: _Asked, study: Study, jobs: int, on_end: Callable[[Fin
             _pass_on("SIGTERM", workers)
             raise
     result = study.result(interrupted_by=stop.signal)
-    if not stop.is_set and any(worker.exitcode for worker in workers) and result.best is None:
+    num_trained = sum(trial.state in (*_ENDED, "running") for trial in result.trials)
+    if not stop.is_set and any(worker.exitcode for worker in workers) and num_trained < asked.trials:
         raise TrainingError(
-            "the processes of the search have failed", where=str(asked.folder), fix="see above, or use one: --jobs 1"
+            f"the processes of the search have failed, after {num_trained} of {asked.trials} trials",
+            where=str(asked.folder),
+            fix="see above, or use one: --jobs 1; the same command goes on",
         )
     return result
 
@@ -290,5 +305,6 @@ def _write_best(asked: _Asked, config: RunConfig, result: SearchResult) -> Path 
 
 def _write_page(folder: Path, result: SearchResult) -> Path | None:
     ended = [trial for trial in result.trials if trial.state in ("done", "pruned") and trial.value is not None]
-    best = sorted(ended, key=lambda trial: (trial.state == "done", trial.value or 0.0), reverse=True)[:_COMPARED]
+    kept = [trial for trial in ended if trial.folder.is_dir()]
+    best = sorted(kept, key=lambda trial: (trial.state == "done", trial.value or 0.0), reverse=True)[:_COMPARED]
     return write_report([trial.folder for trial in best], out=folder / "comparison.html") if best else None

@@ -232,10 +232,11 @@ def _begin(config: RunConfig, out: str | Path | None, start_from: Model | None, 
     train_split, val_split = open_splits(config)
     if start_from is not None:
         _check_classes(start_from, train_split)
-    planner = RunPlanner(train_split, val_split, world_size=world.size)
+    planner = RunPlanner(train_split, val_split, world=world)
     resolved = resolve(config, train_split, world, planner=planner)
     run_dir = new_run_dir(out, resolved.config.preset)
     with writing(run_dir):
+        (run_dir / "plan.json").unlink(missing_ok=True)  # of a start in this folder that failed
         if planner.made is not None:
             write_atomic(run_dir / "plan.json", json.dumps(planner.made.to_record(), indent=1))
         write_atomic(run_dir / "config.toml", to_toml(resolved.config))

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
+from detronome.api.arguments import one_process
 from detronome.api.asked import asked_config, open_splits
-from detronome.api.folders import writing
+from detronome.api.folders import may_write, writing
+from detronome.api.planning import RunPlanner
 from detronome.config.convert import apply_overrides
 from detronome.config.schema import RunConfig
 from detronome.data.build import cached_bytes, resolve_workers
@@ -25,6 +26,7 @@ from detronome.errors import ConfigError
 from detronome.model import Model
 from detronome.runtime.device import describe_environment
 from detronome.runtime.files import write_atomic
+from detronome.runtime.host_memory import host_memory
 from detronome.runtime.processors import usable_cpus
 from detronome.tempo.autotune import Tried, Tuner, TuningResult
 from detronome.tempo.bottleneck import Verdict, judge
@@ -90,6 +92,7 @@ def tune(
         ConfigError: settings that cannot work, or `out` exists or cannot be written.
         DataError: the data cannot be used.
     """
+    one_process("tune")
     path = Path(out)
     if path.exists():
         raise ConfigError("the file exists, and may be of use to you", where=str(path), fix="choose another --out")
@@ -98,12 +101,11 @@ def tune(
     asked, start_from = asked_config(data, model=model, config=config, settings=settings)
     preset_alone, _ = asked_config(data, model=start_from or model)
     train, val = open_splits(asked)
-    resolved = resolve(asked, train)
+    resolved = resolve(asked, train, planner=RunPlanner(train, val))
     epoch_steps = steps_per_epoch(len(train.index), asked.batch.global_batch_size)
 
     categories = start_from.categories if start_from else None
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    may_write(path)
     began = time.perf_counter()
     on_begin("what a step waits for")
     with TrialRun(resolved.config, train, categories=categories) as trial:
@@ -130,7 +132,7 @@ def tune(
             num_processors=usable_cpus(),
             likely_workers=wanted_workers or _auto_workers(config, resolved.device, train.index.sizes_hw),
             cache_bytes=cached_bytes(config, train),
-            free_ram_bytes=psutil.virtual_memory().available,
+            free_ram_bytes=host_memory().available_bytes,
             data_wait=first.sections_s.get("data_wait", 0.0) / max(1e-9, sum(first.sections_s.values())),
         )
         fill_s = epoch_steps * first.typical_step_s
@@ -169,7 +171,7 @@ def _tuned_toml(asked: RunConfig, preset_alone: RunConfig, result: TuningResult,
     header = [f"detronome tune, {today}: {machine}"]
     for part, final in result.final.items():
         gain = final.speedup
-        if gain is not None and not result.is_taken_back:
+        if gain is not None and part not in result.taken_back:
             header.append(
                 f"{part}: {final.baseline_images_per_s:.3g} -> {final.candidate_images_per_s:.3g} images/s, "
                 f"x {gain.ratio:.2f} ({gain.low:.2f}-{gain.high:.2f}), measured in turn"

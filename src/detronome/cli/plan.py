@@ -26,7 +26,7 @@ __all__ = ["plan"]
 
 _GIB = 2**30
 _WIDEST = 110
-_FIXED_COLUMNS = 44
+_FIXED_COLUMNS = 50
 """Of the memory table, beside its bars."""
 _LEAST_SHOWN = 0.001
 """Of the memory at the peak; causes below are added up."""
@@ -118,7 +118,7 @@ def _memory(plan: Plan, width: int) -> Table:
     table.add_column("memory, GiB", no_wrap=True)
     for account in accounts:
         table.add_column(account.phase, justify="right", no_wrap=True)
-    table.add_column(Text(""), no_wrap=True)
+    table.add_column(Text(""))  # the reserve takes several lines in a narrow terminal
     most = max(account.peak_bytes for account in accounts)
     room = max(10, width - _FIXED_COLUMNS)
     shown, rest = _causes(accounts, most)

@@ -109,7 +109,7 @@ def _print(found: Profile) -> None:
         for change in verdict.changes:
             _print_change(console, change)
     console.print()
-    console.print(Text(f"detronome tune tries them and keeps what is proven; {_where(found)}", style="dim"))
+    console.print(Text(f"detronome tune tries those that leave the recipe alone; {_where(found)}", style="dim"))
 
 
 def _print_ceilings(console: Console, found: Profile) -> None:

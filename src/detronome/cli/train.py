@@ -60,6 +60,8 @@ def train(
 
     progress = ConsoleProgress()
     try:
+        if track == []:
+            raise ConfigError("no tracker is named", where="--track", fix="name one: --track tensorboard")
         if resume is not None:
             given = {"DATA": data, "--epochs": epochs, "--out": out}
             extra = [name for name, value in given.items() if value is not None]

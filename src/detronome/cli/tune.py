@@ -97,9 +97,9 @@ def _print(tuning: Tuning, *, train_command: str) -> None:
     elif result.reason == "out of time":
         print_notice("time was over before all was tried (--budget-minutes)")
     if result.failure:
-        print_notice(f"the final comparison failed, so all was taken back: {result.failure}")
-    elif result.is_taken_back:
-        print_notice("together the changes are not proven to be faster, so they were taken back")
+        print_notice(f"a final comparison failed: {result.failure}")
+    for part in result.taken_back:
+        print_notice(f"{part}: together the changes are not proven to be faster, so they were taken back")
     if result.settings:
         print_line(f"settings  {tuning.file}\nnext      {train_command}")
     else:
@@ -156,6 +156,7 @@ def _record(tuning: Tuning) -> dict[str, Any]:
         ],
         "not_tried": [f"{proposal.setting}={_shown(proposal.value)}" for proposal in result.not_tried],
         "final": {part: _comparison(comparison) for part, comparison in result.final.items()},
+        "taken_back": list(result.taken_back),
         "failure": result.failure or None,
         "seconds": result.seconds,
         "environment": dict(tuning.environment),

@@ -15,7 +15,6 @@ from detronome.cli.render import print_json, print_notice
 __all__ = ["watch"]
 
 _EXIT_CODES = {"interrupted": 2, "silent": 3}
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def watch(
@@ -48,7 +47,9 @@ def watch(
 
     try:
         if serve:
-            if host not in _LOOPBACK:
+            from detronome.report.watch.server import LOOPBACK
+
+            if host not in LOOPBACK:
                 print_notice(f"warning: whoever can reach port {port} of {host} sees this run")
             api.serve_run(run, host=host, port=port, on_ready=print_notice)
         elif once:

@@ -179,6 +179,7 @@ def build_trainer(
         num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         resolved=resolved.reasons,
         environment=describe_environment(device),
+        num_ranks=trainer.world.size,
     )
     for observer in trainer.observers:
         observer(started)

@@ -39,10 +39,15 @@ def compile_detectors(
         on_failure: is told the reason, once.
         backend: of torch.compile.
     """
+    # Imported here: it takes seconds, and most runs do not compile.
+    from torch._dynamo import config
+
+    # For the whole process: torch.compile's own argument for it came after torch 2.11.
+    config.recompile_limit = max(config.recompile_limit, _MOST_GRAPHS)
     told = _ToldBackend(backend, on_failure)
     for model in models:
         for part in model.parts_to_compile():
-            part.compile(backend=told, dynamic=True, recompile_limit=_MOST_GRAPHS)
+            part.compile(backend=told, dynamic=True)
 
 
 def compiler_warning(reason: str, *, step: int, epoch: float) -> RunWarned:
@@ -72,14 +77,16 @@ class _ToldBackend:
         self._has_failed = False
 
     def __call__(self, graph: fx.GraphModule, inputs: list[Tensor]) -> CompiledGraph:
-        # Imported here: it takes seconds, and most runs do not compile.
         from torch._dynamo import lookup_backend
         from torch._dynamo.exc import RestartAnalysis
+        from torch._functorch import config as autograd_config
 
         compiled: CompiledGraph
         if not self._has_failed:  # a compiler that is not there takes its time to say so
             try:
-                compiled = lookup_backend(self._name)(graph, inputs)
+                # The backward graph too, now: later its failure would end the backward pass.
+                with autograd_config.patch(force_non_lazy_backward_lowering=True):
+                    compiled = lookup_backend(self._name)(graph, inputs)
                 return compiled
             except RestartAnalysis:  # no failure: the compiler wants to see the code again
                 raise

@@ -56,6 +56,8 @@ class RunStarted(Event):
     """Each `auto` setting with the value it got and the reason, ready to print."""
     environment: Mapping[str, str]
     """Versions and machine."""
+    num_ranks: int = 1
+    """Processes that share each effective batch, this time."""
 
 
 @dataclass(frozen=True, kw_only=True)

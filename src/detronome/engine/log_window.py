@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 
 import torch
@@ -48,10 +47,11 @@ class LogWindow:
 
     def restart(self) -> None:
         """Begin anew: what was added is forgotten."""
-        self._started = time.perf_counter()
         self._seconds_before = self._activity.seconds
         if self._device_clock is not None:
             self._device_clock.read()
+        if self._monitor is not None:
+            self._monitor.take()
         self._wait_s = 0.0
         self._num_steps = 0
         self._num_images = 0
@@ -66,11 +66,6 @@ class LogWindow:
         self._num_steps += 1
         self._num_images += num_images
         self._wait_s += wait_s
-
-    @property
-    def seconds(self) -> float:
-        """Since the window began."""
-        return time.perf_counter() - self._started
 
     def close(
         self,
@@ -95,7 +90,8 @@ class LogWindow:
         if self._num_steps == 0:
             return None
         means = self._means()
-        seconds = self.seconds
+        spent = self._spent()
+        seconds = sum(spent.values())
         record = StepLogged(
             step=step,
             epoch=epoch,
@@ -111,7 +107,7 @@ class LogWindow:
             skipped_steps=skipped_steps,
             data_stages_s=meter.image_stage_s,
             batches_ready=meter.batches_ready,
-            sections_s=self._sections_s(),
+            sections_s=self._per_step({section: section_s for section, section_s in spent.items() if section_s > 0}),
             device_s=self._per_step(self._device_clock.read() if self._device_clock is not None else {}),
             system=self._monitor.take() if self._monitor is not None else {},
         )
@@ -119,11 +115,10 @@ class LogWindow:
         self.restart()
         return record
 
-    def _sections_s(self) -> dict[str, float]:
-        before, now = self._seconds_before, self._activity.seconds
-        # A step that was booked as skipped takes its time out of the others.
-        spent = {section: max(0.0, seconds - before.get(section, 0.0)) for section, seconds in now.items()}
-        return self._per_step({section: seconds for section, seconds in spent.items() if seconds > 0})
+    def _spent(self) -> dict[str, float]:
+        """Return the seconds since the window began, by section."""
+        before = self._seconds_before
+        return {section: seconds - before.get(section, 0.0) for section, seconds in self._activity.seconds.items()}
 
     def _per_step(self, seconds: Mapping[str, float]) -> dict[str, float]:
         return {str(section): value / self._num_steps for section, value in seconds.items()}

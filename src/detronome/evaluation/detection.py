@@ -221,6 +221,7 @@ class DetectionEvaluator:
             max_detections: detections counted per image and category, best scores first.
         """
         truth, rows = self._truth, self._all_rows()
+        rows = rows[rows[:, 3] * rows[:, 4] >= 0]  # COCO counts no detection of negative area
         place = np.full(len(truth.image_ids), -1, dtype=np.int64)
         place[self._selected] = np.arange(len(self._selected))
         everything = Objects(

@@ -77,6 +77,7 @@ class ConsoleProgress:
         self._is_unicode = speaks_unicode(self._file)
         self._start: RunStarted | None = None
         self._step: StepLogged | None = None
+        self._shown_step: StepLogged | None = None
         self._eval_s = 0.0
         self._step_s: float | None = None
         self._shown_at = -math.inf
@@ -135,7 +136,7 @@ class ConsoleProgress:
         if self._console is not None:
             self._refresh()
         elif self._clock() - self._shown_at >= self._interval_s:
-            self._shown_at = self._clock()
+            self._shown_at, self._shown_step = self._clock(), event
             self._write(*self._join(self._segments(), width=None))
 
     def _on_happening(self, happened: Happening) -> None:
@@ -192,7 +193,7 @@ class ConsoleProgress:
 
     def _on_end(self, event: RunEnded) -> None:
         self._count_hidden_skips()
-        if self._console is None and self._step is not None:
+        if self._console is None and self._step is not self._shown_step:
             self._write(*self._join(self._segments(), width=None))
         self.close()
         reason = _REASONS.get(event.reason, clean_text(event.reason))

@@ -6,6 +6,7 @@ Drawn with matplotlib's object interface: no window, no pyplot state.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -53,8 +54,13 @@ def draw_framed(title: str, size: str, paint: Callable[[Figure, Axes], None] | N
         paint: draws on styled axes.
         description: what the chart shows, for those who cannot see it.
     """
+    title = clean_text(title)
     # The settings of SVG text and ids exist only as rcParams; the context puts them back.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": FONT_PT}):
+    with (
+        rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": FONT_PT}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Glyph")  # it is the browser that writes the text, in its own fonts
         figure = Figure(figsize=_SIZES_IN[size], facecolor="none")
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         _style(axes)
@@ -65,7 +71,7 @@ def draw_framed(title: str, size: str, paint: Callable[[Figure, Axes], None] | N
             paint(figure, axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = inline(buffer.getvalue(), f"{clean_text(title)}: {description}")
+    svg = inline(buffer.getvalue(), f"{title}: {description}")
     return Chart(title=title, svg=svg, is_large=size != "small", is_empty=paint is None)
 
 

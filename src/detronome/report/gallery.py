@@ -19,6 +19,8 @@ from detronome.types import Categories, Detections, PanopticPrediction, Panoptic
 __all__ = ["write_gallery", "write_worst"]
 
 _WORST = "worst_"
+_MAX_STEM = 48
+"""Characters of an image's name in that of its picture: file systems allow 255 bytes, temporary names included."""
 
 
 def write_gallery(
@@ -47,7 +49,7 @@ def write_gallery(
         picture = _compared(split, int(i), lambda image: predictor.predict([image])[0].above(score), categories.by_id)
         if picture is None:
             continue
-        file = folder / f"{len(files):02d}-{Path(record.file_name).stem}.jpg"
+        file = folder / f"{len(files):02d}-{_stem(record.file_name)}.jpg"
         save_picture(picture, file)
         files.append(file)
         entries.append({"file": file.name, "image_id": record.image_id, "caption": record.file_name})
@@ -83,10 +85,14 @@ def write_worst(
         place, found = places[image_id], detections_of(image_id).above(score)
         picture = _compared(split, place, lambda _, found=found: found, split.index.categories.by_id)  # type: ignore[misc]
         if picture is not None:
-            name = Path(split.index.image(place).file_name).stem
+            name = _stem(split.index.image(place).file_name)
             files[image_id] = folder / f"{_WORST}{number:02d}-{name}.jpg"
             save_picture(picture, files[image_id])
     return files
+
+
+def _stem(file_name: str) -> str:
+    return Path(file_name).stem[:_MAX_STEM]
 
 
 def _compared(

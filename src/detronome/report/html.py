@@ -57,7 +57,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
             style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
         )
     )
-    write_atomic(out, page)
+    write_atomic(out, page.encode("utf-8", "replace"))  # names of files may hold what is no UTF-8
     return out
 
 

@@ -16,6 +16,8 @@ from typing import TypeVar
 
 import msgspec
 
+from detronome.report.formats import clean_text
+
 __all__ = [
     "AreaCounts",
     "ClassCount",
@@ -36,12 +38,15 @@ __all__ = [
 ]
 
 _FORMAT = 1
+_NO_TENSORS = ("device context", "allocator slack")
+"""Causes that a plan counts, for they take a GPU's memory, and that torch does not count among its tensors."""
 
 
 class PlannedDevice(msgspec.Struct, frozen=True, kw_only=True):
     """What a plan was made for."""
 
     name: str = ""
+    type: str = ""
     memory_bytes: float | None = None
 
 
@@ -72,6 +77,17 @@ class PlanFile(msgspec.Struct, frozen=True, kw_only=True):
     budget_bytes: float | None = None
     """What the run may take of the device's memory."""
 
+    @property
+    def tensor_bytes(self) -> float | None:
+        """The planned peak of what a run measures on a GPU: its tensors alone. None on a CPU, where a run measures the
+        whole process, which no plan counts."""
+        if self.device.type == "cpu":
+            return None
+        peaks = filter(None, (self.training, self.evaluation))
+        return max(
+            peak.peak_bytes - sum(peak.bytes_by_cause.get(cause, 0.0) for cause in _NO_TENSORS) for peak in peaks
+        )
+
 
 class ProvingNumber(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement that a verdict rests on."""
@@ -85,8 +101,15 @@ class ProposedChange(msgspec.Struct, frozen=True, kw_only=True):
     """A setting to change, and why."""
 
     setting: str
-    value: str | float | bool | None
+    value: str | int | float | bool | None
     why: str = ""
+
+    @property
+    def assignment(self) -> str:
+        """The change as `--set` or a shell takes it; in words where it is neither a setting nor a variable."""
+        value = str(self.value).lower() if isinstance(self.value, bool) else self.value
+        is_assigned = "." in self.setting or self.setting.isupper()
+        return clean_text(f"{self.setting}{'=' if is_assigned else ': '}{value}")
 
 
 class VerdictFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from detronome.report.happenings import Happening, happenings
 from detronome.report.run_files import DataFile, EvaluationFile, PlanFile, VerdictFile, read_run_file
 from detronome.report.run_log import read_run_log
 
-__all__ = ["Picture", "RunFolder", "differing_settings", "metric", "read_run_folders"]
+__all__ = ["Picture", "RunFolder", "differing_settings", "metric", "read_pictures", "read_run_folders"]
 
 Record = dict[str, Any]
 
@@ -186,7 +186,7 @@ def _read(path: Path, name: str) -> RunFolder:
     else:
         records = []
         gaps.append("There is no log (log.jsonl): the run has not started, or the file was removed.")
-    pictures = _read_pictures(path / "pictures")
+    pictures = read_pictures(path / "pictures")
     run = RunFolder(
         path=path,
         name=name,
@@ -222,7 +222,7 @@ def _read_config(path: Path, gaps: list[str]) -> tuple[str, dict[str, Any]]:
         return text, {}
 
 
-def _read_pictures(folder: Path) -> list[Picture]:
+def read_pictures(folder: Path) -> list[Picture]:
     """Return the pictures that exist, in the order of `index.json`, or by name where there is no index."""
     files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     try:

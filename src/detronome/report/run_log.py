@@ -88,11 +88,16 @@ class RunLog:
     def _append(self, event: Event) -> None:
         record = event.to_record()
         stamped = {"kind": record.pop("kind"), "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record}
-        line = _to_line(stamped)
+        line = _to_line(stamped).encode("utf-8", "replace")
         # Opened for each event: a log interval is seconds long, and nothing is left open in a forked worker.
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
+        with self.path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                while line:
+                    line = line[file.write(line) :]
+            except OSError:
+                file.truncate(end)  # the beginning of a line, all that a full disk has taken, would spoil the next one
+                raise
 
 
 def read_run_log(path: Path) -> list[Record]:

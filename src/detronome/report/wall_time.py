@@ -13,7 +13,6 @@ SECTION_LOOKS: Mapping[str, Look] = {
     "matcher": Look(name="matcher", color=3),
     "loss": Look(name="losses", color=4),
     "backward": Look(name="backward", color=2),
-    "forward_backward": Look(name="forward and backward", color=2, fill="striped"),
     "copy": Look(name="copies to the device", color=5),
     "reduce": Look(name="adding up gradients", color=5, fill="striped"),
     "update": Look(name="updates", color=6),
@@ -29,7 +28,7 @@ SECTION_LOOKS: Mapping[str, Look] = {
     "redone": Look(name="steps undone by a rollback", color=1, fill="striped"),
     "stopped": Look(name="stopped or lost", color=7, fill="dotted"),
 }
-"""Each section, in the order of the bar: first what counts, then what does not. `forward_backward` is of old logs."""
+"""Each section, in the order of the bar: first what counts, then what does not."""
 
 _SMALLEST = 0.001
 """Smaller parts of the whole are shown together."""

@@ -38,7 +38,7 @@ def resolve_device(name: str) -> tuple[torch.device, str]:
         raise ConfigError(
             f"this machine offers no device {name!r} to torch {torch.__version__}",
             where="train.device",
-            fix="use --device auto or cpu; for CUDA check that `nvidia-smi` works and the driver fits torch's CUDA",
+            fix="use auto or cpu; for CUDA check that `nvidia-smi` works and the driver fits torch's CUDA",
         )
     return device, "asked for"
 

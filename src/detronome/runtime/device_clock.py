@@ -32,7 +32,11 @@ class DeviceClock:
     def mark(self, section: str) -> None:
         """Begin a section: what the stream is given from here on belongs to it."""
         event = self._unused.pop() if self._unused else torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
+        try:
+            event.record(torch.cuda.current_stream(self._device))
+        except RuntimeError:
+            # The device has failed. The work on it says so; what ends the run in order goes through here too.
+            return
         self._marks.append((str(section), event))
         if len(self._marks) > _MOST_MARKS:
             self._unused.append(self._marks.popleft()[1])

@@ -12,7 +12,9 @@ from detronome.runtime.progress import Section
 __all__ = ["HangReport", "Heard", "Limits", "RankRecord", "judge"]
 
 _WAITING = frozenset({Section.AGREE, Section.REDUCE, Section.EVALUATION_MERGE})
-_PLACE = {section: place for place, section in enumerate(Section)}
+_PASS = (Section.COPY, Section.FORWARD, Section.MATCHER, Section.LOSS, Section.BACKWARD)
+"""Come again with each micro-batch: of two ranks in them, nobody knows which one is behind."""
+_PLACE = {section: place for place, section in enumerate(Section)} | dict.fromkeys(_PASS, list(Section).index(_PASS[0]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ def host_memory() -> HostMemory:
 
 
 def _bounds(folder: Path) -> Iterator[tuple[int, int]]:
-    """Yield the limit of a control group of either version and what its processes hold, without pages of files."""
+    """Yield the limit of a control group of either version and what its processes hold, idle pages of files aside."""
     for limit, used, cached in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -10,6 +12,8 @@ from typing import Any, Self
 
 import psutil
 import torch
+
+from detronome.runtime.host_memory import host_memory
 
 __all__ = ["SystemMonitor"]
 
@@ -21,13 +25,13 @@ class SystemMonitor:
     """Samples the machine while active as a context; what cannot be read is left out.
 
     Keys: `cpu_percent` (0-100, all processors of the machine), `process_cpus` (processors that this process and its
-    workers keep busy), `rss_bytes` (of both), `ram_percent`, `disk_read_bytes_s`, `disk_write_bytes_s` (all disks), and
-    for an NVIDIA GPU `gpu_percent` (of the time in which a kernel ran), `gpu_memory_bytes` (of all programs),
-    `gpu_power_w`, `gpu_temperature_c`.
+    workers keep busy), `rss_bytes` (of both), `ram_percent` (in use, of what control groups grant),
+    `disk_read_bytes_s`, `disk_write_bytes_s` (all disks), and for an NVIDIA GPU `gpu_percent` (of the time in which a
+    kernel ran), `gpu_memory_bytes` (of all programs), `gpu_power_w`, `gpu_temperature_c`.
 
     Args:
         device: whose GPU is watched, if it is one.
-        interval_s: seconds between samples; one takes a millisecond or less.
+        interval_s: seconds between samples; one takes about a millisecond.
     """
 
     def __init__(self, device: torch.device, *, interval_s: float = 2.0) -> None:
@@ -65,7 +69,7 @@ class SystemMonitor:
     def _watch(self) -> None:
         sample = _Sampler(self._device)
         while not self._wake.wait(self._interval_s):
-            values = sample(self._interval_s)
+            values = sample()
             with self._lock:
                 self._last = values
                 for name, value in values.items():
@@ -74,7 +78,7 @@ class SystemMonitor:
 
 
 class _Sampler:
-    """Reads counters, and turns those that only grow into rates."""
+    """Reads gauges, and counters as rates since the last reading, however late this one is."""
 
     def __init__(self, device: torch.device) -> None:
         self._process = psutil.Process()
@@ -83,16 +87,25 @@ class _Sampler:
         self._cpu_s: dict[int, float] = {}
         self._disk: Any = None
         self._gpu = _gpu_reader(device)
-        psutil.cpu_percent(None)
-        self(1.0)
+        self._read_at = -math.inf
+        self()
 
-    def __call__(self, seconds: float) -> dict[str, float]:
-        values = {"cpu_percent": psutil.cpu_percent(None), "ram_percent": float(psutil.virtual_memory().percent)}
-        values |= self._of_processes(seconds)
-        with suppress(OSError, RuntimeError):
-            values |= self._of_disks(seconds)
+    def __call__(self) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds, self._read_at = now - self._read_at, now
+        values: dict[str, float] = {}
+        for read in (self._of_machine, self._of_processes, self._of_disks, self._of_gpu):
+            with suppress(OSError, RuntimeError, ValueError, psutil.Error):  # some machines hide some of it
+                values |= read(seconds)
         self._num_samples += 1
-        return values | self._gpu()
+        return values
+
+    def _of_machine(self, seconds: float) -> dict[str, float]:
+        memory = host_memory()
+        return {
+            "cpu_percent": psutil.cpu_percent(None),
+            "ram_percent": 100 * (1 - memory.available_bytes / memory.total_bytes),
+        }
 
     def _of_processes(self, seconds: float) -> dict[str, float]:
         if self._num_samples % _CHILDREN_EVERY == 0:
@@ -116,6 +129,9 @@ class _Sampler:
             "disk_read_bytes_s": (self._disk.read_bytes - before.read_bytes) / seconds,
             "disk_write_bytes_s": (self._disk.write_bytes - before.write_bytes) / seconds,
         }
+
+    def _of_gpu(self, seconds: float) -> dict[str, float]:
+        return self._gpu()
 
 
 def _gpu_reader(device: torch.device) -> Callable[[], dict[str, float]]:

@@ -16,7 +16,8 @@ __all__ = ["Moment", "Progress", "Section", "explain", "goodput"]
 
 
 class Section(StrEnum):
-    """What a run can be doing. Within a step, sections follow one another in this order."""
+    """What a run can be doing. Within a step, sections follow one another in this order, and those from `copy` to
+    `backward` again for each micro-batch."""
 
     START = "start"
     """Everything before the first step: loading, building, the worst case."""
@@ -49,8 +50,8 @@ class Section(StrEnum):
     """Booked only: from the checkpoint that a run was resumed from to its resume, work lost and nobody at work."""
 
 
-_STEPS_REMEMBERED = 2**16
-"""More than are ever undone."""
+_STEPS_REMEMBERED = 2**14
+"""More than are ever undone, in some megabytes."""
 _USEFUL = (
     Section.COPY,
     Section.FORWARD,
@@ -105,7 +106,8 @@ class Progress:
     ) -> None:
         self._marker = marker
         self._seconds: dict[str, float] = dict(previous or {})
-        self._useful_at: dict[int, float] = {}
+        self._useful_at: dict[int, Sequence[float]] = {}
+        """Seconds of the useful sections when a step began."""
         if saved_at > 0:
             self._book(Section.STOPPED, max(0.0, time.time() - saved_at))  # a clock may have been set back
         self.now = Moment(Section.START, -1, (), time.perf_counter())
@@ -118,11 +120,6 @@ class Progress:
         section = self.now.section
         seconds[section] = seconds.get(section, 0.0) + time.perf_counter() - self.now.since
         return seconds
-
-    @property
-    def useful_s(self) -> float:
-        """Seconds spent on steps that count."""
-        return _useful(self.seconds)
 
     def enter(self, section: Section, *, step: int | None = None, images: Sequence[int] = ()) -> None:
         """End the section under way and begin the next; the same one again begins anew, e.g. with each batch.
@@ -150,7 +147,7 @@ class Progress:
 
     def begin_step(self, step: int) -> None:
         """Note where the useful time of a step begins; forgotten after many steps."""
-        self._useful_at[step] = self.useful_s
+        self._useful_at[step] = self._useful_now()
         if len(self._useful_at) > _STEPS_REMEMBERED:
             del self._useful_at[next(iter(self._useful_at))]
 
@@ -158,31 +155,29 @@ class Progress:
         """Book the useful time of a step as `skipped`; the sum stays what it was. No later step but one has begun."""
         if step not in self._useful_at:
             return
+        began = self._useful_at[step]
         following = min((later for later in self._useful_at if later > step), default=None)
-        ended = self.useful_s if following is None else self._useful_at[following]
-        useful_s = ended - self._useful_at[step]
-        self._void(useful_s, Section.SKIPPED)
+        self._void(began, self._useful_now() if following is None else self._useful_at[following], Section.SKIPPED)
         if following is not None:
-            self._useful_at[following] -= useful_s
+            self._useful_at[following] = began
 
     def void_since(self, step: int) -> None:
         """Book the useful time of a step and of all after it as `redone`; the sum stays what it was."""
         undone = [later for later in self._useful_at if later >= step]
         if undone:
-            self._void(self.useful_s - self._useful_at[min(undone)], Section.REDONE)
+            self._void(self._useful_at[min(undone)], self._useful_now(), Section.REDONE)
         for later in undone:
             del self._useful_at[later]
 
-    def _void(self, useful_s: float, as_: Section) -> None:
-        self.enter(self.now.section, images=self.now.images)
-        total = _useful(self._seconds)
-        if total <= 0 or useful_s <= 0:
-            return
-        part = min(1.0, useful_s / total)
-        for section in self._seconds.keys() & set(_USEFUL):
-            moved = part * self._seconds[section]
-            self._book(section, -moved)
-            self._book(as_, moved)
+    def _useful_now(self) -> Sequence[float]:
+        seconds = self.seconds
+        return tuple(seconds.get(section, 0.0) for section in _USEFUL)
+
+    def _void(self, began: Sequence[float], ended: Sequence[float], as_: Section) -> None:
+        for section, start_s, end_s in zip(_USEFUL, began, ended, strict=True):
+            if end_s > start_s:
+                self._book(section, start_s - end_s)
+                self._book(as_, end_s - start_s)
 
     def _book(self, section: str, seconds: float) -> None:
         self._seconds[section] = self._seconds.get(section, 0.0) + seconds

@@ -70,13 +70,14 @@ class TuningResult:
     """All that was kept against the configuration that was asked for, by the part that it was measured on; empty where
     nothing was kept, or somebody ended the session before."""
     failure: str
-    """Why the final comparison could not be made, and all was taken back; empty where nothing went wrong."""
+    """Why a final comparison could not be made; empty where nothing went wrong."""
     seconds: float
 
     @property
-    def is_taken_back(self) -> bool:
-        """Whether the final comparison did not confirm what the single ones had found."""
-        return bool(self.failure) or any(comparison.outcome != Outcome.FASTER for comparison in self.final.values())
+    def taken_back(self) -> Sequence[Part]:
+        """Parts of which the final comparison did not confirm what the single ones had found."""
+        lost = (tried for tried in self.tried if tried.is_kept and tried.proposal.setting not in self.settings)
+        return tuple(dict.fromkeys(tried.proposal.part for tried in lost))
 
 
 class Tuner:
@@ -177,7 +178,8 @@ class Tuner:
         return None
 
     def _try(self, proposal: Proposal) -> None:
-        self._on_begin(f"{proposal.setting}={proposal.value}")
+        value = str(proposal.value).lower() if isinstance(proposal.value, bool) else proposal.value
+        self._on_begin(f"{proposal.setting}={value}")
         before = _value(self._current, proposal.setting)
         comparison, failure = self._compare(proposal)
         tried = Tried(proposal=proposal, before=before, comparison=comparison, failure=failure)
@@ -190,40 +192,62 @@ class Tuner:
 
     def _compare(self, proposal: Proposal) -> tuple[Comparison | None, str]:
         """Return the comparison, or why there is none: whatever a change breaks, the session goes on."""
-        baseline = self._baseline(proposal.part)
         try:
-            config = apply_overrides(self._current, {proposal.setting: proposal.value})
-            with self._measure(config, proposal.part) as candidate:
-                comparison = compare(
-                    baseline,
-                    candidate,
-                    min_gain=self._min_gain,
-                    block_s=self._block_s,
-                    is_time_over=self._is_time_over,
-                )
-                if candidate.memory_splits and not baseline.memory_splits:
-                    return None, "memory ran out"
-                return comparison, ""
+            return self._against(
+                self._baseline(proposal.part),
+                apply_overrides(self._current, {proposal.setting: proposal.value}),
+                proposal.part,
+                min_gain=self._min_gain,
+                is_time_over=self._is_time_over,
+            )
         except Exception as error:
+            self._close_baselines()  # perhaps it was one of them that broke
             return None, _in_a_line(error)
 
+    def _against(
+        self,
+        baseline: Trial,
+        config: RunConfig,
+        part: Part,
+        *,
+        min_gain: float,
+        is_time_over: Callable[[], bool] = lambda: False,
+    ) -> tuple[Comparison | None, str]:
+        """Measure a configuration against one that is open already; return the comparison, or why it cannot count."""
+        splits = dict(baseline.memory_splits)
+        with self._measure(config, part) as candidate:
+            comparison = compare(
+                baseline, candidate, min_gain=min_gain, block_s=self._block_s, is_time_over=is_time_over
+            )
+            # A baseline that lacked memory only beside the candidate was slower than it is.
+            if baseline.memory_splits != splits or (candidate.memory_splits and not splits):
+                return None, "memory ran out"
+            return comparison, ""
+
     def _confirm(self) -> None:
-        """Measure all that was kept against what was asked for; what is not faster as a whole is taken back."""
+        """Take back what is not faster as a whole."""
         parts: dict[Part, list[str]] = {}
         for tried in self._tried:
             if tried.is_kept:
                 parts.setdefault(tried.proposal.part, []).append(tried.proposal.setting)
         for part, names in parts.items():
             self._on_begin("all that was kept, against the configuration as it was")
-            is_faster = False
-            try:
-                with self._measure(self._config, part) as before, self._measure(self._current, part) as after:
-                    self._final[part] = compare(before, after, min_gain=1.0, block_s=self._block_s)
-                is_faster = self._final[part].outcome == Outcome.FASTER
-            except Exception as error:
-                self._failure = _in_a_line(error)
-            if not is_faster:
+            comparison, failure = self._compare_whole(part)
+            if comparison is not None:
+                self._final[part] = comparison
+            if failure:
+                self._failure = f"{part}: {failure}"
+            if comparison is None or comparison.outcome != Outcome.FASTER:
                 self._settings = {name: value for name, value in self._settings.items() if name not in names}
+
+    def _compare_whole(self, part: Part) -> tuple[Comparison | None, str]:
+        """Measure all that was kept against what was asked for; return the comparison, or why there is none."""
+        try:
+            with self._measure(self._config, part) as before:
+                before.steps(before.round_steps, warmup=before.num_ahead + 1)  # what it lacks memory for alone
+                return self._against(before, self._current, part, min_gain=1.0)
+        except Exception as error:
+            return None, _in_a_line(error)
 
     def _baseline(self, part: Part) -> Trial:
         if part not in self._baselines:

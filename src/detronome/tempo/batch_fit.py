@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detronome.config.schema import ActivationCheckpointing
+from detronome.runtime.files import format_size
 from detronome.runtime.precision import Precision
 
 __all__ = ["RESERVE", "Cut", "Fit", "FittedCut", "budget_bytes", "cut_sizes", "fit", "largest_that_fits"]
@@ -218,7 +219,7 @@ def _why_not(cut: Cut, excess: int, best: Cut, seconds: Mapping[Cut, float | Non
 
 
 def _too_much(excess: int) -> str:
-    return f"does not fit: {excess / 2**30:.1f} GiB too much"
+    return f"does not fit: {format_size(excess)} too much"
 
 
 def _ratio(cut: Cut, other: Cut, seconds: Mapping[Cut, float | None]) -> float:

@@ -9,7 +9,7 @@ unless it has waited for its own data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import fmean, median
@@ -60,6 +60,8 @@ _SWAPS_BYTES_S = 20e6
 _FULL_PERCENT = 97.0
 _IDLE_CPUS = 0.5
 """Processors kept busy, below which a run on a CPU mostly waits."""
+_CROWDED_PERCENT = 90.0
+"""Of all processors: then a run that gets few of them waits for other programs, and not for itself."""
 _RETRIES = 0.5
 _IDLE_GPU_PERCENT = 60.0
 _MOST_GAIN = 100.0
@@ -99,8 +101,6 @@ class Measurements:
     """The steps that `busy_s` is a part of, without a loader."""
     num_ops: float = 0.0
     """Operations that the device was given in a step."""
-    num_splits: int = 0
-    """Times that memory ran out and a micro-batch was cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,12 +206,12 @@ def verdict_of_log(records: Sequence[Mapping[str, Any]], config: RunConfig) -> V
         device_s=_means(record.get("device_s") or {} for record in steps),
         data_stages_s=_means(record.get("data_stages_s") or {} for record in steps),
         batches_ready=fmean(float(record.get("batches_ready") or 0.0) for record in steps),
-        system=_means(record.get("system") or {} for record in steps),
+        system=_mean_gauges(record.get("system") or {} for record in steps),
         memory_bytes=int(steps[-1].get("memory_bytes") or 0),
     )
-    num_splits = sum(record.get("kind") == "split" for record in records)
-    situation = Situation.of_log(config)
-    return judge(Measurements(run=[run], num_splits=num_splits), config, situation, source="log")
+    starts = [int(record.get("num_ranks") or 0) for record in records if record.get("kind") == "start"]
+    situation = Situation.of_log(config, world_size=starts[-1] if starts else 0)
+    return judge(Measurements(run=[run]), config, situation, source="log")
 
 
 def slowest_rank(ranks: Sequence[StepRates]) -> tuple[int, float]:
@@ -257,10 +257,16 @@ def _host_share(measured: Measurements, run: StepRates, situation: Situation) ->
         idle = 0.0
         if (cpus := run.system.get("process_cpus")) is not None and "data_wait" in run.sections_s:
             waiting = run.sections_s["data_wait"] / sum(run.sections_s.values())
-            idle = max(0.0, 1 - cpus - waiting) if cpus < _IDLE_CPUS else 0.0
+            idle = max(0.0, 1 - cpus - waiting) if cpus < _IDLE_CPUS and not _is_crowded_out(run) else 0.0
         return min(1.0, max(idle, computing.get("matcher", 0.0) / computing_s))
     busy = run.system.get("gpu_percent")
     return 1 - busy / 100 if busy is not None and busy < _IDLE_GPU_PERCENT else 0.0
+
+
+def _is_crowded_out(run: StepRates) -> bool:
+    """Whether other programs keep the processors busy that a run on a CPU would need."""
+    system = run.system
+    return system.get("process_cpus", 1.0) < _IDLE_CPUS and system.get("cpu_percent", 0.0) >= _CROWDED_PERCENT
 
 
 def _decide(
@@ -404,6 +410,9 @@ def _sentence(
                     f"{_percent(shares['host'])} for Python and for launching {measured.num_ops:,.0f} operations."
                 )
             return f"The device stands still for {_percent(shares['host'])} of a step, and it does not wait for data."
+        case Bottleneck.DEVICE if situation.device_type == "cpu" and _is_crowded_out(run):
+            cpus = run.system["process_cpus"]
+            return f"Other programs keep the processors busy: the run gets {cpus:.1f} of them for its model."
         case Bottleneck.DEVICE:
             return (
                 f"The {device} the model for {_percent(shares['device'])} of a step: nothing else holds the run back."
@@ -435,8 +444,18 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _means(records: Any) -> dict[str, float]:
+def _means(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Return the mean of each number over the records; one that is missing counts as nothing where others have it."""
     listed = list(records)
     names = dict.fromkeys(name for record in listed for name in record)
     return {name: fmean(float(record.get(name) or 0.0) for record in listed) for name in names}
+
+
+def _mean_gauges(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the mean of each gauge over the records that have it: the first seconds of a run have no sample."""
+    read: dict[str, list[float]] = {}
+    for record in records:
+        for name, value in record.items():
+            if value is not None:
+                read.setdefault(name, []).append(float(value))
+    return {name: fmean(values) for name, values in read.items()}

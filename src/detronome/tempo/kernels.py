@@ -74,7 +74,8 @@ def kernel_time(trial: TrialRun, num_steps: int, *, trace: Path | None = None) -
 
 def _on_gpu(events: list[Any], rates: StepRates) -> KernelTime:
     num_steps = len(rates.step_s)
-    kernels = [e for e in events if e.device_type == DeviceType.CUDA and not e.name.startswith(_SECTION)]
+    # A mark of the host (a section, the optimiser's step) shows there too, as long as all the kernels that it launched.
+    kernels = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
     op_s: dict[str, float] = {}
     for kernel in kernels:
         op_s[kernel.name] = op_s.get(kernel.name, 0.0) + kernel.time_range.elapsed_us() * 1e-6 / num_steps

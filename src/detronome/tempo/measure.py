@@ -6,6 +6,7 @@ what trains; the model learns as it goes, and is forgotten.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +43,6 @@ _KEPT_BATCHES = 4
 _SAMPLED_EVERY_S = 0.5
 _SETTLED_AFTER_S = 30.0
 _VMSTAT = Path("/proc/vmstat")
-_PAGE_BYTES = 4096
 
 
 class TrialRun:
@@ -382,7 +382,7 @@ def _counters(device: torch.device) -> dict[str, float]:
     counters: dict[str, float] = {}
     with suppress(OSError, ValueError, KeyError):
         pages = dict(line.split() for line in _VMSTAT.read_text().splitlines())
-        counters["swapped_bytes"] = _PAGE_BYTES * (int(pages["pswpin"]) + int(pages["pswpout"]))
+        counters["swapped_bytes"] = os.sysconf("SC_PAGE_SIZE") * (int(pages["pswpin"]) + int(pages["pswpout"]))
     if device.type == "cuda":
         counters["allocator_retries"] = torch.cuda.memory_stats(device).get("num_alloc_retries", 0)
     return counters

@@ -62,7 +62,6 @@ class TuningFacts:
     free_ram_bytes: int
     data_wait: float
     """Part of a step spent waiting for data, 0-1."""
-    world_size: int = 1
 
 
 def propose(config: RunConfig, facts: TuningFacts, *, first: Sequence[str] = ()) -> list[Proposal]:
@@ -87,7 +86,7 @@ def _of_the_data(config: RunConfig, facts: TuningFacts) -> Iterator[Proposal]:
     assert data.workers != "auto"
     wanted = (facts.likely_workers, max(1, 2 * data.workers), data.workers // 2)
     for workers in dict.fromkeys(wanted):
-        if workers != data.workers and workers <= facts.num_processors:
+        if workers != data.workers and workers <= max(facts.num_processors, facts.likely_workers):
             more = workers > data.workers
             yield Proposal(
                 setting="data.workers",
@@ -140,7 +139,7 @@ def _cache(kind: Literal["ram", "disk"]) -> Proposal:
 
 
 def _of_the_model(config: RunConfig, facts: TuningFacts) -> Iterator[Proposal]:
-    yield from _micro_batches(config, facts)
+    yield from _micro_batches(config)
     train = config.train
     if train.checkpoint_activations != "none":
         yield Proposal(
@@ -184,10 +183,10 @@ def _of_the_model(config: RunConfig, facts: TuningFacts) -> Iterator[Proposal]:
     )
 
 
-def _micro_batches(config: RunConfig, facts: TuningFacts) -> Iterator[Proposal]:
+def _micro_batches(config: RunConfig) -> Iterator[Proposal]:
     now = config.batch.micro_batch_size
     assert now != "auto"
-    whole = -(-config.batch.global_batch_size // facts.world_size)
+    whole = config.batch.global_batch_size
     shuffled = "denoising noise and dropout are drawn for other groups of images"
     for size in dict.fromkeys((whole, min(whole, 2 * now), max(1, now // 2))):
         if size != now:

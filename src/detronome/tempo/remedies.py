@@ -56,8 +56,8 @@ class Situation:
     """Whether the device computes faster in it."""
 
     @classmethod
-    def of_log(cls, config: RunConfig) -> Situation:
-        """Return what a resolved configuration alone tells."""
+    def of_log(cls, config: RunConfig, *, world_size: int) -> Situation:
+        """Return what a resolved configuration alone tells; `world_size` 0 where the log does not say it."""
         workers, micro_batch_size = config.data.workers, config.batch.micro_batch_size
         device_type = config.train.device.partition(":")[0]
         whole = config.batch.global_batch_size
@@ -65,7 +65,7 @@ class Situation:
             device_type=device_type,
             cpus=usable_cpus(),
             threads=usable_cpus(),
-            world_size=0,
+            world_size=world_size,
             workers=0 if workers == "auto" else workers,
             micro_batch_size=whole if micro_batch_size == "auto" else micro_batch_size,
             has_bf16=device_type == "cuda",
@@ -182,12 +182,13 @@ def _for_host(config: RunConfig, situation: Situation, gain: float | None, *, is
     queries = config.model.num_queries
     if is_matcher:
         if isinstance(queries, int) and queries > 100:
+            fewer = max(100, queries // 3)
             yield Change(
                 setting="model.num_queries",
-                value=max(100, queries // 3),
+                value=fewer,
                 why="the matcher's work grows with the queries, and twice the objects of the fullest image are enough; "
                 "this is another model",
-                best_gain=min(3.0, gain or 3.0),
+                best_gain=min(queries / fewer, gain or math.inf),
             )
         if config.loss.aux_loss and config.model.num_decoder_layers > 1:
             yield Change(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -35,7 +36,7 @@ _FOLDER = "folder"
 _MEANING = "meaning"
 _SEED_STRIDE = 100_003
 _STARTUP_TRIALS = 5
-_FAILURES_IN_ROW = 3
+_FIRST_FAILURES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ class Study:
 
     Raises:
         MissingExtraError: Optuna is not installed.
-        ConfigError: the folder holds another search.
+        ConfigError: the folder holds another search, or one whose journal is damaged.
     """
 
     def __init__(
@@ -138,14 +139,7 @@ class Study:
         self._optuna = _import_optuna()
         folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
-            backend = self._optuna.storages.journal.JournalFileBackend(str(folder / _JOURNAL))
-            self._study = self._optuna.create_study(
-                storage=self._optuna.storages.JournalStorage(backend),
-                study_name=_NAME,
-                direction="maximize",
-                pruner=self._pruner(pruner, epochs),
-                load_if_exists=True,
-            )
+            self._study = self._open(self._pruner(pruner, epochs))
             self._check_meaning({**meaning, "space": sorted(map(str, space))})
 
     def run(
@@ -169,6 +163,7 @@ class Study:
         """
         signal = ""
         while not signal:
+            self._check_failures(num_trials)
             with self._next(num_trials) as trial:
                 if trial is None:
                     break
@@ -177,7 +172,6 @@ class Study:
                 signal = self._train(trial, info, train)
             if not signal:
                 on_end(next(ended for ended in self._trials() if ended.number == info.number))
-                self._check_failures()
         return self.result(interrupted_by=signal)
 
     def result(self, *, interrupted_by: str = "") -> SearchResult:
@@ -194,9 +188,9 @@ class Study:
             if trial is None:
                 yield None
                 return
-            # Loader workers outlive a killed process for some seconds, and must not keep the next one out.
-            with locked(self._lock(trial.number), with_children=False) as is_ours:
-                assert is_ours, trial.number
+            # Loader workers outlive a killed process for some seconds, and must not keep the next one out. The lock is
+            # free, but for a moment where another process asks whether it is.
+            with locked(self._lock(trial.number), wait=True, with_children=False):
                 alone()
                 yield trial
 
@@ -206,7 +200,7 @@ class Study:
         if len(counted) >= num_trials:
             return None
         # What is tried follows from seed and number: a process that starts anew does not repeat what was tried.
-        self._study.sampler = self._optuna.samplers.TPESampler(seed=self._seed + _SEED_STRIDE * len(counted))
+        self._study.sampler = self._optuna.samplers.TPESampler(seed=(self._seed + _SEED_STRIDE * len(counted)) % 2**32)
         trial = self._study.ask()
         for dimension in self._space:
             _suggest(trial, dimension)
@@ -226,10 +220,11 @@ class Study:
 
     def _is_orphan(self, frozen: FrozenTrial) -> bool:
         """Whether a trial was begun and no process trains it. Not to be asked while this one trains."""
-        if frozen.state != self._optuna.trial.TrialState.RUNNING:
+        running = self._optuna.trial.TrialState.RUNNING
+        if frozen.state != running:
             return False
         with locked(self._lock(frozen.number), with_children=False) as is_ours:
-            return is_ours
+            return is_ours and self._study.trials[frozen.number].state == running  # it may have ended meanwhile
 
     def _train(self, trial: optuna.Trial, info: TrialInfo, train: TrainTrial) -> str:
         """Train a trial and write down how it ended; return the signal that interrupted it, if one did."""
@@ -276,6 +271,32 @@ class Study:
         )
 
     # --- the study ---------------------------------------------------------------------------------------------------
+
+    def _open(self, pruner: Any) -> optuna.Study:
+        path = self.folder / _JOURNAL
+        lock = self._optuna.storages.journal.JournalFileSymlinkLock(str(path))
+        lock.acquire()
+        try:  # a full disk or a power cut leaves a part of a line, and what is appended to that cannot be read
+            if path.exists() and not (held := path.read_bytes()).endswith(b"\n"):
+                os.truncate(path, held.rfind(b"\n") + 1)
+        finally:
+            lock.release()
+        try:
+            return self._optuna.create_study(
+                storage=self._optuna.storages.JournalStorage(
+                    self._optuna.storages.journal.JournalFileBackend(str(path), lock)
+                ),
+                study_name=_NAME,
+                direction="maximize",
+                pruner=pruner,
+                load_if_exists=True,
+            )
+        except ValueError as error:  # JSON's among them
+            raise ConfigError(
+                f"the journal of the search is damaged: {error}",
+                where=str(path),
+                fix="begin another search in another folder (--out); the trials in this one are runs of their own",
+            ) from error
 
     def _trials(self) -> list[FinishedTrial]:
         states = self._optuna.trial.TrialState
@@ -336,12 +357,12 @@ class Study:
         if problems:
             raise ConfigError(problems)
 
-    def _check_failures(self) -> None:
+    def _check_failures(self, num_trials: int) -> None:
         ended = [trial for trial in self._trials() if trial.state in ("done", "pruned", "failed")]
-        if len(ended) == _FAILURES_IN_ROW and all(trial.state == "failed" for trial in ended):
+        if len(ended) >= min(_FIRST_FAILURES, num_trials) and all(trial.state == "failed" for trial in ended):
             reasons = dict.fromkeys(trial.failure for trial in ended)
             raise TrainingError(
-                f"the first {len(ended)} trials have failed: {'; '.join(reasons)}",
+                f"no trial was trained, {len(ended)} failed: {'; '.join(reasons)}",
                 where=str(self.folder),
                 fix="train once with these settings to see why, and begin again in another folder",
             )

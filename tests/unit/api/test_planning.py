@@ -18,6 +18,7 @@ from detronome.engine.resolve import Resolved, resolve
 from detronome.errors import ConfigError, DataError
 from detronome.losses.terms import BatchTotals
 from detronome.model import load
+from detronome.runtime.distributed import World
 from detronome.runtime.host_memory import HostMemory
 from detronome.tempo.hardware import Device
 from detronome.tempo.memory.account import Cause, MemoryAccount
@@ -148,6 +149,8 @@ def test_a_run_whose_batch_memory_holds_in_part_is_the_run_that_was_asked_to_acc
     assert config.optim.lr == 2e-3, "the rate is as it was"
     monkeypatch.undo()
     monkeypatch.setenv("DETRONOME_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "asked").mkdir()
+    (tmp_path / "asked" / "plan.json").write_text("{}")  # of a start that failed
     asked = dt.train(blocks, model="nano", out=tmp_path / "asked", settings={**settings, "batch.micro_batch_size": 3})
     assert not (asked.folder / "plan.json").exists()
     ours, theirs = load(cut.folder).checkpoint.model, load(asked.folder).checkpoint.model
@@ -192,7 +195,7 @@ def test_the_gradient_of_a_planned_cut_is_that_of_the_whole(blocks: Path, monkey
     monkeypatch.setattr(planning, "MemoryPlanner", HundredBytesAnImage)
     monkeypatch.setattr(planning, "local_device", lambda kind=None: device)
     monkeypatch.setattr(planning, "host_memory", lambda: HostMemory(total_bytes=1, available_bytes=1))
-    cut = resolve(config, split, planner=RunPlanner(split, None, world_size=1))
+    cut = resolve(config, split, planner=RunPlanner(split, None))
     assert cut.reasons["batch.micro_batch_size"].startswith("3 (the whole effective batch in 3 passes: planned to take")
     assert (whole.config.batch.micro_batch_size, cut.config.batch.micro_batch_size) == (8, 3)
 
@@ -216,7 +219,7 @@ def test_a_small_run_on_a_cpu_is_not_planned(blocks: Path, monkeypatch: pytest.M
     monkeypatch.setattr(planning, "MemoryPlanner", None)
     config, _ = asked_config(blocks, model="nano", settings={**SMALL, "train.device": "cpu"})
     split, _ = open_splits(config)
-    planner = RunPlanner(split, None, world_size=1)
+    planner = RunPlanner(split, None)
     resolved = resolve(config, split, planner=planner)
     assert resolved.config.batch.micro_batch_size == 8 and planner.made is None
 
@@ -229,10 +232,32 @@ def test_a_run_is_not_stopped_by_a_plan_that_fails(blocks: Path, monkeypatch: py
     monkeypatch.setattr(planning, "host_memory", lambda: HostMemory(total_bytes=1, available_bytes=1))
     config, _ = asked_config(blocks, model="nano", settings={**SMALL, "train.device": "cpu"})
     split, _ = open_splits(config)
-    resolved = resolve(config, split, planner=RunPlanner(split, None, world_size=1))
+    resolved = resolve(config, split, planner=RunPlanner(split, None))
     assert resolved.config.batch.micro_batch_size == 8
-    assert "an operator without a shape" in resolved.reasons["batch.micro_batch_size"]
+    assert "RuntimeError an operator without a shape" in resolved.reasons["batch.micro_batch_size"]
     assert "more" not in resolved.reasons["batch.micro_batch_size"]
+
+
+def test_ranks_of_one_machine_share_its_memory(blocks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = HostMemory(total_bytes=2**30, available_bytes=2**29)
+    monkeypatch.setattr(planning, "host_memory", lambda: free)
+    device = Device(name="made up", type="cpu", memory_bytes=2**30, taken_bytes=2**29, precision="fp32")
+    monkeypatch.setattr(planning, "local_device", lambda kind=None: device)
+    monkeypatch.setattr(planning, "_BYTES_PER_PIXEL", {"rtdetr": 2**20})
+    config, _ = asked_config(blocks, model="nano", settings={**SMALL, "train.device": "cpu"})
+    split, _ = open_splits(config)
+    budgets = []
+    for ranks in (1, 2):
+        planner = RunPlanner(split, None, world=World(size=2, local_size=ranks))
+        resolve(config, split, World(size=2, local_size=ranks), planner=planner)
+        assert planner.made is not None
+        budgets.append(planner.made.budget_bytes)
+    assert budgets[1] == budgets[0] // 2
+
+
+def test_gpus_without_an_image_are_told(blocks: Path) -> None:
+    found = plan(blocks, model="nano", gpu="24", gpus=10, settings=SMALL)
+    assert any("2 of 10 GPUs have no image in a step" in note for note in found.notes)
 
 
 def test_one_image_that_does_not_fit_is_tried_all_the_same(
@@ -241,7 +266,7 @@ def test_one_image_that_does_not_fit_is_tried_all_the_same(
     monkeypatch.setattr(planning, "budget_bytes", lambda memory_bytes, taken_bytes=0: 1)
     config, _ = asked_config(blocks, model="nano", settings={**SMALL, "train.device": "cpu"})
     split, val = open_splits(config)
-    planner = RunPlanner(split, val, world_size=1)
+    planner = RunPlanner(split, val)
     resolved = resolve(config, split, planner=planner)
     assert resolved.config.batch.micro_batch_size == resolved.config.eval.batch_size == 1
     assert "tried all the same" in resolved.reasons["batch.micro_batch_size"]

@@ -116,6 +116,7 @@ def test_a_mistake_on_the_command_line(capsys: Capture, arguments: tuple[str, ..
         (("--set", "schedule.kind=step", "schedule.drop_epochs=[]"), "the schedule 'step' takes one period"),
         (("--set", "schedule.kind=cosin"), "'cosine'"),
         (("--epochs", "0"), "train.epochs = 0 is out of range"),
+        (("--track",), "no tracker is named"),
         (("--config", "nowhere.toml"), "cannot read the file"),
         (("--config", "unknown.toml"), "did you mean 'lr'?"),
         (("--config", "broken.toml"), "not valid TOML"),
@@ -211,6 +212,12 @@ def test_out_that_holds_a_run_or_cannot_be_written(capsys: Capture, blocks: Path
     image = blocks / "images" / "val_00.png"
     assert "cannot write there" in fails(capsys, "predict", tiny_run, image, "--out", "a file")
     assert "cannot write there" in fails(capsys, "report", tiny_run, "--out", "a file/report.html")
+    Path("a folder").mkdir()
+    err = fails(capsys, "eval", tiny_run, blocks, "--details", "a folder")
+    assert "where: a folder\n" in err and "with --details" in err
+    space = ("--space", "optim.lr=1e-4..1e-2", "--epochs", "1")
+    err = fails(capsys, "search", blocks, "--model", "nano", *space, "--out", tiny_run)
+    assert "the folder holds a run" in err and not list(tiny_run.glob("study*"))
 
 
 def test_device_that_is_not_there(
@@ -220,6 +227,9 @@ def test_device_that_is_not_there(
     image = blocks / "images" / "val_00.png"
     assert "no device 'cuda'" in fails(capsys, "eval", tiny_run, blocks, "--device", "cuda")
     assert "no device 'cuda'" in fails(capsys, "predict", tiny_run, image, "--device", "cuda")
+    space = ("--space", "optim.lr=1e-4..1e-2", "--epochs", "1", "--set", "train.device=cuda")
+    assert "no device 'cuda'" in fails(capsys, "search", blocks, "--model", "nano", *space, "--out", "a search")
+    assert not Path("a search").exists()
 
 
 def test_checkpoints_that_are_none(capsys: Capture, blocks: Path, tmp_path: Path, tiny_run: Path) -> None:

@@ -18,7 +18,7 @@ def plan(*arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [64, 80, 120])
 def test_the_page_says_what_fits_and_how_to_train_so(
     blocks: Path, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -30,6 +30,15 @@ def test_the_page_says_what_fits_and_how_to_train_so(
     (command,) = [line for line in page.splitlines() if "detronome train" in line]
     assert "batch.micro_batch_size=8" in command and "train.precision=bf16" in command and SMALL[0] in command
     assert all(len(line) <= width for line in page.splitlines() if line != command and "nano on" not in line)
+
+
+def test_numbers_are_whole_also_where_others_hold_memory(
+    blocks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert plan(str(blocks), "--model", "nano", "--gpu", "cpu") == 0
+    page = capsys.readouterr().out
+    assert "held by others" in " ".join(page.split()) and "…" not in page
 
 
 def test_json_is_one_document(blocks: Path, capsys: pytest.CaptureFixture[str]) -> None:

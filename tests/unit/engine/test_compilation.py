@@ -16,6 +16,8 @@ from tests.unit.engine.test_diagnosis import batch_of, diagnosis_of
 from tests.unit.engine.trainers import tiny_trainer
 from torch import Tensor, fx
 from torch._dynamo import lookup_backend
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_compiler
 
 from detronome.config.convert import apply_overrides
 from detronome.config.presets import preset
@@ -145,6 +147,27 @@ def test_a_step_through_torchs_own_compiler_is_the_step(family: str) -> None:
     assert_same_step(model, built(family))
 
 
+def test_the_oldest_torch_can_compile_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def compile_as_of_torch_2_11(
+        model: Callable[..., object],
+        *,
+        fullgraph: bool = False,
+        dynamic: bool | None = None,
+        backend: object = "inductor",
+        mode: str | None = None,
+        options: dict[str, object] | None = None,
+        disable: bool = False,
+    ) -> Callable[..., object]:
+        asked.append({"dynamic": dynamic, "backend": backend})
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile_as_of_torch_2_11)
+    compile_detectors([built("rtdetr")], on_failure=refuse)
+    assert asked and torch._dynamo.config.recompile_limit == 64
+
+
 @plain
 @pytest.mark.parametrize("family", FAMILIES)
 def test_names_copies_and_hooks_do_not_notice(family: str) -> None:
@@ -202,6 +225,19 @@ def test_a_failing_compiler_is_told_once_and_the_result_is_right(monkeypatch: py
     compile_detectors([model], on_failure=told.append)
     assert_same_step(model, built("nano"))
     assert told == ["no C++ compiler found"]
+
+
+@plain
+def test_a_compiler_that_fails_at_the_backward_graph_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
+        raise RuntimeError("no kernel for this device")
+
+    let_inductor(aot_autograd(fw_compiler=make_boxed_compiler(lambda graph, _: graph), bw_compiler=fail), monkeypatch)
+    told: list[str] = []
+    model = built("rtdetr")
+    compile_detectors([model], on_failure=told.append)
+    assert_same_step(model, built("rtdetr"))
+    assert told == ["no kernel for this device"]
 
 
 @plain

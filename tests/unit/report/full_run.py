@@ -147,7 +147,7 @@ def _records(
                 "images_per_s": 16 / step_s,
                 "step_s": step_s,
                 "data_wait_s": sections["data_wait"],
-                "memory_bytes": 10_300 * _MIB,
+                "memory_bytes": 9_300 * _MIB,
                 "training_s": step * step_s,
                 "skipped_steps": step // 97,
                 "sections_s": sections,

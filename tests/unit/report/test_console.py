@@ -139,6 +139,15 @@ def test_plain_lines_keep_their_interval() -> None:
     )
 
 
+@pytest.mark.parametrize("interval_s", [0.0, 10.0])
+def test_the_last_plain_line_is_written_once(interval_s: float) -> None:
+    out = io.StringIO()
+    progress = ConsoleProgress(out, plain_interval_s=interval_s, clock=lambda: 0.0)
+    for event in (started(), logged(1), logged(2), ended(step=2)):
+        progress(event)
+    assert [line.split()[3] for line in out.getvalue().splitlines() if line.startswith("epoch")] == ["1/100", "2/100"]
+
+
 def test_a_broken_pipe_and_a_narrow_encoding_do_not_raise() -> None:
     progress = ConsoleProgress(_Broken(), plain_interval_s=0)
     for event in whole_run():

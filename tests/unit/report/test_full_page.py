@@ -90,7 +90,7 @@ def test_everything_that_a_run_knows_is_on_its_page(tmp_path: Path) -> None:
         "Time of a step on the device's own clock",
         "In use on the machine",
         "GPU power, W",
-        "the plan was 3.5% above what was measured",
+        "the tensors were planned 2.8% above what was measured",
         "RTX 4090: 22.5 GiB may be used of 23.4 GiB",
         "allocator slack",
         "Kinds of mistakes",
@@ -153,6 +153,13 @@ def test_the_matrix_is_the_files(tmp_path: Path) -> None:
     assert shown == counts
     assert [[cell.is_right for cell in row.cells].count(True) for row in view.rows] == [1] * len(counts)
     assert all((cell.heat > 0) == (cell.text != "") for row in view.rows for cell in row.cells)
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_in_any_script_are_drawn_without_a_word(tmp_path: Path) -> None:
+    names = ("車", "سيارة", "😀")
+    page = _page([write_full_run(tmp_path / "run", classes=names, epochs=1)], tmp_path / "a.html")
+    assert all(name in page.text for name in names)
 
 
 def test_hostile_names_are_text_on_every_part_of_the_page(tmp_path: Path) -> None:
@@ -252,6 +259,11 @@ def test_a_measured_peak_alone_and_a_device_far_larger_are_drawn(tmp_path: Path)
         and [bar.name for bar in view.bars] == ["planned, training", "measured"]
     )
     assert max(bar.percent for bar in view.bars) > 95
+    assert view.summary.startswith("the tensors were planned 2.8% above")  # CUDA's context is in no measurement
+    plan["device"]["type"] = "cpu"
+    (run / "plan.json").write_text(json.dumps(plan))
+    view = view_run(read_run_folders([run])[0], max_pictures=1).memory
+    assert view is not None and view.summary == ""  # there it is the whole process that is measured
     plan["budget_bytes"] = 12 * 2**30
     (run / "plan.json").write_text(json.dumps(plan))
     view = view_run(read_run_folders([run])[0], max_pictures=1).memory

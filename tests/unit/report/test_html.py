@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -89,6 +90,17 @@ def test_hostile_names_are_text_and_nothing_else(tmp_path: Path) -> None:
     text, page = _render([run], tmp_path / "a.html")
     assert "<script" not in text and "<b>run" not in text
     assert page.text.count("alert('x')") >= 3
+
+
+def test_names_that_are_no_utf8_are_shown_as_far_as_they_can_be(tmp_path: Path) -> None:
+    odd = "\udcff"  # how Python reads a byte of a file's name that is no UTF-8
+    names = {"resolved": {"data.root": f"data{odd}"}, "environment": {odd: odd}}
+    records = [replace(started(), **names), replace(logged(1), losses={f"loss{odd}": 1.0}), ended(1)]  # type: ignore[arg-type]
+    run = _make_run(tmp_path / "run", records)
+    log = "".join(json.dumps(record.to_record()) + "\n" for record in records)
+    (run / "log.jsonl").write_text(log)
+    _, page = _render([run], tmp_path / "a.html")
+    assert "data?" in page.text and "loss" in page.text
 
 
 def test_a_run_without_config_and_with_a_broken_index_works(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import resource
 import subprocess
 import sys
 from datetime import datetime
@@ -216,6 +217,21 @@ def test_a_log_that_cannot_be_written_warns_once_and_does_not_raise(
         log(logged(2))
     assert len(caplog.records) == 1
     assert "training goes on" in caplog.text
+
+
+def test_a_disk_that_was_full_for_a_while_costs_one_record_alone(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    log(started())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (log.path.stat().st_size + 40, limits[1])
+    )  # takes the beginning of a line
+    try:
+        log(logged(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    log(logged(2))
+    assert _steps(log.path) == [("start", 0), ("step", 2)]
 
 
 def test_a_missing_log_says_what_where_and_how_to_fix_it(tmp_path: Path) -> None:

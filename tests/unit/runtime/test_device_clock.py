@@ -66,6 +66,19 @@ def test_marks_that_nobody_reads_do_not_pile_up(clock: DeviceClock) -> None:
     assert len(clock._marks) <= 2**14
 
 
+def test_a_device_that_has_failed_keeps_nobody_from_ending_in_order(
+    clock: DeviceClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    progress = Progress(marker=clock.mark)
+    with pytest.raises(KeyError), progress.within(Section.FORWARD):
+        monkeypatch.setattr(Event, "record", fail)
+        raise KeyError
+    assert progress.now.section is Section.START
+
+
 @pytest.mark.gpu
 def test_a_gpu_tells_its_time() -> None:
     clock = DeviceClock(torch.device("cuda", 0))

@@ -95,6 +95,12 @@ def test_a_rank_that_waits_on_its_device_for_one_behind_is_not_blamed() -> None:
     assert report.culprits == (1,)
 
 
+def test_a_rank_in_its_next_micro_batch_is_not_behind_one_that_hangs_in_the_pass_before() -> None:
+    report = verdict(heard(0, Section.BACKWARD, 70), heard(1, Section.MATCHER, 30))
+    assert report is not None
+    assert report.culprits == (0,)
+
+
 def test_where_all_wait_and_nobody_is_behind_the_network_is_named() -> None:
     report = verdict(heard(0, Section.REDUCE, 61), heard(1, Section.REDUCE, 61))
     assert report is not None

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from detronome.runtime import monitor
+from detronome.runtime.host_memory import HostMemory
 from detronome.runtime.monitor import SystemMonitor
 
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ def test_samples_are_averaged_between_two_takings(monkeypatch: pytest.MonkeyPatc
         def __init__(self, device: torch.device) -> None:
             pass
 
-        def __call__(self, seconds: float) -> dict[str, float]:
+        def __call__(self) -> dict[str, float]:
             value = next(values, None)
             if value is None:
                 all_sampled.set()
@@ -71,26 +72,46 @@ def test_samples_are_averaged_between_two_takings(monkeypatch: pytest.MonkeyPatc
 
 
 def test_it_ends_its_thread() -> None:
-    with SystemMonitor(CPU, interval_s=0.01):
+    with pytest.raises(KeyError), SystemMonitor(CPU, interval_s=0.01):
         assert any(thread.name == "system-monitor" for thread in threading.enumerate())
+        raise KeyError
     assert not any(thread.name == "system-monitor" for thread in threading.enumerate())
 
 
 def test_a_machine_that_tells_nothing_of_its_disks_is_watched_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor.psutil, "disk_io_counters", lambda: None)
     sample = monitor._Sampler(CPU)
-    assert "disk_read_bytes_s" not in sample(1.0)
+    assert "disk_read_bytes_s" not in sample()
 
 
-def test_counters_become_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    counters = iter([SimpleNamespace(read_bytes=n, write_bytes=10 * n) for n in (0, 300)])
+@pytest.mark.parametrize("gauge", ["virtual_memory", "cpu_percent", "disk_io_counters"])
+def test_what_a_machine_hides_is_left_out(gauge: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hidden(*_: object) -> None:
+        raise PermissionError(f"/proc hides {gauge}")
+
+    monkeypatch.setattr(monitor.psutil, gauge, hidden)
+    assert monitor._Sampler(CPU)()["rss_bytes"] > 2**20
+
+
+def test_counters_become_rates_of_the_time_that_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    counters = iter([SimpleNamespace(read_bytes=n, write_bytes=10 * n) for n in (0, 300, 600)])
+    times = iter([10.0, 12.0, 42.0])
     monkeypatch.setattr(monitor.psutil, "disk_io_counters", lambda: next(counters))
-    sample = monitor._Sampler(CPU)(2.0)
-    assert (sample["disk_read_bytes_s"], sample["disk_write_bytes_s"]) == (150.0, 1500.0)
+    monkeypatch.setattr("detronome.runtime.monitor.time.perf_counter", lambda: next(times))
+    sample = monitor._Sampler(CPU)
+    first, late = sample(), sample()
+    assert (first["disk_read_bytes_s"], first["disk_write_bytes_s"]) == (150.0, 1500.0)
+    assert late["disk_read_bytes_s"] == 10.0
+
+
+def test_memory_is_that_which_the_control_groups_grant(monkeypatch: pytest.MonkeyPatch) -> None:
+    granted = HostMemory(total_bytes=8 * 2**30, available_bytes=2**30)
+    monkeypatch.setattr(monitor, "host_memory", lambda: granted)
+    assert monitor._Sampler(CPU)()["ram_percent"] == 87.5
 
 
 @pytest.mark.gpu
 def test_a_gpu_is_read_through_nvml() -> None:
-    sample = monitor._Sampler(torch.device("cuda", 0))(1.0)
+    sample = monitor._Sampler(torch.device("cuda", 0))()
     assert 0 <= sample["gpu_percent"] <= 100
     assert sample["gpu_memory_bytes"] > 0

@@ -6,11 +6,17 @@ import pytest
 from detronome.runtime.progress import Moment, Progress, Section, explain, goodput
 
 
+def useful_s(progress: Progress) -> float:
+    """Seconds spent on steps that count."""
+    seconds = progress.seconds
+    return goodput(seconds) * sum(seconds.values())
+
+
 def test_a_new_run_is_starting() -> None:
     progress = Progress()
     assert progress.now[:3] == (Section.START, -1, ())
     assert list(progress.seconds) == ["start"]
-    assert progress.useful_s == 0
+    assert useful_s(progress) == 0
 
 
 def test_every_moment_belongs_to_one_section() -> None:
@@ -119,11 +125,26 @@ def test_a_skipped_step_does_not_count_whether_the_next_has_begun_or_not(monkeyp
         if step == 3:
             progress.void_step(2)
             progress.void_step(3)
-    assert progress.useful_s == pytest.approx(2)
+    assert useful_s(progress) == pytest.approx(2)
     assert progress.seconds["skipped"] == pytest.approx(15)
     assert sum(progress.seconds.values()) == pytest.approx(clock.now - 100)
     progress.void_step(99)
-    assert progress.useful_s == pytest.approx(2)
+    assert useful_s(progress) == pytest.approx(2)
+
+
+def test_a_step_that_does_not_count_takes_its_time_out_of_its_own_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    progress = Progress({"forward": 1000.0, "backward": 5000.0})
+    for step, (forward_s, backward_s) in enumerate([(3.0, 1.0), (2.0, 7.0)]):
+        progress.begin_step(step)
+        clock.spend(progress, Section.FORWARD, forward_s)
+        clock.spend(progress, Section.BACKWARD, backward_s)
+    progress.void_step(0)
+    assert (progress.seconds["forward"], progress.seconds["backward"]) == (1002, 5007)
+    progress.void_since(1)
+    seconds = progress.seconds
+    assert (seconds["forward"], seconds["backward"]) == (1000, 5000)
+    assert (seconds["skipped"], seconds["redone"]) == (4, 9)
 
 
 def test_a_rollback_voids_what_has_grown_since_the_checkpoint_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,13 +155,13 @@ def test_a_rollback_voids_what_has_grown_since_the_checkpoint_once(monkeypatch: 
     progress.void_since(1)
     seconds = progress.seconds
     assert (seconds["redone"], seconds["skipped"]) == (pytest.approx(4), pytest.approx(2))
-    assert progress.useful_s == pytest.approx(2)
+    assert useful_s(progress) == pytest.approx(2)
     clock.step(progress, 1, 3.0)
-    assert progress.useful_s == pytest.approx(5)
+    assert useful_s(progress) == pytest.approx(5)
     progress.void_since(2)  # it has not begun again
-    assert progress.useful_s == pytest.approx(5)
+    assert useful_s(progress) == pytest.approx(5)
     progress.void_since(0)
-    assert progress.useful_s == pytest.approx(0) and sum(progress.seconds.values()) == pytest.approx(clock.now - 100)
+    assert useful_s(progress) == pytest.approx(0) and sum(progress.seconds.values()) == pytest.approx(clock.now - 100)
 
 
 def test_goodput_counts_steps_alone() -> None:

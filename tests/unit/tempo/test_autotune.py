@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -187,7 +188,7 @@ def test_a_run_that_became_slower_by_what_was_kept_is_what_it_was() -> None:
 
     result = Moody({"data.workers=2": 1.5}).tuner().run()
     assert [tried.is_kept for tried in result.tried] == [True]
-    assert result.settings == {} and result.is_taken_back
+    assert result.settings == {} and result.taken_back == ("training",)
     assert result.final["training"].outcome != Outcome.FASTER
 
 
@@ -209,6 +210,75 @@ def test_a_change_that_memory_has_no_room_for_is_dropped_although_it_is_faster()
     machine = Machine({"batch.micro_batch_size=4": 2.0}, too_large=["batch.micro_batch_size=4"])
     result = machine.tuner().run()
     assert result.settings == {} and result.tried[0].failure == "memory ran out"
+
+
+@pytest.mark.parametrize("num_open", [1, 2])
+def test_a_baseline_that_lacks_memory_only_beside_the_candidate_is_not_slower(num_open: int) -> None:
+    class Full(Machine):
+        """Two configurations at once do not fit: the larger one is cut, and as slow as nobody will see it alone."""
+
+        def measure(self, config: RunConfig, part: Part) -> FakeTrial:
+            return Cut(self, config)
+
+    class Cut(FakeTrial):
+        def steps(self, count: int, *, warmup: int) -> StepRates:
+            if not self.in_force and self.machine.num_open >= num_open:
+                self.memory_splits = {"64x64": 1}
+            rates = super().steps(count, warmup=warmup)
+            return replace(rates, step_s=[2 * s for s in rates.step_s]) if self.memory_splits else rates
+
+    result = Full({"batch.micro_batch_size=4": 0.8}).tuner().run()
+    if num_open == 2:
+        assert result.settings == {} and [tried.failure for tried in result.tried] == ["memory ran out"]
+    else:  # it is cut alone too: the gain is real
+        assert result.settings == {"batch.micro_batch_size": 4} and not result.failure
+
+
+def test_a_baseline_that_breaks_is_opened_anew() -> None:
+    class Fragile(Machine):
+        """Its loader dies once, while a change is measured."""
+
+        dies = True
+
+        def measure(self, config: RunConfig, part: Part) -> FakeTrial:
+            return Dying(self, config)
+
+    class Dying(FakeTrial):
+        is_dead = False
+
+        def steps(self, count: int, *, warmup: int) -> StepRates:
+            machine = self.machine
+            assert isinstance(machine, Fragile)
+            if not self.in_force and machine.num_open == 2 and machine.dies:
+                machine.dies, self.is_dead = False, True
+            if self.is_dead:
+                raise DataError("a loader process has ended")
+            return super().steps(count, warmup=warmup)
+
+    machine = Fragile({"data.prefetch=4": 1.0, "data.workers=2": 1.5})
+    result = machine.tuner().run()
+    assert result.settings == {"data.workers": 2}
+    assert [tried.failure for tried in result.tried] == ["a loader process has ended", ""]
+    assert machine.num_open == 0
+
+
+def test_only_the_part_that_is_not_confirmed_is_taken_back() -> None:
+    class Moody(Machine):
+        def measure(self, config: RunConfig, part: Part) -> FakeTrial:
+            if part == "evaluation" and self.num_open == 0 and has(config, "eval.batch_size=8") and self.is_settled:
+                self.gains = {**self.gains, "eval.batch_size=16": 0.5}
+            return super().measure(config, part)
+
+        @property
+        def is_settled(self) -> bool:
+            return bool(tried) and tried[-1].proposal.part == "evaluation"
+
+    tried: list[Tried] = []
+    changes = [proposal("data.workers=2"), replace(proposal("eval.batch_size=16"), part="evaluation")]
+    machine = Moody({"data.workers=2": 1.5, "eval.batch_size=16": 1.5})
+    result = machine.tuner(changes, on_tried=tried.append).run()
+    assert [one.is_kept for one in result.tried] == [True, True]
+    assert result.settings == {"data.workers": 2} and result.taken_back == ("evaluation",)
 
 
 def test_a_configuration_that_cannot_be_measured_at_all_is_an_error() -> None:

@@ -138,7 +138,7 @@ def test_three_of_eight_images_are_accumulated() -> None:
     found = fitted(8, (500 + 3 * 1000) * MIB)
     assert (found.best.cut.micro_batch_size, found.best.cut.accumulation) == (3, 3)
     too_large = next(one for one in found.others if one.cut.micro_batch_size == 4 and one.cut.precision == "bf16")
-    assert not too_large.fits and "does not fit: 1.0 GiB too much" in too_large.reason
+    assert not too_large.fits and "does not fit: 1000 MiB too much" in too_large.reason
 
 
 def test_activations_are_computed_again_where_nothing_else_fits() -> None:

@@ -199,6 +199,40 @@ def test_a_log_of_an_idle_gpu_shows_the_host() -> None:
     assert found.bottleneck is Bottleneck.HOST
 
 
+def test_a_processor_that_was_not_yet_sampled_is_not_idle() -> None:
+    gauges = [{}, None, {}, {"process_cpus": 1.9, "ram_percent": 50.0}]
+    found = verdict_of_log([record(sections_s={**COMPUTING, "data_wait": 0.0}, system=g) for g in gauges], config())
+    assert found is not None
+    assert found.bottleneck is Bottleneck.DEVICE
+
+
+@pytest.mark.parametrize(("ranks", "share"), [(1, 0.0), (2, 0.5)])
+def test_a_run_alone_waits_for_no_network(ranks: int, share: float) -> None:
+    steps = [record(sections_s={"forward": 1.0, "reduce": 0.75, "agree": 0.25}) for _ in range(3)]
+    found = verdict_of_log([{"kind": "start", "num_ranks": 4}, {"kind": "start", "num_ranks": ranks}, *steps], config())
+    assert found is not None
+    assert found.shares["network"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("queries", "fewer", "gain"), [(300, 100, 3.0), (120, 100, 1.2)])
+def test_fewer_queries_gain_no_more_than_they_are_fewer(queries: int, fewer: int, gain: float) -> None:
+    found = judge(Measurements(run=[rates(matcher=1.0)]), config(model__num_queries=queries), HERE)
+    change = found.changes[settings_of(found).index("model.num_queries")]
+    assert (change.value, change.best_gain) == (fewer, pytest.approx(gain))
+
+
+@pytest.mark.parametrize(
+    ("machine", "bottleneck", "told"),
+    [(25.0, Bottleneck.HOST, "stands still"), (100.0, Bottleneck.DEVICE, "Other programs keep the processors busy")],
+)
+def test_processors_that_others_keep_busy_do_not_stand_still(machine: float, bottleneck: Bottleneck, told: str) -> None:
+    sections = {**COMPUTING, "data_wait": 0.005}
+    steps = [record(sections_s=sections, system={"process_cpus": 0.3, "cpu_percent": machine}) for _ in range(3)]
+    found = verdict_of_log(steps, config())
+    assert found is not None
+    assert found.bottleneck is bottleneck and told in found.sentence
+
+
 def test_the_start_of_a_log_does_not_decide() -> None:
     slow_start = record(sections_s={**COMPUTING, "data_wait": 60.0}, step_s=60.1)
     found = verdict_of_log([slow_start, *(record(sections_s=COMPUTING) for _ in range(5))], config())
@@ -206,7 +240,7 @@ def test_the_start_of_a_log_does_not_decide() -> None:
     assert found.bottleneck is Bottleneck.DEVICE
 
 
-SECONDS = st.floats(0, 10, allow_nan=False)
+SECONDS = st.just(0.0) | st.floats(1e-9, 10)
 SECTIONS = st.dictionaries(
     st.sampled_from(
         ["data_wait", "copy", "forward", "matcher", "loss", "backward", "agree", "reduce", "update", "log"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from detronome.config.presets import nano
 from detronome.errors import ConfigError, TrainingError
 from detronome.runtime.files import locked
+from detronome.tempo import search
 from detronome.tempo.search import Evaluation, FinishedTrial, Pruner, Study, TrialEnd, TrialInfo
 from detronome.tempo.search_space import Choice, Range, parse_space
 
@@ -72,6 +74,12 @@ def test_what_is_tried_follows_from_the_seed_also_over_restarts(tmp_path: Path) 
         parts = study(tmp_path / "parts").run(trained, num_trials=number).trials
     assert [trial.settings for trial in parts] == [trial.settings for trial in whole]
     assert len({str(trial.settings) for trial in whole}) == 12
+
+
+def test_a_large_seed_is_a_seed(tmp_path: Path) -> None:
+    space = parse_space(SPACE, nano())
+    large = Study(tmp_path, space, meaning={}, epochs=EPOCHS, seed=2**32 - 1)
+    assert len(large.run(trained, num_trials=2).trials) == 2
 
 
 def test_an_empty_study_and_one_that_has_enough_train_nothing(tmp_path: Path) -> None:
@@ -143,6 +151,61 @@ def test_a_trial_that_another_process_trains_is_left_to_it(tmp_path: Path) -> No
         other.join(60)
 
 
+def test_a_lock_that_somebody_asks_about_is_waited_for(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    is_held, may_end = context.Event(), context.Event()
+    other = context.Process(target=held, args=(tmp_path, is_held, may_end))
+    other.start()
+    try:
+        assert is_held.wait(60)
+        threading.Timer(0.3, may_end.set).start()
+        assert [trial.state for trial in study(tmp_path).run(trained, num_trials=1).trials] == ["done"]
+    finally:
+        may_end.set()
+        other.join(60)
+
+
+def test_a_trial_that_ends_while_one_is_chosen_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(trial: TrialInfo, should_stop: Callable[[Evaluation], bool]) -> TrialEnd:
+        raise KeyboardInterrupt
+
+    other = study(tmp_path)
+    other.run(interrupted, num_trials=1)
+
+    ended: list[Path] = []
+
+    def locked_after_its_end(path: Path, **how: Any) -> Any:
+        if path.name == ".trial-0000.lock" and not ended:
+            ended.append(path)
+            other._study.tell(0, 0.5)
+        return locked(path, **how)
+
+    monkeypatch.setattr(search, "locked", locked_after_its_end)
+    begun: list[TrialInfo] = []
+    result = study(tmp_path).run(trained, num_trials=2, on_begin=begun.append)
+    assert [trial.number for trial in begun] == [1]
+    assert [trial.state for trial in result.trials] == ["done", "done"] and result.trials[0].value == 0.5
+
+
+def test_a_torn_line_at_the_end_of_the_journal_is_dropped(tmp_path: Path) -> None:
+    study(tmp_path).run(trained, num_trials=1)
+    with (tmp_path / "study.journal").open("a") as journal:
+        journal.write('{"op_code": 5, "tri')
+    study(tmp_path).run(trained, num_trials=2)
+    assert [trial.state for trial in study(tmp_path).result().trials] == ["done", "done"]
+
+
+def test_a_damaged_journal_is_told(tmp_path: Path) -> None:
+    study(tmp_path).run(trained, num_trials=1)
+    journal = tmp_path / "study.journal"
+    journal.write_bytes(journal.read_bytes().replace(b":", b"?", 1))
+    with pytest.raises(ConfigError, match="damaged") as caught:
+        study(tmp_path)
+    assert caught.value.problems[0].where == str(journal)
+
+
 def test_a_trial_that_fails_is_counted_and_told(tmp_path: Path) -> None:
     def sometimes(trial: TrialInfo, should_stop: Callable[[Evaluation], bool]) -> TrialEnd:
         if trial.number == 0:
@@ -161,9 +224,12 @@ def test_a_search_of_which_nothing_works_ends(tmp_path: Path) -> None:
     def fails(trial: TrialInfo, should_stop: Callable[[Evaluation], bool]) -> TrialEnd:
         raise RuntimeError("CUDA error\nand a page of text")
 
-    with pytest.raises(TrainingError, match=r"the first 3 trials have failed: CUDA error\n") as caught:
-        study(tmp_path).run(fails, num_trials=20)
+    with pytest.raises(TrainingError, match=r"no trial was trained, 3 failed: CUDA error\n") as caught:
+        study(tmp_path / "many").run(fails, num_trials=20)
     assert caught.value.problems[0].fix
+    for _ in range(2):  # also when it is asked again
+        with pytest.raises(TrainingError, match="no trial was trained, 2 failed"):
+            study(tmp_path / "few").run(fails, num_trials=2)
 
 
 def test_another_search_is_not_mixed_with_this_one(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ RECALL_POINTS: Float64[np.ndarray, " R"] = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionRecall:
-    """The curve of one class, or of all detections together."""
+    """The curve of one class, or over all classes."""
 
     num_objects: int
     """To find, crowd regions aside."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,16 +59,11 @@ class EvaluationDetails:
     curves: tuple[PrecisionRecall, ...]
     """Of each class, over all detections."""
     overall: PrecisionRecall
-    """Of the detections of all classes together."""
+    """Precision is the mean over the classes that have objects, so its mean is COCO's AP50; numbers and best F1 are of
+    the detections of all classes together."""
     errors: Mapping[ErrorKind, int]
     worst_images: tuple[WorstImage, ...]
     """Those with errors, lowest F1 first, then most errors."""
-
-    @property
-    def ap50(self) -> float:
-        """COCO's AP50: the mean over the classes that have objects; nan where none has."""
-        values = [curve.ap50 for curve in self.curves if curve.num_objects]
-        return sum(values) / len(values) if values else math.nan
 
     def top_confusions(self, limit: int = _NUM_CONFUSIONS) -> list[tuple[int, int, int]]:
         """Return (truth, predicted, count) of the classes that were confused most often."""
@@ -117,7 +112,7 @@ class EvaluationDetails:
                 }
                 for k, (name, curve) in enumerate(zip(self.classes, self.curves, strict=True))
             ],
-            "overall": {**_curve_record("all", self.overall), "mean_ap50": _or_none(self.ap50)},
+            "overall": _curve_record("all", self.overall),
             "errors": {str(kind): count for kind, count in self.errors.items()},
             "worst_images": [
                 {
@@ -188,7 +183,7 @@ def _curves(
     *,
     num_classes: int,
 ) -> tuple[tuple[PrecisionRecall, ...], PrecisionRecall]:
-    """Return the curve of each class, and that of all detections together."""
+    """Return the curve of each class, and that over all classes."""
     labels, scores, is_right = found.labels[counts], found.scores[counts], is_right[counts]
     by_class = np.argsort(labels, kind="stable")
     ends = np.cumsum(np.bincount(labels, minlength=num_classes))
@@ -198,7 +193,9 @@ def _curves(
         precision_recall(scores[group], is_right[group], count)
         for group, count in zip(groups, num_objects, strict=True)
     )
-    return curves, precision_recall(scores, is_right, len(objects))
+    precisions = [curve.precision for curve in curves if curve.precision is not None]
+    together = precision_recall(scores, is_right, len(objects))
+    return curves, replace(together, precision=np.mean(precisions, axis=0) if precisions else None)
 
 
 def _in_crowd(found: Found, crowds: Objects) -> Bool[np.ndarray, " N"]:

@@ -79,7 +79,7 @@ def memory_of(run: RunFolder) -> MemoryView | None:
         bars.append(
             MemoryBar(
                 name="measured",
-                note="peak of the run",
+                note="the process at its peak" if plan.device.type == "cpu" else "tensors alone, at their peak",
                 total=format_bytes(measured),
                 percent=100 * measured / scale,
                 parts=[],
@@ -90,15 +90,14 @@ def memory_of(run: RunFolder) -> MemoryView | None:
         bars=bars,
         limit_percent=100 * limit / scale if is_drawn and limit else None,
         causes=[(part, format_bytes(part.value)) for part in parts],
-        summary=_summary(max(peaks[:2]), measured),
+        summary=_summary(plan.tensor_bytes, measured),
         facts=list(filter(None, [_limit(plan), *_facts(plan)])),
     )
 
 
 def peaks_of(run: RunFolder) -> tuple[float, Sequence[Part]]:
-    """Return the bytes to compare runs by, and their causes where a plan knows them: the larger planned peak, or what
-    was measured.
-    """
+    """Return the bytes to compare runs by: training's planned peak with its causes, or, without a plan, what was
+    measured."""
     if run.plan is not None:
         peak = run.plan.training
         return peak.peak_bytes, parts_of(peak.bytes_by_cause, CAUSE_LOOKS, smallest=0.001)
@@ -127,12 +126,12 @@ def _limit(plan: PlanFile) -> str:
     return ": ".join(filter(None, (device, size)))
 
 
-def _summary(planned: float, measured: int | None) -> str:
-    if not measured or planned <= 0:
+def _summary(planned: float | None, measured: int | None) -> str:
+    if not measured or not planned:
         return ""
     error = (planned - measured) / measured
     side = "above" if error >= 0 else "below"
-    return f"the plan was {abs(100 * error):.1f}% {side} what was measured"
+    return f"the tensors were planned {abs(100 * error):.1f}% {side} what was measured"
 
 
 def _facts(plan: PlanFile) -> list[str]:

@@ -14,7 +14,7 @@ from detronome.report.formats import (
     format_significant,
 )
 from detronome.report.page.words import percent
-from detronome.report.run_files import ProposedChange, ProvingNumber, VerdictFile
+from detronome.report.run_files import ProvingNumber, VerdictFile
 from detronome.report.run_folder import RunFolder, metric
 
 __all__ = ["METRICS", "Tile", "VerdictView", "tiles_of", "verdict_of"]
@@ -57,8 +57,8 @@ class VerdictView:
     """How much faster at best; empty where it is not known."""
     proof: Sequence[tuple[str, str]]
     """What was measured, and the number with its unit."""
-    changes: Sequence[tuple[str, str, str]]
-    """Setting, value, why."""
+    changes: Sequence[tuple[str, str]]
+    """Setting with its value, why."""
     source: str
 
 
@@ -74,7 +74,7 @@ def verdict_of(verdict: VerdictFile | None) -> VerdictView | None:
         color=_TONES.get(verdict.verdict, 7),
         gain=f"{format_significant(gain)}×" if gain is not None and gain > 1.005 else "",
         proof=[(clean_text(number.what), _measured(number)) for number in verdict.proof],
-        changes=[(clean_text(change.setting), _value(change), clean_text(change.why)) for change in verdict.changes],
+        changes=[(change.assignment, clean_text(change.why)) for change in verdict.changes],
         source=_SOURCES.get(verdict.source, ""),
     )
 
@@ -128,12 +128,3 @@ def _measured(number: ProvingNumber) -> str:
         return format_bytes(number.value)
     text = format_significant(number.value)
     return f"{text}{unit}" if unit in ("%", "×") else f"{text} {unit}".strip()
-
-
-def _value(change: ProposedChange) -> str:
-    value = change.value
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return format_significant(value) if isinstance(value, float) else clean_text(value)

@@ -125,9 +125,10 @@ def _hints(run: RunFolder) -> list[tuple[str, str]]:
     """Return what a run that was evaluated lacks because an older version made it, with the command that adds it."""
     if not run.evaluations:
         return []
+    eval_command = "detronome eval RUN DATA --details RUN/evaluation.json"
     parts = [
         (run.verdict, "what a step waits for", "detronome profile RUN"),
-        (run.details, "confusion matrix, precision over recall, worst images", "detronome eval RUN DATA"),
+        (run.details, "confusion matrix, precision over recall, worst images", eval_command),
         (run.data, "label statistics", "detronome data stats DATA"),
     ]
     return [(what, command) for part, what, command in parts if part is None]

@@ -68,13 +68,16 @@ class TensorBoardTracker:
         self._open(purge_step=step + 1)
 
     def close(self, end: RunEnded | None, results: Results) -> None:
-        if end is not None and end.seconds:
-            self._add_text("goodput", explain(end.seconds), end.step)
-        for picture in results.pictures[:_MOST_PICTURES]:
-            with Image.open(picture.path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-            self._opened.add_image(f"pictures/{picture.path.stem}", pixels, end.step if end else 0, dataformats="HWC")
-        self._opened.close()
+        try:
+            if end is not None and end.seconds:
+                self._add_text("goodput", explain(end.seconds), end.step)
+            for picture in results.pictures[:_MOST_PICTURES]:
+                with Image.open(picture.path) as image:
+                    pixels = np.asarray(image.convert("RGB"))
+                name = f"pictures/{picture.path.stem}"
+                self._opened.add_image(name, pixels, end.step if end else 0, dataformats="HWC")
+        finally:  # a picture that cannot be read must not cost the numbers that are not on disk yet
+            self._opened.close()
 
     @property
     def _opened(self) -> SummaryWriter:

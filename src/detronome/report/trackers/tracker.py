@@ -15,7 +15,7 @@ from typing import Protocol, Self
 
 from detronome.engine.events import Event, RolledBack, RunEnded, RunStarted
 from detronome.report.happenings import Happening, happening
-from detronome.report.run_folder import Picture, read_run_folders
+from detronome.report.run_folder import Picture, read_pictures
 from detronome.report.trackers.scalars import scalars
 
 __all__ = ["Results", "Tracker", "Trackers"]
@@ -184,5 +184,4 @@ class _Feed:
 
 def _results(run_dir: Path) -> Results:
     page = run_dir / "report.html"
-    (run,) = read_run_folders([run_dir])
-    return Results(report=page if page.is_file() else None, pictures=run.pictures)
+    return Results(report=page if page.is_file() else None, pictures=read_pictures(run_dir / "pictures"))

@@ -73,7 +73,8 @@ class WandbTracker:
         )
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
-        remember(self._run_dir, "wandb", {"id": self._id, "url": self._run.url or ""})
+        url = "" if self._run.offline else self._run.url or ""  # asked offline, it warns
+        remember(self._run_dir, "wandb", {"id": self._id, "url": url})
 
     def write(self, numbers: Mapping[str, float], step: int) -> None:
         self._opened.log({**numbers, "step": step})
@@ -89,6 +90,13 @@ class WandbTracker:
         """Nothing is undone: points that were drawn stay."""
 
     def close(self, end: RunEnded | None, results: Results) -> None:
+        try:
+            if shown := self._shown(results):
+                self._opened.log({**shown, "step": end.step if end else 0})
+        finally:  # where a picture cannot be read, the run has ended all the same
+            self._opened.finish(exit_code=0 if end is not None and end.reason != "interrupted" else 1)
+
+    def _shown(self, results: Results) -> dict[str, Any]:
         import wandb
 
         shown: dict[str, Any] = {}
@@ -97,12 +105,9 @@ class WandbTracker:
             shown["events"] = wandb.Table(columns=["step", "kind", "what", "fix"], data=rows)
         if results.report is not None:
             shown["report"] = wandb.Html(str(results.report), inject=False)
-        if results.pictures:
-            pictures = results.pictures[:_MOST_PICTURES]
-            shown["pictures"] = [wandb.Image(str(picture.path), caption=picture.caption) for picture in pictures]
-        if shown:
-            self._opened.log({**shown, "step": end.step if end else 0})
-        self._opened.finish(exit_code=0 if end is not None and end.reason != "interrupted" else 1)
+        for picture in results.pictures[:_MOST_PICTURES]:  # one by one: a list is shown in the size of its first
+            shown[f"pictures/{picture.path.stem}"] = wandb.Image(str(picture.path), caption=picture.caption)
+        return shown
 
     @property
     def _opened(self) -> wandb.Run:

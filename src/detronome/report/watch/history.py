@@ -28,7 +28,7 @@ _LEAST_SILENCE_S = 120.0
 _START_S = 900.0
 """Loading, building and running the worst case may take so long without a word."""
 _USUAL_GAPS = 4
-"""A run is silent after so many times its longest recent gap between records."""
+"""A run is silent after so many times its longest recent gap between records, or its longest evaluation."""
 _POINTS = 240
 _CURVES = ("loss", "images_per_s", "grad_norm", "memory_bytes", "data_wait_share", "learning_rate")
 
@@ -47,6 +47,8 @@ class RunHistory:
         self._last: Record = {}
         self._gaps_s: deque[float] = deque(maxlen=40)
         self._eval_s = 0.0
+        self._longest_eval_s: float | None = None
+        self._has_stepped = False
 
     def add(self, record: Record) -> None:
         """Take in the next record of the log."""
@@ -54,13 +56,16 @@ class RunHistory:
         self._note_time(record)
         match kind:
             case "start":
-                self.start, self.end, self._eval_s = record, None, 0.0
+                self.start, self.end, self._eval_s, self._has_stepped = record, None, 0.0, False
             case "step":
+                self._has_stepped = True
                 self.recent.append(record)
                 self._draw(record)
             case "eval":
                 self._evaluations[record["step"]] = record
-                self._eval_s += number(record.get("eval_s")) or 0.0
+                eval_s = number(record.get("eval_s")) or 0.0
+                self._eval_s += eval_s
+                self._longest_eval_s = max(self._longest_eval_s or 0.0, eval_s)
             case "end":
                 self.end = record
             case _:
@@ -92,9 +97,18 @@ class RunHistory:
     @property
     def patience_s(self) -> float:
         """How long a run as this one may be without a word."""
-        if not self.recent or self._last.get("kind") == "start":
+        if not self._has_stepped:
             return _START_S
-        return max(_LEAST_SILENCE_S, _USUAL_GAPS * max(self._gaps_s, default=0.0))
+        return max(_LEAST_SILENCE_S, _USUAL_GAPS * max(self._evaluation_s, *self._gaps_s, 0.0))
+
+    @property
+    def _evaluation_s(self) -> float:
+        """The longest evaluation, of which nothing is told while it lasts; before the first one, as the speed of
+        training has it."""
+        if self._longest_eval_s is not None:
+            return self._longest_eval_s
+        images, images_per_s = number(self.start.get("num_val_images")), number(self.latest.get("images_per_s"))
+        return images / images_per_s if images and images_per_s else 0.0
 
     @property
     def step_s(self) -> float | None:

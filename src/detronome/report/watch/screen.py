@@ -12,6 +12,7 @@ from typing import Any, Self, TextIO
 from rich.console import Console
 from rich.live import Live
 
+from detronome.report.formats import clean_text
 from detronome.report.terminal import is_live, speaks_unicode
 from detronome.report.watch.state import RunState
 from detronome.report.watch.terminal_view import draw_state
@@ -85,7 +86,7 @@ class WatchScreen:
         if has_changed or (state.time - self._told_at >= _PLAIN_INTERVAL_S and last and last.step != state.step):
             self._told_at = state.time
             if state.status == "waiting" or not is_same_run:
-                self._write(f"{state.folder}: {status_words(state)}")
+                self._write(f"{clean_text(state.folder)}: {status_words(state)}")
             if state.status != "waiting":
                 self._write(progress_line(state))
 

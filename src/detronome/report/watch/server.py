@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,11 @@ from detronome.report.watch.state import Watcher
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-__all__ = ["build_app", "serve"]
+__all__ = ["LOOPBACK", "build_app", "serve"]
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""What this machine alone can reach."""
+
 _LEAST_BETWEEN_LOOKS_S = 0.5
 _GRACE_S = 2
 
@@ -41,7 +44,7 @@ def serve(watcher: Watcher, *, host: str, port: int, on_ready: Callable[[str], N
         MissingExtraError: starlette or uvicorn is not installed.
         ConfigError: nothing can listen at this address.
     """
-    app = build_app(watcher, is_local=host in _LOOPBACK)
+    app = build_app(watcher, is_local=host in LOOPBACK)
     import uvicorn
 
     listener = _listen(host, port)
@@ -119,10 +122,11 @@ class _Source:
             return self._state
 
     def report(self) -> str:
-        """Return the report's page, made anew when the log has grown."""
+        """Return the report's page, made anew when a file of the run has changed."""
         with self._reporting:
+            self.state()  # knows which run is the newest
             run_dir = self._watcher.run_dir
-            version = (run_dir, _size(run_dir / "log.jsonl"))
+            version = (run_dir, _last_change_ns(run_dir))
             if self._report[0] != version:
                 with tempfile.TemporaryDirectory() as folder:
                     page = write_report([run_dir], Path(folder) / "report.html")
@@ -159,15 +163,19 @@ def _policy(page: str) -> str:
 def _json_ready(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
     if isinstance(value, Mapping):
-        return {str(key): _json_ready(item) for key, item in value.items()}
+        return {_json_ready(str(key)): _json_ready(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_json_ready(item) for item in value]
     return value
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
+def _last_change_ns(folder: Path) -> int:
+    """Return when a file of a run has changed last: details and pictures are written after the log's end."""
+    changes = [0]
+    for path in [*folder.glob("*"), *folder.glob("pictures/*")]:
+        with suppress(OSError):
+            changes.append(path.stat().st_mtime_ns)
+    return max(changes)

@@ -93,7 +93,7 @@ class RunState:
     num_resumes: int = 0
     verdict: VerdictFile | None = None
     planned_bytes: float | None = None
-    """Peak memory as planned."""
+    """What the `memory_bytes` of the steps was planned to be at most; None also on a CPU."""
     device_bytes: float | None = None
     """Memory of the device that was planned for."""
     hangs: Sequence[str] = ()
@@ -115,7 +115,7 @@ class RunState:
     def to_record(self) -> dict[str, Any]:
         """Return a JSON-ready record."""
         record = asdict(self)
-        record["verdict"] = msgspec.to_builtins(self.verdict)
+        record["verdict"] = _verdict_record(self.verdict)
         record["step_parts"] = [_part_record(part) for part in self.step_parts]
         record["device_parts"] = [_part_record(part) for part in self.device_parts]
         record["happenings"] = [{**asdict(one), "sentence": one.sentence, "fix": one.fix} for one in self.happenings]
@@ -208,7 +208,7 @@ class Watcher:
             counts=dict(counts),
             num_resumes=self._num_resumes,
             verdict=self._live_verdict or read_run_file(run_dir / "verdict.json", VerdictFile, gaps),
-            planned_bytes=plan.training.peak_bytes if plan else None,
+            planned_bytes=plan.tensor_bytes if plan else None,
             device_bytes=plan.device.memory_bytes if plan else None,
             hangs=_hangs(run_dir / "hangs"),
             links=_links(run_dir / TRACKERS),
@@ -305,6 +305,13 @@ def _clean(numbers: Mapping[str, float]) -> dict[str, float]:
 
 def _whole(value: object) -> int | None:
     return int(found) if (found := number(value)) is not None else None
+
+
+def _verdict_record(verdict: VerdictFile | None) -> dict[str, Any] | None:
+    if verdict is None:
+        return None
+    changes = [{**msgspec.to_builtins(change), "assignment": change.assignment} for change in verdict.changes]
+    return {**msgspec.to_builtins(verdict), "changes": changes}
 
 
 def _part_record(part: Part) -> dict[str, Any]:

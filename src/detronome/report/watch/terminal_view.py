@@ -36,8 +36,6 @@ _ASCII_FILLS = {"solid": "#", "striped": "=", "dotted": "."}
 _TWO_COLUMNS = 76
 _GAP = 3
 _TALL = 38
-_LONG_WAIT = 0.2
-"""Part of a step; the console of `detronome train` warns of the same."""
 _HAPPENING_STYLES = {"skip": "red", "rollback": "red", "warning": "yellow", "checkpoint_failed": "dark_orange"}
 
 
@@ -128,7 +126,7 @@ class _Drawing:
         mark = "● " if self._is_unicode else ""
         lines = [self._ends(title, Text(f"{mark}{status_words(state)}", style=_TONES[state.status]))]
         if not state.total_steps:
-            return [*lines, Text(state.folder, style="dim")]
+            return [*lines, Text(clean_text(state.folder), style="dim")]
         share = min(max(state.step / state.total_steps, 0.0), 1.0)
         place = f"epoch {format_fixed(state.epoch, 1)}/{state.total_epochs}  step {state.step:,}/{state.total_steps:,}"
         bar_width = max(10, self._width - len(place) - 8)
@@ -203,11 +201,7 @@ class _Drawing:
         if not parts:
             return []
         total = sum(part.value for part in parts)
-        wait = self._state.data_wait_share
-        note = f"  waiting for data {100 * wait:.0f}%" if wait and title == "one step" else ""
-        head = Text.assemble(
-            (title, "bold"), f"  {_milliseconds(total)}", (note, "yellow" if (wait or 0) > 0.2 else "dim")
-        )
+        head = Text.assemble((title, "bold"), f"  {_milliseconds(total)}")
         bar, legend = Text(), Text()
         ends = [round(self._width * sum(p.tenths for p in parts[: i + 1]) / 1000) for i in range(len(parts))]
         lines = [legend]
@@ -228,7 +222,7 @@ class _Drawing:
             return []
         gain = f"  up to {verdict.best_gain:.2f}x faster" if verdict.best_gain and verdict.best_gain > 1.01 else ""
         tone = "green" if verdict.verdict == "BALANCED" else "yellow"
-        head = Text.assemble(("it waits for  ", "bold"), (clean_text(verdict.verdict), f"bold {tone}"), (gain, "dim"))
+        head = Text.assemble(("verdict  ", "bold"), (clean_text(verdict.verdict), f"bold {tone}"), (gain, "dim"))
         told = [Text(line) for line in textwrap.wrap(clean_text(verdict.sentence), self._width)]
         arrow = "→" if self._is_unicode else "->"
         return [head, *told, *(Text(f"  {arrow} {line}", style="dim") for line in change_lines(verdict)[:3])]
@@ -265,7 +259,7 @@ class _Drawing:
         return lines
 
     def links(self) -> list[Text]:
-        return [Text(f"{name}  {url}", style="dim") for name, url in self._state.links.items()]
+        return [Text(f"{name}  {clean_text(url)}", style="dim") for name, url in self._state.links.items()]
 
     def _ends(self, left: Text, right: Text) -> Text:
         """Write one text at each end of a line."""

@@ -77,7 +77,4 @@ def system_words(state: RunState) -> list[tuple[str, str]]:
 
 def change_lines(verdict: VerdictFile) -> list[str]:
     """Return the changes that a verdict proposes, one a line."""
-    return [
-        clean_text(f"{change.setting}={change.value}{': ' if change.why else ''}{change.why}")
-        for change in verdict.changes
-    ]
+    return [": ".join(filter(None, (change.assignment, clean_text(change.why)))) for change in verdict.changes]

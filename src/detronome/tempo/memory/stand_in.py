@@ -14,10 +14,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torch.utils._foreach_utils as foreach_utils
 import torch.utils.checkpoint as checkpoint
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from detronome.errors import ConfigError
 
 __all__ = ["DeviceType", "StandIn", "allowances"]
 
@@ -201,11 +202,23 @@ def allowances() -> Iterator[None]:
     """Let torch take `meta` tensors where it would refuse them, in this process, for as long as a trace takes.
 
     Kernels that work on lists of tensors are only for devices that torch has listed; and checkpointing compares the
-    devices of what it computes again, which are called by either name.
+    devices of what it computes again, which are called by either name. Neither list is part of torch's public face.
+
+    Raises:
+        ConfigError: this torch has no such lists.
     """
-    supported = foreach_utils._get_foreach_kernels_supported_devices
-    checks = checkpoint._allowed_determinism_checks_to_fns
-    check = checks["default"]
+    try:
+        from torch.utils import _foreach_utils as foreach_utils
+
+        supported = foreach_utils._get_foreach_kernels_supported_devices
+        checks = checkpoint._allowed_determinism_checks_to_fns
+        check = checks["default"]
+    except (ImportError, AttributeError, KeyError) as error:
+        raise ConfigError(
+            f"a step cannot be traced with torch {torch.__version__}, which has changed inside ({error})",
+            where="the plan of the memory",
+            fix="plan with another version of torch, e.g. 2.15; to train without a plan, set batch.micro_batch_size",
+        ) from error
     foreach_utils._get_foreach_kernels_supported_devices = lambda: [*supported(), "meta"]
     checks["default"] = lambda _: {}
     try:

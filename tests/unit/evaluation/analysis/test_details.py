@@ -75,7 +75,7 @@ def test_nothing_to_find_and_nothing_found(scenes: list[Scene], classes: tuple[s
     assert details.worst_images == ()
     record = details.to_json()
     assert [curve["precision"] for curve in record["curves"]] == [[]] * len(classes)
-    assert record["overall"]["ap50"] is record["overall"]["best_f1"] is record["overall"]["mean_ap50"] is None
+    assert record["overall"]["ap50"] is record["overall"]["best_f1"] is None
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
 
@@ -99,7 +99,7 @@ def test_one_class_found_perfectly() -> None:
     details = details_of([([(A, 0, False)], [(A, 0, 0.7)])], ("cat",))
     assert details.confusion.tolist() == [[1, 0], [0, 0]]
     assert details.score_threshold == pytest.approx(0.7)
-    assert details.overall.best_f1 == 1 and details.ap50 == pytest.approx(1)
+    assert details.overall.best_f1 == 1 and details.overall.ap50 == pytest.approx(1)
     assert details.worst_images == ()
 
 
@@ -165,6 +165,20 @@ def test_many_classes_leave_the_matrix_out() -> None:
 def test_limit_of_detections() -> None:
     evaluator = evaluator_of([([(A, 0, False)], [(B, 0, 0.9), (A, 0, 0.8)])])
     assert evaluator.details(max_detections=1).overall.num_found == 1
+
+
+def test_a_box_of_negative_area_counts_as_little_as_for_coco() -> None:
+    evaluator = evaluator_of([([(A, 0, False)], [((0.0, 20.0, 10.0, -10.0), 0, 0.9), (A, 0, 0.8)])])
+    _assert_ap50_agrees(evaluator)
+    assert evaluator.details().overall.num_found == 1
+
+
+def test_the_curve_over_all_classes_is_their_mean() -> None:
+    details = details_of(
+        [([(A, 0, False), (B, 1, False)], [(A, 0, 0.9), (FAR, 1, 0.95)]), ([(A, 0, False)], [(A, 0, 0.9)])]
+    )
+    assert [details.curves[k].ap50 for k in (0, 1)] == [pytest.approx(1), 0]
+    assert details.overall.precision is not None and details.overall.precision.tolist() == [0.5] * 101
 
 
 def test_detections_of_an_image() -> None:
@@ -302,8 +316,8 @@ def test_published_detections(shared_data: Path) -> None:
     evaluator.add_results_file(folder / "instances_val2014_fakebbox100_results.json")
     _assert_ap50_agrees(evaluator)
     record = json.loads(json.dumps(evaluator.details().to_json(), allow_nan=False))
-    assert record["overall"]["mean_ap50"] == pytest.approx(0.69697, abs=1e-5)  # as pycocotools has published it
-    for curve in record["curves"]:
+    assert record["overall"]["ap50"] == pytest.approx(0.69697, abs=1e-5)  # as pycocotools has published it
+    for curve in (*record["curves"], record["overall"]):
         if curve["num_objects"]:
             assert np.mean(curve["precision"]) == pytest.approx(curve["ap50"], abs=1e-6)
     assert all(image["file"].startswith("COCO_val2014_") for image in record["worst_images"])
@@ -313,7 +327,7 @@ def _assert_ap50_agrees(evaluator: DetectionEvaluator) -> None:
     """Compare every class with the engine's AP at IoU 0.50 alone."""
     details, engine = evaluator.details(), _ap50_of_engine(evaluator)
     assert [curve.ap50 for curve in details.curves] == pytest.approx(engine, abs=1e-9, nan_ok=True)
-    assert details.ap50 == pytest.approx(evaluator.compute().numbers["AP50"], abs=1e-9, nan_ok=True)
+    assert details.overall.ap50 == pytest.approx(evaluator.compute().numbers["AP50"], abs=1e-9, nan_ok=True)
 
 
 def _ap50_of_engine(evaluator: DetectionEvaluator) -> list[float]:

@@ -96,6 +96,25 @@ def test_tensorboard_hides_the_steps_that_a_rollback_undid(run_dir: Path) -> Non
 
 
 @pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_picture_that_cannot_be_read_does_not_keep_a_run_open(
+    name: TrackerName, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = pytest.importorskip(PACKAGES[name])
+    places = {
+        "tensorboard": (getattr(package, "SummaryWriter", None), "close"),
+        "wandb": (getattr(package, "Run", None), "finish"),
+        "mlflow": (getattr(package, "MlflowClient", None), "set_terminated"),
+    }
+    owner, method = places[name]
+    end, calls = getattr(owner, method), []
+    monkeypatch.setattr(owner, method, lambda *args, **options: (calls.append(method), end(*args, **options))[1])
+    (run_dir / "pictures" / "a.jpg").write_bytes(b"no picture")
+    track(name, run_dir, started(), logged(1), ended(1))
+    assert calls == [method]
+
+
+@pytest.mark.usefixtures("offline")
 def test_wandb_offline_goes_on_under_the_same_id(run_dir: Path) -> None:
     pytest.importorskip("wandb")
     track("wandb", run_dir, started(), logged(1), warned(1), ended(5, "interrupted"))
@@ -107,6 +126,19 @@ def test_wandb_offline_goes_on_under_the_same_id(run_dir: Path) -> None:
     assert len(list((run_dir / "wandb").rglob("report_*.html"))) == 1  # of the second, which has ended
     track("wandb", run_dir, started(), ended(10))  # began anew
     assert recall(run_dir, "wandb")["id"] != first["id"]
+
+
+@pytest.mark.usefixtures("offline")
+def test_wandb_has_nothing_to_say_of_pictures_of_two_sizes(
+    run_dir: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("wandb")
+    Image.new("RGB", (20, 50)).save(run_dir / "pictures" / "b.jpg")
+    track("wandb", run_dir, started(), ended(10))
+    media = {file.name[:2] for file in (run_dir / "wandb").glob("offline-run-*/files/media/images/pictures/*")}
+    assert media == {"a_", "b_"}
+    assert all(record.levelname in ("DEBUG", "INFO") for record in caplog.records)
+    assert "WARNING" not in capfd.readouterr().err
 
 
 def test_wandb_without_a_key_asks_for_none(

@@ -82,6 +82,15 @@ def test_events_come_in_order_and_all_before_the_end(run_dir: Path) -> None:
     assert recorder.results is not None and recorder.results.report == run_dir / "report.html"
 
 
+def test_a_damaged_log_keeps_nothing_from_the_end(run_dir: Path) -> None:
+    (run_dir / "log.jsonl").write_text("no record\n{}\n")
+    recorder = Recorder()
+    with Trackers([recorder], run_dir) as trackers:
+        trackers(started())
+        trackers(ended(5))
+    assert recorder.results is not None and recorder.results.report == run_dir / "report.html"
+
+
 def test_a_run_that_failed_or_was_interrupted_has_no_results(run_dir: Path) -> None:
     failed, interrupted = Recorder(), Recorder()
     with pytest.raises(KeyError), Trackers([failed], run_dir) as trackers:

@@ -70,6 +70,23 @@ def test_the_state_follows_the_log_and_the_report_is_made_when_asked_for(tmp_pat
     assert {path.name for path in run.iterdir()} == {"log.jsonl"}
 
 
+def test_the_report_of_the_newest_run_is_made_again_when_its_folder_changes(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    write(run, eventful_run())
+    with served(tmp_path / "runs") as port:
+        status, _, page = get(port, "/report")
+        assert status == 200 and "label statistics" in page
+        data = {"format": 1, "splits": {"train": {"num_images": 7, "num_objects": 9}}}
+        (run / "data.json").write_text(json.dumps(data))  # as a run that has ended does, after its log
+        _, _, page = get(port, "/report")
+        assert "label statistics" not in page
+
+
+def test_a_folder_whose_name_is_no_utf8_is_served(tmp_path: Path) -> None:
+    with served(tmp_path / "\udcff") as port:
+        assert json.loads(get(port, "/state.json")[2])["folder"].endswith("/?")
+
+
 def test_the_page_holds_nothing_of_a_run_and_asks_nobody_else(tmp_path: Path) -> None:
     write(tmp_path / "run", eventful_run())
     with served(tmp_path / "run") as port:

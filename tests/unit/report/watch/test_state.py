@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from run_events import HOSTILE, ended, evaluated, eventful_run, logged, started, whole_run
+from run_events import HOSTILE, ended, evaluated, eventful_run, logged, started, warned, whole_run
 from timed_log import BEGAN, write
 
+from detronome.report.html import write_report
 from detronome.report.run_files import VerdictFile
 from detronome.report.watch.state import RunState, Watcher, newest_run
 from detronome.report.watch.terminal_view import draw_state
@@ -66,6 +67,28 @@ def test_a_run_that_logs_rarely_has_longer_to_be_silent(tmp_path: Path) -> None:
     assert watcher(tmp_path / "run", now + 1300).look().status == "silent"
 
 
+def test_an_evaluation_is_no_silence(tmp_path: Path) -> None:
+    steps = [logged(step) for step in range(1, 51)]
+    now = write(tmp_path / "run", [started(), *steps])
+    images_per_s, num_images = steps[-1].images_per_s, started().num_val_images
+    expected_s = 4 * num_images / images_per_s
+    slow = [replace(step, images_per_s=num_images / 300) for step in steps]
+    now = write(tmp_path / "slow", [started(), *slow])  # evaluating as fast as it trains, it takes 5 minutes
+    assert watcher(tmp_path / "slow", now + 1100).look().status == "running"
+    assert watcher(tmp_path / "slow", now + 1300).look().status == "silent"
+    assert expected_s < 120 and watcher(tmp_path / "run", now + 130).look().status == "silent"
+    now = write(tmp_path / "slow", [replace(evaluated(50, 0.2), eval_s=600.0)], at=now + 600)
+    now = write(tmp_path / "slow", slow, at=now)  # more records than gaps are remembered
+    assert watcher(tmp_path / "slow", now + 2300).look().status == "running"
+    assert watcher(tmp_path / "slow", now + 2500).look().status == "silent"
+
+
+def test_a_resumed_run_has_time_to_start_whatever_it_tells_meanwhile(tmp_path: Path) -> None:
+    now = write(tmp_path / "run", [started(), logged(1), started(1), warned(1)])
+    assert watcher(tmp_path / "run", now + 800).look().status == "running"
+    assert watcher(tmp_path / "run", now + 1000).look().status == "silent"
+
+
 def test_the_time_left_counts_evaluations(tmp_path: Path) -> None:
     write(tmp_path / "run", [started(), *(logged(step) for step in range(1, 51))])
     assert watcher(tmp_path / "run").look().eta_s == pytest.approx(50 * 0.2)
@@ -117,6 +140,23 @@ def test_without_a_live_verdict_that_of_the_file_is_shown(tmp_path: Path) -> Non
     (tmp_path / "run" / "verdict.json").write_text('{"format": 1, "verdict": "HOST", "sentence": "the host"}')
     state = watcher(tmp_path / "run").look()
     assert state.verdict is not None and state.verdict.verdict == "HOST"
+
+
+def test_changes_are_written_as_they_are_given(tmp_path: Path) -> None:
+    write(tmp_path / "run", whole_run())
+    changes = [
+        {"setting": "train.compile", "value": True},
+        {"setting": "batch.global_batch_size", "value": 131072},
+        {"setting": "the slowest rank's machine", "value": "look at it", "why": "the others wait"},
+    ]
+    verdict = {"format": 1, "verdict": "HOST", "sentence": "the host", "changes": changes}
+    (tmp_path / "run" / "verdict.json").write_text(json.dumps(verdict))
+    state = watcher(tmp_path / "run").look()
+    told = [change["assignment"] for change in state.to_record()["verdict"]["changes"]]
+    assert told == ["train.compile=true", "batch.global_batch_size=131072", "the slowest rank's machine: look at it"]
+    assert all(text in shown(state) for text in told)
+    page = write_report([tmp_path / "run"], tmp_path / "a.html").read_text().replace("<wbr>", "")
+    assert all(text.replace("'", "&#39;") in page for text in told)
 
 
 def test_of_a_folder_of_runs_the_newest_is_watched(tmp_path: Path) -> None:

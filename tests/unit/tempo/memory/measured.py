@@ -93,6 +93,7 @@ def evaluation_run(
         gc.collect()
         torch.empty(0).untyped_storage().resize_(_MARK_BYTES)
         if device.type == "cuda":
+            torch.cuda.empty_cache()  # of what training took and no longer holds
             torch.cuda.reset_peak_memory_stats(device)
         model = step.model if step.ema is None else step.ema.model
         batch = _padded(worst_eval_batch(shape_hw=shape_hw, num_images=batch_size).parts[0], device)

@@ -5,13 +5,17 @@ import numpy as np
 import pytest
 import torch
 from tests.unit.tempo.memory.measured import allocated_peak_bytes, annotated_split, evaluation_run, training_run
+from torch.utils import _foreach_utils, checkpoint
+from torch.utils.checkpoint import _allowed_determinism_checks_to_fns
 
 from detronome.config.presets import preset
 from detronome.config.schema import DetrConfig, NanoConfig, RunConfig
 from detronome.data.split import DataSplit
 from detronome.errors import ConfigError
+from detronome.models.detr.model import DETR
 from detronome.tempo.memory.account import Cause
 from detronome.tempo.memory.planner import CONTEXT_BYTES, MemoryPlanner
+from detronome.tempo.memory.stand_in import StandIn
 from detronome.types import Categories
 
 SHAPE = (96, 128)
@@ -234,6 +238,39 @@ def test_planning_leaves_no_trace(split: DataSplit) -> None:
     assert torch.equal(torch.rand(3), expected)
     assert not torch.is_autocast_enabled("xpu")
     assert torch.zeros(2).device.type == "cpu"
+
+
+@pytest.mark.parametrize("at", ["forward", "backward"])
+def test_a_trace_that_fails_leaves_torch_as_it_was(at: str, split: DataSplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    supported, checks = _foreach_utils._get_foreach_kernels_supported_devices, dict(_allowed_determinism_checks_to_fns)
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError(at)
+
+    monkeypatch.setattr(*{"forward": (DETR, "forward"), "backward": (StandIn, "_backward")}[at], fail)
+    plan = planner(small("detr"), split, device_type="cuda")
+    with pytest.raises(KeyError, match=at):
+        plan.training(2, precision="bf16")
+    assert _foreach_utils._get_foreach_kernels_supported_devices is supported
+    assert checks == _allowed_determinism_checks_to_fns
+    assert torch.zeros(2).add(1).sum() == 2 and torch.zeros(2).device.type == "cpu"
+    assert not torch.is_autocast_enabled("xpu")
+    monkeypatch.undo()
+    assert plan.training(2, precision="bf16") == planner(small("detr"), split, device_type="cuda").training(
+        2, precision="bf16"
+    )
+
+
+@pytest.mark.parametrize(
+    ("holder", "name"),
+    [(_foreach_utils, "_get_foreach_kernels_supported_devices"), (checkpoint, "_allowed_determinism_checks_to_fns")],
+)
+def test_a_torch_that_cannot_be_traced_is_told(
+    holder: object, name: str, split: DataSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(holder, name)
+    with pytest.raises(ConfigError, match=rf"torch {torch.__version__.split('+')[0]}.*{name}"):
+        planner(small("nano"), split).training(2)
 
 
 def test_nothing_is_downloaded(split: DataSplit, monkeypatch: pytest.MonkeyPatch) -> None:
