@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from detronome.config.convert import apply_overrides, from_dict, to_dict
 from detronome.config.presets import PRESETS
-from detronome.config.schema import RunConfig
+from detronome.config.schema import RunConfig, WithPretrainedBackbone
 from detronome.data.download.events import Listener, Noticed, ignore
 from detronome.data.store.decode import read_image
 from detronome.deploy.predictor import build_predictor
@@ -251,7 +251,7 @@ def _load_weights(detector: Detector, checkpoint: Checkpoint, source: Path) -> N
 
 def _without_pretrained(config: RunConfig) -> RunConfig:
     """Return the configuration with nothing to download: the checkpoint holds all the weights."""
-    if config.model.family != "nano":
+    if isinstance(config.model, WithPretrainedBackbone):
         return apply_overrides(config, {"model.backbone_weights": "none"})
     return config
 

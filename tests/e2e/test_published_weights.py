@@ -103,5 +103,11 @@ def test_data_with_classes_that_the_weights_lack(hub: Path, blocks: Path, tmp_pa
     (folder / "model.safetensors").symlink_to(hub / "model.safetensors")
     config = json.loads((hub / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "id2label": {**NAMES, "7": "green"}}))
-    with pytest.raises(dt.DetronomeError):
-        dt.train(blocks, model=folder, epochs=1, out=tmp_path / "run", settings=SETTINGS)
+    run = dt.train(blocks, model=folder, epochs=1, out=tmp_path / "run", settings=SETTINGS)
+    assert run.model.categories.names == ("red", "blue")
+    before, after = dt.load(folder, device="cpu").checkpoint.model, run.model.checkpoint.model
+    reshaped = {name for name in before if before[name].shape != after[name].shape}
+    assert reshaped == {"class_embed.weight", "class_embed.bias"}
+    rows = after["class_embed.weight"]
+    assert len(rows) == 3  # red, blue, no object
+    torch.testing.assert_close(rows[[0, 2]], before["class_embed.weight"][[3, 8]], atol=1e-10, rtol=0)

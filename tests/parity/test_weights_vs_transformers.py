@@ -143,7 +143,7 @@ def test_a_saved_rt_detr_finds_its_preset(tmp_path: Path) -> None:
 
 def _pair(config: DetrConfig) -> tuple[Any, Any]:
     """Return our model with random weights and statistics, and transformers' with the same."""
-    bridge = pytest.importorskip("transformers_detr")
+    bridge = pytest.importorskip("tests.parity.transformers_detr")
     torch.manual_seed(0)
     model = build_model(config, NUM_CLASSES).eval()
     with torch.no_grad():

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from detronome.config.preset_facts import PHOTO_HW, PRESET_FACTS
+from detronome.config.preset_facts import PRESET_FACTS
 from detronome.config.presets import PRESETS
 from detronome.weights.catalog import HUB_IDS, OFFICIAL_FILES
 
-__all__ = ["PHOTO_HW", "PresetInfo", "list_models"]
+__all__ = ["PresetInfo", "list_models"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from detronome.data.split import DataSplit
 from detronome.engine.build import build_trainer
 from detronome.engine.checkpoint import Checkpoint, load_last_good
 from detronome.engine.events import Evaluated, Observer, RunEnded
+from detronome.engine.fine_tune import head_change
 from detronome.engine.resolve import resolve
 from detronome.engine.resume import reconcile
 from detronome.engine.trainer import Trainer
@@ -230,8 +231,6 @@ def _joined() -> Iterator[World]:
 def _begin(config: RunConfig, out: str | Path | None, start_from: Model | None, world: World) -> _Start:
     """Decide everything about a new run, and write it down."""
     train_split, val_split = open_splits(config)
-    if start_from is not None:
-        _check_classes(start_from, train_split)
     planner = RunPlanner(train_split, val_split, world=world)
     resolved = resolve(config, train_split, world, planner=planner)
     run_dir = new_run_dir(out, resolved.config.preset)
@@ -240,7 +239,10 @@ def _begin(config: RunConfig, out: str | Path | None, start_from: Model | None, 
         if planner.made is not None:
             write_atomic(run_dir / "plan.json", json.dumps(planner.made.to_record(), indent=1))
         write_atomic(run_dir / "config.toml", to_toml(resolved.config))
-    return _Start(run_dir=run_dir, config=resolved.config, reasons=resolved.reasons)
+    reasons = dict(resolved.reasons)
+    if start_from is not None and (told := head_change(start_from.categories, train_split.index.categories)):
+        reasons["classes"] = told
+    return _Start(run_dir=run_dir, config=resolved.config, reasons=reasons)
 
 
 def _go_on(path: Path, asked: Callable[[RunConfig], RunConfig], world: World, observers: Sequence[Observer]) -> _Start:
@@ -373,18 +375,6 @@ def _only_here(run_dir: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
-
-
-def _check_classes(model: Model, split: DataSplit) -> None:
-    """Refuse data with classes that the model does not know; it may know more, as official weights do."""
-    theirs, ours = split.index.categories, model.categories
-    if not theirs.by_id.items() <= ours.by_id.items():
-        raise CheckpointError(
-            f"the checkpoint knows {len(ours)} classes ({first_few(ours.names)}), the data has {len(theirs)} "
-            f"({first_few(theirs.names)})",
-            where=str(split.files.annotation_file),
-            fix="use data with the checkpoint's categories (same ids and names), or train from a preset",
-        )
 
 
 def _is_restart(environment: Mapping[str, str]) -> bool:

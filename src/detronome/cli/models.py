@@ -39,7 +39,7 @@ def models(*, json: Json = False) -> None:
     print_line("AP (of boxes) and PQ: on COCO val2017, of the published weights, as told by")
     for source, names in _by_source(presets).items():
         print_line(f"  {names[0]}{' ...' if len(names) > 1 else ''}: {source}")
-    print_line("weights: `--model PRESET` of eval and predict, or dt.load, download and keep them.")
+    print_line("weights: eval, predict and dt.load, given the preset, download and keep them.")
 
 
 def _by_source(presets: Sequence[PresetInfo]) -> dict[str, list[str]]:

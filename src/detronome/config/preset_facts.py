@@ -97,5 +97,20 @@ PRESET_FACTS: Mapping[str, PresetFacts] = {
     "rtdetr-v2-x": PresetFacts(
         num_parameters=76_556_268, gflops=258.4, image_hw=_SQUARE, num_classes=80, AP=54.3, source=_RTDETR
     ),
+    "dfine-n": PresetFacts(
+        num_parameters=3_782_691, gflops=7.3, image_hw=_SQUARE, num_classes=80, AP=42.8, source=_DFINE
+    ),
+    "dfine-s": PresetFacts(
+        num_parameters=10_321_875, gflops=25.7, image_hw=_SQUARE, num_classes=80, AP=48.5, source=_DFINE
+    ),
+    "dfine-m": PresetFacts(
+        num_parameters=19_590_062, gflops=58.3, image_hw=_SQUARE, num_classes=80, AP=52.3, source=_DFINE
+    ),
+    "dfine-l": PresetFacts(
+        num_parameters=31_244_150, gflops=93.6, image_hw=_SQUARE, num_classes=80, AP=54.0, source=_DFINE
+    ),
+    "dfine-x": PresetFacts(
+        num_parameters=62_621_558, gflops=207.5, image_hw=_SQUARE, num_classes=80, AP=55.8, source=_DFINE
+    ),
 }
 """By preset."""

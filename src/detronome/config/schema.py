@@ -8,12 +8,14 @@ command line read these records: modules and losses take plain keywords.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NewType
 
 __all__ = [
+    "TIMM_PREFIX",
     "ActivationCheckpointing",
     "AugmentConfig",
     "BatchConfig",
+    "DFineConfig",
     "DataConfig",
     "DetrConfig",
     "EvalConfig",
@@ -25,9 +27,15 @@ __all__ = [
     "RtDetrConfig",
     "RunConfig",
     "ScheduleConfig",
+    "TimmName",
     "TrainConfig",
     "WithPretrainedBackbone",
 ]
+
+
+TIMM_PREFIX = "timm:"
+TimmName = NewType("TimmName", str)
+"""A network of timm as a backbone: the prefix and its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +43,8 @@ class DetrConfig:
     """Classic DETR: ResNet, transformer encoder and decoder, learned queries (arXiv 2005.12872)."""
 
     family: Literal["detr"] = "detr"
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] | TimmName = "resnet50"
+    """Or `timm:NAME`, a network of timm that gives maps of stride 8, 16 and 32; needs the extra `timm`."""
     dilation: bool = False
     """DC5: dilate the last stage instead of striding it. Not visible in a checkpoint's keys."""
     backbone_norm: Literal["frozen", "trainable"] = "frozen"
@@ -86,9 +95,11 @@ class RtDetrConfig:
     """RT-DETRv2: hybrid encoder, queries selected from three maps, deformable decoder (arXiv 2407.17140)."""
 
     family: Literal["rtdetr"] = "rtdetr"
-    backbone: Literal[
-        "resnet18vd", "resnet34vd", "resnet50vd", "resnet101vd", "hgnetv2_b4", "hgnetv2_b5", "hgnetv2_b6"
-    ] = "resnet50vd"
+    backbone: (
+        Literal["resnet18vd", "resnet34vd", "resnet50vd", "resnet101vd", "hgnetv2_b4", "hgnetv2_b5", "hgnetv2_b6"]
+        | TimmName
+    ) = "resnet50vd"
+    """Or `timm:NAME`, a network of timm that gives maps of stride 8, 16 and 32; needs the extra `timm`."""
     backbone_norm: Literal["frozen", "trainable"] = "frozen"
     """`frozen`: BatchNorm as fixed scale and shift; needs pretrained weights. The encoder's always learns."""
     backbone_weights: str = "imagenet"
@@ -119,8 +130,53 @@ class RtDetrConfig:
     denoising_label_noise: float = 0.5
 
 
-ModelConfig = DetrConfig | NanoConfig | RtDetrConfig
-WithPretrainedBackbone = DetrConfig | RtDetrConfig
+@dataclass(frozen=True, kw_only=True)
+class DFineConfig:
+    """D-FINE: RT-DETR whose boxes are read from distributions over the places of their edges (arXiv 2410.13842)."""
+
+    family: Literal["dfine"] = "dfine"
+    backbone: Literal[
+        "hgnetv2_b0", "hgnetv2_b1", "hgnetv2_b2", "hgnetv2_b3", "hgnetv2_b4", "hgnetv2_b5", "hgnetv2_b6"
+    ] = "hgnetv2_b4"
+    backbone_affine: bool = False
+    """Scale and shift by a learned number after each activation of the backbone."""
+    backbone_norm: Literal["frozen", "trainable"] = "frozen"
+    """`frozen`: BatchNorm as fixed scale and shift; needs pretrained weights. The encoder's always learns."""
+    backbone_weights: str = "imagenet"
+    """`imagenet` (downloaded from the authors), `none` (random), or a file with a state dict."""
+    frozen_stages: int = 1
+    """How many parts of the backbone stay fixed: 0 none, 1 the stem, ... 5 all."""
+    encoder_dim: int = 256
+    """Channels of the maps in the encoder."""
+    encoder_ffn_dim: int = 1024
+    encoder_expansion: float = 1.0
+    """Width of the branches of the encoder's fusing blocks, as a part of half `encoder_dim`."""
+    encoder_depth: float = 1.0
+    """Depth of these branches, as a part of three blocks."""
+    num_encoder_layers: int = 1
+    """Attention layers on the coarsest map."""
+    hidden_dim: int = 256
+    """Channels of the decoder's queries."""
+    num_heads: int = 8
+    ffn_dim: int = 1024
+    num_points: tuple[int, ...] = (3, 6, 3)
+    """Sampling points per head on each map, finest first: as many maps as there are entries, the coarsest of stride
+    32."""
+    sampling: Literal["default", "discrete"] = "default"
+    """`default`: bilinear between the cells of a map. `discrete`: the nearest cell, for runtimes without grid sampling;
+    for fine-tuning weights trained with `default`."""
+    num_decoder_layers: int = 6
+    reg_scale: float = 4.0
+    """The larger, the finer are small shifts of an edge beside large ones."""
+    num_queries: int = 300
+    num_denoising: int = 100
+    """Noised truth boxes of the fullest image, trained beside the queries; 0 turns denoising off."""
+    denoising_box_noise: float = 1.0
+    denoising_label_noise: float = 0.5
+
+
+ModelConfig = DetrConfig | NanoConfig | RtDetrConfig | DFineConfig
+WithPretrainedBackbone = DetrConfig | RtDetrConfig | DFineConfig
 """Families with `backbone_weights`."""
 
 ActivationCheckpointing = Literal["none", "backbone", "transformer", "all"]
@@ -143,6 +199,10 @@ class LossConfig:
     """Of the focal loss of masks, where the model makes them."""
     weight_dice: float = 1.0
     """Of the dice loss of masks."""
+    weight_fgl: float = 0.15
+    """Of the places of edges, in D-FINE: of queries that have an object in any layer."""
+    weight_ddf: float = 1.5
+    """Of what earlier layers learn from the last one, in D-FINE."""
     no_object_weight: float = 0.1
     """Weight of the no-object class in the softmax cross-entropy."""
     quality_exponent: float = 1.5

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from detronome.config.convert import to_dict
-from detronome.config.schema import DetrConfig, RunConfig, ScheduleConfig, WithPretrainedBackbone
+from detronome.config.schema import DetrConfig, ModelConfig, RunConfig, ScheduleConfig, WithPretrainedBackbone
 from detronome.data.build import (
     augment_policy,
     build_eval_batches,
@@ -36,6 +36,7 @@ from detronome.engine.early_stop import BestMetric
 from detronome.engine.ema import ModelEma
 from detronome.engine.evaluator import detect_batch, detect_in_pieces
 from detronome.engine.events import Evaluated, Observer, RunStarted
+from detronome.engine.fine_tune import fine_tuned_categories, with_new_head
 from detronome.engine.guard import StepGuard
 from detronome.engine.ladder import Ladder
 from detronome.engine.micro_batches import MicroBatchSizes
@@ -55,6 +56,7 @@ from detronome.losses.build import build_criterion
 from detronome.losses.terms import BatchTotals
 from detronome.models.build import build_model
 from detronome.models.detector import Detector
+from detronome.models.dfine.model import DFINE
 from detronome.models.panoptic.model import PanopticDETR
 from detronome.runtime.device import describe_environment
 from detronome.runtime.device_clock import DeviceClock
@@ -97,7 +99,7 @@ def build_trainer(
     """
     config, device = resolved.config, resolved.device
     source = resume_from or start_from
-    categories = source.categories if source else train.index.categories
+    categories = _categories(train.index.categories, start_from=start_from, resume_from=resume_from)
     plan = build_plan(config, len(train.index))
     state = resume_from.state if resume_from else TrainingState()
     device_clock = DeviceClock(device) if device.type == "cuda" else None
@@ -309,8 +311,17 @@ def _model(config: RunConfig, categories: Categories, source: Checkpoint | None)
         channels_last=config.train.channels_last,
     )
     if source is not None:
+        part, weights = _part_of(model, source.model), source.model
+        if source.categories != categories:
+            weights = with_new_head(
+                weights,
+                part.state_dict(),
+                head=_head_of(model_config, len(categories), source.model),
+                held=source.categories,
+                data=categories,
+            )
         try:
-            _part_of(model, source.model).load_state_dict(source.model)
+            part.load_state_dict(weights)
         except RuntimeError as error:
             raise CheckpointError(
                 f"the checkpoint's weights do not fit the model that the settings describe: {error}",
@@ -318,6 +329,20 @@ def _model(config: RunConfig, categories: Categories, source: Checkpoint | None)
                 fix="leave the model.* settings as the checkpoint has them, or train from a preset",
             ) from error
     return model
+
+
+def _categories(data: Categories, *, start_from: Checkpoint | None, resume_from: Checkpoint | None) -> Categories:
+    """Return what the model's labels mean."""
+    if resume_from is not None:
+        return resume_from.categories
+    return data if start_from is None else fine_tuned_categories(start_from.categories, data)
+
+
+def _head_of(config: ModelConfig, num_classes: int, weights: Mapping[str, Tensor]) -> frozenset[str]:
+    """Return the tensors that have another shape in a model of one class more, by their names in `weights`."""
+    with torch.device("meta"):
+        these, more = (_part_of(build_model(config, n), weights).state_dict() for n in (num_classes, num_classes + 1))
+    return frozenset(name for name, value in these.items() if value.shape != more[name].shape)
 
 
 def _part_of(model: Detector, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -341,7 +366,9 @@ def _training_step(
     parallel = _parallel(config, model, ema, world, device)
     return TrainingStep(
         parallel=parallel,
-        criterion=build_criterion(config.loss, with_masks=isinstance(model, PanopticDETR)),
+        criterion=build_criterion(
+            config.loss, with_masks=isinstance(model, PanopticDETR), with_edges=isinstance(model, DFINE)
+        ),
         optimizer=build_optimizer(
             model,
             lr=config.optim.lr,

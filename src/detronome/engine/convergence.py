@@ -33,7 +33,12 @@ _SKIPPED, _SKIPPED_STEPS = 0.2, 100
 _HIGH_RATE, _LOW_RATE = 5.0, 0.1
 """Times the recipe's rate beyond which the rate is the first suspect."""
 
-_DUE_STEPS = {"detr": (5_000, 0.5, 20_000), "nano": (1_000, 0.2, 3_000), "rtdetr": (2_000, 0.3, 8_000)}
+_DUE_STEPS = {
+    "detr": (5_000, 0.5, 20_000),
+    "nano": (1_000, 0.2, 3_000),
+    "rtdetr": (2_000, 0.3, 8_000),
+    "dfine": (2_000, 0.3, 8_000),
+}
 """When AP must have moved: so many steps at least, a part of the plan, so many steps at most. The fast family's moves
 after 200 to 300 steps; classic DETR's within three epochs of COCO, later where data is scarce; RT-DETR's within the
 first, about 7,000 steps."""

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from detronome.config.schema import DetrConfig, NanoConfig, RtDetrConfig, RunConfig
+from detronome.config.schema import TIMM_PREFIX, DetrConfig, DFineConfig, NanoConfig, RtDetrConfig, RunConfig
 from detronome.data.buckets import parse_buckets
 from detronome.data.build import augment_policy, cached_bytes, resolve_buckets, resolve_workers
 from detronome.data.sampler import steps_per_epoch
@@ -125,7 +125,8 @@ def check_consistency(config: RunConfig) -> None:
     Raises:
         ConfigError: all of them at once.
     """
-    wanted = {"detr": "softmax", "nano": "quality", "rtdetr": "vfl"}[config.model.family]
+    wanted = {"detr": "softmax", "nano": "quality", "rtdetr": "vfl", "dfine": "vfl"}[config.model.family]
+    masked = config.model if isinstance(config.model, DetrConfig) and config.model.mask_head else None
     checks = [
         (
             config.loss.classification == wanted,
@@ -143,20 +144,23 @@ def check_consistency(config: RunConfig) -> None:
             "choose a multiple of 4",
         ),
         (
-            not (isinstance(config.model, DetrConfig) and config.model.mask_head)
-            or (config.model.hidden_dim % 128 == 0 and config.model.num_heads % 8 == 0),
+            masked is None or (masked.hidden_dim % 128 == 0 and masked.num_heads % 8 == 0),
             f"model.mask_head needs a hidden_dim in steps of 128 and num_heads in steps of 8, not "
             f"{config.model.hidden_dim} and {config.model.num_heads}",
             "choose such, or set model.mask_head=false",
         ),
         (
-            not (isinstance(config.model, DetrConfig) and config.model.mask_head)
-            or config.data.annotations == "panoptic",
+            masked is None or not masked.backbone.startswith(TIMM_PREFIX),
+            "model.mask_head needs maps of stride 4, which a backbone of timm does not give",
+            "choose a ResNet for model.backbone, or set model.mask_head=false",
+        ),
+        (
+            masked is None or config.data.annotations == "panoptic",
             "model.mask_head learns from panoptic maps, and data.annotations is 'instances'",
             "set data.annotations=panoptic, or model.mask_head=false",
         ),
         (
-            config.train.metric != "PQ" or (isinstance(config.model, DetrConfig) and config.model.mask_head),
+            config.train.metric != "PQ" or masked is not None,
             "train.metric = 'PQ' needs a model that makes masks",
             "set model.mask_head=true, or another metric",
         ),
@@ -175,6 +179,8 @@ def check_consistency(config: RunConfig) -> None:
     ]
     if isinstance(config.model, RtDetrConfig):
         checks += _rtdetr_checks(config.model)
+    if isinstance(config.model, DFineConfig):
+        checks += _dfine_checks(config.model, aux_loss=config.loss.aux_loss)
     if isinstance(config.model, NanoConfig):
         checks += [
             (
@@ -228,6 +234,33 @@ def _rtdetr_checks(model: RtDetrConfig) -> list[tuple[bool, str, str]]:
     ]
 
 
+def _dfine_checks(model: DFineConfig, *, aux_loss: bool) -> list[tuple[bool, str, str]]:
+    divisor = max(model.num_heads, 1)
+    return [
+        (
+            # Multiples of 16 for oneDNN's AVX-512 convolutions, see `widths`.
+            model.encoder_dim % divisor == 0 and model.encoder_dim % 16 == 0,
+            f"model.encoder_dim = {model.encoder_dim} is no multiple of num_heads = {model.num_heads} and of 16",
+            "choose such a multiple",
+        ),
+        (
+            model.hidden_dim % divisor == 0 and model.hidden_dim % 16 == 0,
+            f"model.hidden_dim = {model.hidden_dim} is no multiple of num_heads = {model.num_heads} and of 16",
+            "choose such a multiple",
+        ),
+        (
+            1 <= len(model.num_points) <= 4,
+            f"model.num_points needs one entry for each map, of which there can be 4, not {list(model.num_points)}",
+            "give one to four numbers",
+        ),
+        (
+            aux_loss,
+            "D-FINE cannot be trained without loss.aux_loss: its layers learn from each other",
+            "set loss.aux_loss=true",
+        ),
+    ]
+
+
 _RANGES: dict[str, tuple[float, float]] = {
     "model.hidden_dim": (1, math.inf),
     "model.num_heads": (1, math.inf),
@@ -241,6 +274,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "model.encoder_dim": (1, math.inf),
     "model.encoder_ffn_dim": (1, math.inf),
     "model.encoder_expansion": (0.01, 4),
+    "model.encoder_depth": (0.01, 4),
+    "model.reg_scale": (0.1, 100),
     "model.widths": (1, math.inf),
     "model.depths": (1, math.inf),
     "model.dropout": (0, 0.99),
@@ -256,6 +291,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "loss.weight_giou": (0, math.inf),
     "loss.weight_mask": (0, math.inf),
     "loss.weight_dice": (0, math.inf),
+    "loss.weight_fgl": (0, math.inf),
+    "loss.weight_ddf": (0, math.inf),
     "loss.no_object_weight": (1e-6, math.inf),
     "loss.quality_exponent": (0, math.inf),
     "loss.quality_ramp": (0, math.inf),

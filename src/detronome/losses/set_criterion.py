@@ -18,7 +18,7 @@ from detronome.losses.matcher import HungarianMatcher, LayerStack, Matching
 from detronome.losses.terms import BatchTotals, box_giou_loss, box_l1_loss, quality_loss, softmax_loss, varifocal_loss
 from detronome.types import MaskDecoder, ModelOutput, Target
 
-__all__ = ["SetCriterion"]
+__all__ = ["SetCriterion", "name_layers", "scaled"]
 
 
 class SetCriterion(nn.Module):
@@ -100,9 +100,9 @@ class SetCriterion(nn.Module):
         boxes_cxcywh = torch.cat([target.boxes_cxcywh for target in targets])
         losses: dict[str, Tensor] = {}
         for suffix, stack in self._stacks(output).items():
-            share = totals if suffix != "_dn" else _scale(totals, matchings["_dn"], targets)
+            share = totals if suffix != "_dn" else scaled(totals, matchings["_dn"], targets)
             terms = self._terms(stack, matchings[suffix], labels, boxes_cxcywh, share, progress)
-            losses.update(_name_layers(terms, suffix))
+            losses.update(name_layers(terms, suffix))
         if output.masks is not None and "loss_mask" in self.weights:
             losses.update(_mask_terms(output.masks, matchings[""], targets, totals))
         return losses
@@ -181,14 +181,15 @@ def _denoising_matching(output: ModelOutput, targets: Sequence[Target]) -> Match
     )
 
 
-def _scale(totals: BatchTotals, matching: Matching, targets: Sequence[Target]) -> BatchTotals:
+def scaled(totals: BatchTotals, matching: Matching, targets: Sequence[Target]) -> BatchTotals:
     """Multiply the totals by the denoising groups: each object is answered once in every group."""
     num_objects = sum(target.num_objects for target in targets)
     groups = matching.image_index.shape[0] // max(num_objects, 1)
     return BatchTotals(totals.num_images, totals.num_objects * groups, totals.num_matches * groups)
 
 
-def _name_layers(terms: Mapping[str, Tensor], suffix: str) -> dict[str, Tensor]:
+def name_layers(terms: Mapping[str, Tensor], suffix: str) -> dict[str, Tensor]:
+    """Return each layer's value of each term under its name; see above."""
     named = {}
     for name, values in terms.items():
         for i, value in enumerate(values.unbind()):

@@ -23,6 +23,7 @@ from detronome.data.build import build_quarantine
 from detronome.data.prefetch import DeviceStream
 from detronome.data.split import DataSplit
 from detronome.engine.build import build_plan, build_step, build_stream
+from detronome.engine.fine_tune import fine_tuned_categories
 from detronome.engine.micro_batches import MicroBatchSizes
 from detronome.engine.resolve import Resolved, resolve
 from detronome.losses.terms import BatchTotals
@@ -54,7 +55,7 @@ class TrialRun:
         config: settings; what is `auto` is resolved as for a run.
         train: the split to learn from.
         world: the ranks.
-        categories: of the model; by default those of the split.
+        categories: of the model that the run would start from; by default those of the split.
 
     Attributes:
         resolved: the configuration without any `auto`.
@@ -73,7 +74,8 @@ class TrialRun:
         self.resolved: Resolved = resolve(config, train, world)
         self.world = world
         self._split = train
-        self._categories = categories or train.index.categories
+        own = train.index.categories
+        self._categories = own if categories is None else fine_tuned_categories(categories, own)
         self._plan = build_plan(self.resolved.config, len(train.index))
         self._device = self.resolved.device
         self._device_clock = DeviceClock(self._device) if self._device.type == "cuda" else None

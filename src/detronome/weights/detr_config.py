@@ -87,7 +87,6 @@ def detr_config(
         (num_heads >= 1 and hidden_dim % max(num_heads, 1) == 0, f"{num_heads} heads for {hidden_dim} channels"),
         (1 <= depth["decoder"] <= _MAX_LAYERS, f"{depth['decoder']} decoder layers"),
         (depth["encoder"] <= _MAX_LAYERS, f"{depth['encoder']} encoder layers"),
-        (0 <= config.dropout < 1, f"a dropout of {config.dropout}"),
         (
             not mask_head or (hidden_dim % 128 == 0 and num_heads % 8 == 0),
             f"masks with {hidden_dim} channels and {num_heads} heads",

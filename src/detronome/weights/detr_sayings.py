@@ -39,10 +39,11 @@ def sayings_of_arguments(arguments: Mapping[str, Any]) -> Sayings:
         value = arguments.get(name)
         return value if type(value) is kind else None
 
+    dropout = said("dropout", float)
     return Sayings(
         num_heads=said("nheads", int),
         dilation=said("dilation", bool),
-        dropout=said("dropout", float),
+        dropout=dropout if dropout is not None and 0 <= dropout < 1 else None,
         pre_norm=said("pre_norm", bool),
     )
 
@@ -51,9 +52,9 @@ def sayings_of_hub(config: Mapping[str, Any], *, where: str) -> Sayings:
     """Return what a config.json of DETR says; refuse what this program would compute differently."""
     problems = []
 
-    def read(name: str, default: Any, *kinds: type) -> Any:
+    def read(name: str, default: Any, *kinds: type, below: int = 2**31) -> Any:
         value = config.get(name, default)
-        if type(value) in kinds:
+        if type(value) in kinds and 0 <= value < below:
             return value
         problems.append(
             Problem(
@@ -66,7 +67,7 @@ def sayings_of_hub(config: Mapping[str, Any], *, where: str) -> Sayings:
 
     heads = read("encoder_attention_heads", 8, int)
     dilation = read("dilation", False, bool)
-    dropout = float(read("dropout", 0.1, float, int))
+    dropout = float(read("dropout", 0.1, float, int, below=1))
     problems += other_settings(config, {"decoder_attention_heads": heads, **_OURS}, where=where)
     backbone = config.get("backbone_config")
     if isinstance(backbone, Mapping) and backbone.get("output_stride") == 16:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from detronome.weights.names import detr, rtdetr
+from detronome.weights.names import detr, dfine, rtdetr
 
 __all__ = ["MODEL_TYPES", "Origin", "origin_of_keys", "renamed"]
 
@@ -45,6 +45,8 @@ def _tables() -> dict[Origin, _Table]:
         Origin("detr", "transformers"): detr.from_transformers,
         Origin("rtdetr", "official"): rtdetr.from_official,
         Origin("rtdetr", "transformers"): rtdetr.from_transformers,
+        Origin("dfine", "official"): dfine.from_official,
+        Origin("dfine", "transformers"): dfine.from_transformers,
     }
 
 

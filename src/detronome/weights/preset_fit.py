@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detronome.config.presets import PRESETS
-from detronome.config.schema import DetrConfig, ModelConfig, NanoConfig, RtDetrConfig, RunConfig
+from detronome.config.schema import DetrConfig, ModelConfig, NanoConfig, RtDetrConfig, RunConfig, WithPretrainedBackbone
 from detronome.errors import CheckpointError, Problem
 from detronome.models.build import build_model
 from detronome.weights.coco import COCO80
@@ -75,7 +75,7 @@ def fitting_preset(
 
 def expected_weights(model: ModelConfig, num_classes: int) -> dict[str, Tensor]:
     """Return names, shapes and types of a model's weights; nothing is allocated."""
-    if not isinstance(model, NanoConfig):
+    if isinstance(model, WithPretrainedBackbone):
         model = replace(model, backbone_weights="none")
     with torch.device("meta"):
         return build_model(model, num_classes).state_dict()

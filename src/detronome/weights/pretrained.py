@@ -140,9 +140,13 @@ def _origin(found: _Found) -> Origin:
             fix=f"models of these types can be read: {', '.join(MODEL_TYPES)}",
         )
     by_keys = origin_of_keys(found.tensors)
-    if by_keys is not None and by_keys.named_by == "official":  # somebody put a config.json beside the authors' file
-        return by_keys
-    return Origin(MODEL_TYPES[model_type], "transformers")
+    if by_keys is not None and by_keys.family != MODEL_TYPES[model_type]:
+        raise CheckpointError(
+            f"config.json is of a {model_type}, and the weights beside it are of the family {by_keys.family}",
+            where=str(found.file.parent / CONFIG),
+            fix="bring together what belongs together, or move the weights to a folder of their own",
+        )
+    return by_keys or Origin(MODEL_TYPES[model_type], "transformers")
 
 
 def _detr(state: Mapping[str, Tensor], found: _Found, base: RunConfig | None) -> tuple[RunConfig, int, list[str]]:

@@ -102,6 +102,24 @@ def test_every_weight_gets_a_gradient_whatever_the_objects(counts: tuple[int, ..
     assert {"loss_ce", "loss_ce_0", "loss_ce_enc"} <= set(losses)
 
 
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_gradients_do_not_depend_on_the_memory_layout(num_images: int) -> None:
+    """A single image, channel by channel, meets a fault of BatchNorm's CPU kernel: see `layers.tokens`."""
+    model = small_rtdetr(num_denoising=0, num_queries=300).train()
+    targets = [target(2, seed=i) for i in range(num_images)]
+    criterion = build_criterion(LossConfig(classification="vfl"))
+    gradients = []
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        changed = copy.deepcopy(model).to(memory_format=memory_format)
+        changed.normalizer.memory_format = memory_format
+        criterion.total(criterion(changed(*images_of(num_images), targets), targets)).backward()
+        gradients.append({name: parameter.grad for name, parameter in changed.named_parameters()})
+    for name, gradient in gradients[0].items():
+        other = gradients[1][name]
+        assert gradient is not None and other is not None
+        assert (gradient - other).abs().max() <= 0.02 * gradient.abs().max() + 1e-6, name
+
+
 def test_evaluation_gives_the_last_layer_alone() -> None:
     model = small_rtdetr().eval()
     output = model(*images_of(2), [target(2), target(0)])

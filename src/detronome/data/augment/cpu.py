@@ -108,7 +108,7 @@ def _nearest(rows: Int32[np.ndarray, "a b"], to_hw: tuple[int, int]) -> Int32[np
     if rows.shape == to_hw:
         return rows
     y, x = ((2 * np.arange(to) + 1) * size // (2 * to) for size, to in zip(rows.shape, to_hw, strict=True))
-    return rows[y[:, None], x]
+    return rows.take(x, 1).take(y, 0)  # four times as fast as one look-up by pairs
 
 
 def _resize(pixels: UInt8[Tensor, "a b 3"], to_hw: tuple[int, int]) -> UInt8[Tensor, "c d 3"]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from detronome.data.coco.panoptic_map import measure_ids
 from detronome.ops.segment_ids import ids_of_colors
 
 __all__ = ["MapSegments", "measure_map"]
@@ -32,24 +33,8 @@ class MapSegments:
 
 
 def measure_map(colours: UInt8[np.ndarray, "H W 3"]) -> MapSegments:
-    """Return ids, areas and boxes of a map's segments.
-
-    Works on runs of equal pixels, of which a map has some thousands, where sorting pixels would take ten times as long.
-    """
-    height, width = colours.shape[:2]
-    flat = ids_of_colors(colours).ravel()
-    is_start = np.empty(height * width, np.bool_)
-    is_start[0] = True
-    np.not_equal(flat[1:], flat[:-1], out=is_start[1:])
-    is_start[::width] = True
-    starts = np.flatnonzero(is_start)
-    lengths = np.diff(starts, append=height * width)
-    ids, segment = np.unique(flat[starts], return_inverse=True)
-    top, left = np.divmod(starts, width)
-    low = np.full((len(ids), 2), max(height, width))
-    high = np.zeros((len(ids), 2), np.int64)
-    np.minimum.at(low, segment, np.column_stack([left, top]))
-    np.maximum.at(high, segment, np.column_stack([left + lengths, top + 1]))
-    areas = np.bincount(segment, lengths, len(ids)).astype(np.int64)
+    """Return ids, areas and boxes of a map's segments."""
+    ids, areas, boxes_xyxy = measure_ids(ids_of_colors(colours))
     labelled = ids != 0
-    return MapSegments(ids[labelled].astype(np.int64), areas[labelled], np.hstack([low, high - low])[labelled])
+    low, high = np.hsplit(boxes_xyxy[labelled], 2)
+    return MapSegments(ids[labelled], areas[labelled], np.hstack([low, high - low]))

@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from detronome.models.backbones.resnet import ResNetBackbone
+from detronome.models.backbones.timm_backbone import TimmBackbone
 from detronome.models.detector import Detector
 from detronome.models.detr.transformer import Transformer
-from detronome.models.layers.image_normalizer import ImageNormalizer
+from detronome.models.layers.image_normalizer import IMAGENET_MEAN, IMAGENET_STD, ImageNormalizer
 from detronome.models.layers.mlp import MLP
 from detronome.models.layers.position_encoding import SinePositionEncoding
 from detronome.types import ModelOutput, Target
@@ -53,6 +54,8 @@ class DETR(Detector):
         num_queries: the most objects that can be found in an image.
         dropout: probability, in the transformer.
         pre_norm: normalise before each block of the transformer instead of after.
+        image_mean: of the RGB values 0-1 that the backbone was trained on.
+        image_std: likewise.
         channels_last: memory layout of the images; the backbone has its own setting.
         checkpoint_transformer: compute each layer again in backward instead of keeping what it computes.
     """
@@ -61,7 +64,7 @@ class DETR(Detector):
 
     def __init__(
         self,
-        backbone: ResNetBackbone,
+        backbone: ResNetBackbone | TimmBackbone,
         *,
         num_classes: int,
         hidden_dim: int = 256,
@@ -72,6 +75,8 @@ class DETR(Detector):
         num_queries: int = 100,
         dropout: float = 0.1,
         pre_norm: bool = False,
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
         channels_last: bool = True,
         checkpoint_transformer: bool = False,
     ) -> None:
@@ -80,7 +85,7 @@ class DETR(Detector):
         self.num_queries = num_queries
         self.hidden_dim = hidden_dim
         self.num_heads = num_heads
-        self.normalizer = ImageNormalizer(channels_last=channels_last)
+        self.normalizer = ImageNormalizer(mean=image_mean, std=image_std, channels_last=channels_last)
         self.backbone = nn.ModuleList([backbone, SinePositionEncoding(hidden_dim)])
         self.input_proj = nn.Conv2d(backbone.out_channels[-1], hidden_dim, kernel_size=1)
         self.transformer = Transformer(

@@ -1,1 +1,1 @@
-"""D-FINE (arXiv 2410.13842): RT-DETR whose boxes are read from distributions over their edges, refined layer by layer."""
+"""D-FINE (arXiv 2410.13842): RT-DETR whose boxes are read from distributions over their edges, layer by layer."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from detronome.models.layers.attention import MultiHeadAttention
 from detronome.models.layers.deformable_attention import MultiScaleDeformableAttention
 from detronome.models.layers.mlp import MLP
-from detronome.models.rtdetr.transformer import Memory, Prediction, TwoStageDecoder, start_heads
+from detronome.models.rtdetr.transformer import DecoderLayers, Memory, Prediction, TwoStageDecoder, start_heads
 from detronome.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detronome.ops.deformable import Sampling
 from detronome.types import EdgeDistributions
@@ -82,7 +82,7 @@ class FineDecoder(TwoStageDecoder):
         # In the state dict: published weights differ in them, and mean nothing without.
         self.register_buffer("up", torch.tensor([_UP]))
         self.register_buffer("reg_scale", torch.tensor([reg_scale]))
-        self.decoder = _Layers(
+        self.decoder: _JudgedLayers = _JudgedLayers(
             [
                 FineDecoderLayer(hidden_dim, num_heads, num_points=num_points, sampling=sampling, ffn_dim=ffn_dim)
                 for _ in range(num_layers)
@@ -144,12 +144,11 @@ class FineDecoder(TwoStageDecoder):
         return predictions
 
 
-class _Layers(nn.Module):
+class _JudgedLayers(DecoderLayers):
     """The layers, and what judges their boxes, under the authors' names."""
 
-    def __init__(self, layers: list[FineDecoderLayer]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__(layers)
         self.lqe_layers = nn.ModuleList(_LocationQuality() for _ in layers)
 
 
@@ -209,8 +208,7 @@ class _LocationQuality(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.reg_conf = MLP(4 * (_TOP_PROBABILITIES + 1), _QUALITY_DIM, 1)
-        nn.init.zeros_(self.reg_conf.layers[-1].weight)
-        nn.init.zeros_(self.reg_conf.layers[-1].bias)
+        self.reg_conf.start_at_zero()
 
     def forward(self, edge_logits: Float[Tensor, "B Q 4 S"]) -> Float[Tensor, "B Q 1"]:
         top = edge_logits.softmax(-1).topk(_TOP_PROBABILITIES, dim=-1).values

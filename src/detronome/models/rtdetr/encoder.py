@@ -17,6 +17,7 @@ from detronome.models.layers.activation_checkpointing import checkpointed
 from detronome.models.layers.attention import MultiHeadAttention
 from detronome.models.layers.conv_norm import ConvNorm
 from detronome.models.layers.position_encoding import cell_position_encoding
+from detronome.models.layers.tokens import tokens_of
 
 __all__ = ["CspRepLayer", "FusingEncoder", "HybridEncoder", "projected"]
 
@@ -26,8 +27,8 @@ _REP_BLOCKS = 3
 class FusingEncoder(nn.Module):
     """Lets the coarsest map's cells attend to each other, then mixes the maps from coarse to fine and back.
 
-    What mixes them is the subclass's: for each map but one, a lateral convolution and a block that fuses two maps on the
-    way to the finer one, a part that halves a map, and a block that fuses two on the way back.
+    What mixes them is the subclass's: for each map but one, a lateral convolution and a block that fuses two maps on
+    the way to the finer one, a part that halves a map, and a block that fuses two on the way back.
 
     Args:
         in_channels: of the backbone's maps, finest first; each map has half the size of the one before.
@@ -90,7 +91,7 @@ class FusingEncoder(nn.Module):
     def _attend(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
         size_hw = (x.shape[-2], x.shape[-1])
         positions = cell_position_encoding(size_hw, self.hidden_dim, device=x.device).to(x.dtype)
-        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens_of(x)
         tokens = self.encoder[0](tokens, positions)
         return tokens.transpose(1, 2).unflatten(-1, size_hw)
 

@@ -39,6 +39,8 @@ class RTDETR(Detector):
         num_denoising: denoising queries in training, about; 0 for none. See `denoising`, also for the others.
         denoising_box_noise: how far boxes are moved.
         denoising_label_noise: how often labels are changed.
+        image_mean: of the RGB values 0-1 that the backbone was trained on; the authors leave them as they are.
+        image_std: likewise.
         channels_last: memory layout of the images.
     """
 
@@ -54,6 +56,8 @@ class RTDETR(Detector):
         num_denoising: int = 100,
         denoising_box_noise: float = 1.0,
         denoising_label_noise: float = 0.5,
+        image_mean: Sequence[float] = (0.0, 0.0, 0.0),
+        image_std: Sequence[float] = (1.0, 1.0, 1.0),
         channels_last: bool = True,
     ) -> None:
         super().__init__()
@@ -61,7 +65,7 @@ class RTDETR(Detector):
         self.num_denoising = num_denoising
         self.denoising_box_noise = denoising_box_noise
         self.denoising_label_noise = denoising_label_noise
-        self.normalizer = ImageNormalizer(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), channels_last=channels_last)
+        self.normalizer = ImageNormalizer(mean=image_mean, std=image_std, channels_last=channels_last)
         self.backbone = backbone
         self.encoder = encoder
         self.decoder = decoder

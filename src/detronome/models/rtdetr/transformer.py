@@ -22,11 +22,12 @@ from detronome.models.layers.activation_checkpointing import checkpointed
 from detronome.models.layers.attention import MultiHeadAttention
 from detronome.models.layers.deformable_attention import MultiScaleDeformableAttention
 from detronome.models.layers.mlp import MLP
+from detronome.models.layers.tokens import tokens_of
 from detronome.models.rtdetr.encoder import projected
 from detronome.ops.deformable import Sampling
 from detronome.types import EdgeDistributions
 
-__all__ = ["Decoder", "Memory", "Prediction", "Proposals", "TwoStageDecoder", "start_heads"]
+__all__ = ["Decoder", "DecoderLayers", "Memory", "Prediction", "Proposals", "TwoStageDecoder", "start_heads"]
 
 _ANCHOR_SIZE = 0.05
 """Width and height from which a proposal on the finest map starts; twice as large on each coarser one."""
@@ -74,6 +75,8 @@ class TwoStageDecoder(nn.Module):
         projects_all: project maps of `hidden_dim` channels too.
         checkpoint_activations: compute each layer again in backward instead of keeping what it computes.
     """
+
+    decoder: DecoderLayers
 
     def __init__(
         self,
@@ -124,7 +127,7 @@ class TwoStageDecoder(nn.Module):
     def read(self, maps: Sequence[Float[Tensor, "B _ _ _"]]) -> Memory:
         """Return the encoder's maps, projected, as one row of cells."""
         maps = [project(x) for project, x in zip(self.input_proj, maps, strict=True)]
-        tokens = torch.cat([x.flatten(2) for x in maps], dim=-1).transpose(1, 2)
+        tokens = torch.cat([tokens_of(x) for x in maps], dim=1)
         return Memory(tokens, tuple((x.shape[-2], x.shape[-1]) for x in maps))
 
     def propose(self, memory: Memory, num_queries: int) -> Proposals:
@@ -204,7 +207,7 @@ class Decoder(TwoStageDecoder):
             projects_all=True,
             checkpoint_activations=checkpoint_activations,
         )
-        self.decoder = _Layers(
+        self.decoder = DecoderLayers(
             [
                 DecoderLayer(hidden_dim, num_heads, num_points=num_points, sampling=sampling, ffn_dim=ffn_dim)
                 for _ in range(num_layers)
@@ -241,16 +244,17 @@ class Decoder(TwoStageDecoder):
 def start_heads(score_heads: Iterable[nn.Module], box_heads: Iterable[nn.Module]) -> None:
     """Let heads say at first that hardly anything is there, and that boxes stay where they are."""
     for score_head in score_heads:
+        assert isinstance(score_head, nn.Linear)
         nn.init.constant_(score_head.bias, -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY))
     for box_head in box_heads:
-        nn.init.zeros_(box_head.layers[-1].weight)
-        nn.init.zeros_(box_head.layers[-1].bias)
+        assert isinstance(box_head, MLP)
+        box_head.start_at_zero()
 
 
-class _Layers(nn.Module):
+class DecoderLayers(nn.Module):
     """The layers under the authors' names."""
 
-    def __init__(self, layers: list[DecoderLayer]) -> None:
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
