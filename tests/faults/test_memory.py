@@ -114,8 +114,8 @@ def short_of_memory(shortage: Shortage | None) -> Iterator[list[Injection]]:
     original, injections = build.build_model, []
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
 
-        def build_short(*args: Any) -> nn.Module:
-            model = original(*args)
+        def build_short(*args: Any, **settings: Any) -> nn.Module:
+            model = original(*args, **settings)
             if shortage is not None:
                 lack = out_of_memory(
                     model, max_images=shortage.max_images, during=shortage.during, calls=shortage.calls

@@ -94,6 +94,7 @@ def test_the_page_is_served_until_a_signal_comes(number: int, code: int, tmp_pat
 
 def test_ctrl_c_ends_a_followed_run_quietly(tmp_path: Path) -> None:
     write(tmp_path / "run", START, STEP)
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
     command = [sys.executable, "-m", "detronome", "watch", str(tmp_path / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as following:
         assert following.stdout is not None and following.stderr is not None
@@ -104,4 +105,5 @@ def test_ctrl_c_ends_a_followed_run_quietly(tmp_path: Path) -> None:
             following.wait(60)
         finally:
             following.kill()
+            signal.signal(signal.SIGINT, heeded)
         assert following.returncode == 0 and following.stderr.read() == ""
