@@ -60,7 +60,7 @@ SETTINGS: dict[str, Any] = {
     "schedule.kind": "cosine",
     "schedule.warmup_steps": 20,
     "train.device": "cpu",
-    "train.eval_epochs": 25,
+    "train.eval_epochs": 100,
 }
 """DETR's recipe in small: sizes vary, so smaller images have learnt with padding beside them, as in the reference."""
 
@@ -80,8 +80,8 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="a run, or published weights; by default trained here")
     parser.add_argument("data", nargs="?", type=Path, help="data folder; its validation split is used")
     parser.add_argument("--images", type=int, default=100, help="the most that are looked at")
-    parser.add_argument("--epochs", type=int, default=150, help="of the training here")
-    parser.add_argument("--train-images", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=600, help="of the training here")
+    parser.add_argument("--train-images", type=int, default=8)
     parser.add_argument("--paddings", type=int, nargs="+", default=[0, 1, 8, 16, 32, 64, 128], help="pixels")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from detronome.config.presets import preset
 from detronome.config.schema import DFineConfig
 from detronome.models.build import build_model
 from detronome.models.dfine.model import DFINE
 from detronome.weights.names.dfine import from_transformers
+from detronome.weights.preset_fit import expected_weights
+from detronome.weights.pretrained import load_pretrained
 
 NUM_CLASSES = 7
 TINY = DFineConfig(
@@ -37,12 +41,28 @@ _BACKBONES: dict[str, dict[str, Any]] = {
         "stage_num_blocks": [1, 1, 2, 1],
         "stage_numb_of_layers": [3, 3, 3, 3],
     },
+    "hgnetv2_b2": {
+        "stem_channels": [3, 24, 32],
+        "stage_in_channels": [32, 96, 384, 768],
+        "stage_mid_channels": [32, 64, 128, 256],
+        "stage_out_channels": [96, 384, 768, 1536],
+        "stage_num_blocks": [1, 1, 3, 1],
+        "stage_numb_of_layers": [4, 4, 4, 4],
+    },
     "hgnetv2_b4": {
         "stem_channels": [3, 32, 48],
         "stage_in_channels": [48, 128, 512, 1024],
         "stage_mid_channels": [48, 96, 192, 384],
         "stage_out_channels": [128, 512, 1024, 2048],
         "stage_num_blocks": [1, 1, 3, 1],
+        "stage_numb_of_layers": [6, 6, 6, 6],
+    },
+    "hgnetv2_b5": {
+        "stem_channels": [3, 32, 64],
+        "stage_in_channels": [64, 128, 512, 1024],
+        "stage_mid_channels": [64, 128, 256, 512],
+        "stage_out_channels": [128, 512, 1024, 2048],
+        "stage_num_blocks": [1, 2, 5, 2],
         "stage_numb_of_layers": [6, 6, 6, 6],
     },
 }
@@ -114,12 +134,51 @@ def test_same_layers_in_training() -> None:
     torch.testing.assert_close(output.enc_outputs.pred_boxes, expected.enc_topk_bboxes, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["dfine-n", "dfine-s", "dfine-m", "dfine-l", "dfine-x"])
+def test_presets_are_the_published_networks(name: str) -> None:
+    """Sizes as in the config.json files that transformers' converter writes; nothing is allocated."""
+    transformers = pytest.importorskip("transformers")
+    config = preset(name).model
+    assert isinstance(config, DFineConfig)
+    with torch.device("meta"):
+        theirs = _model(transformers, config, num_labels=80).state_dict()
+    loaded = {key: tuple(value.shape) for key, value in from_transformers(theirs).items()}
+    expected = {key: tuple(value.shape) for key, value in expected_weights(config, 80).items()}
+    assert loaded == {key: shape for key, shape in expected.items() if not key.endswith("num_batches_tracked")}
+
+
+@torch.no_grad()
+def test_a_saved_folder_finds_its_preset_and_gives_the_same(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = preset("dfine-n").model
+    assert isinstance(config, DFineConfig)
+    config = replace(config, num_queries=50)
+    peer = _randomised(_model(transformers, config, num_labels=5)).eval()
+    peer.save_pretrained(tmp_path)
+
+    loaded = load_pretrained(tmp_path)
+
+    assert loaded.config.preset == "dfine-n" and len(loaded.categories) == 5
+    assert loaded.config.model == config
+    ours = build_model(replace(config, backbone_weights="none"), 5).eval()
+    ours.load_state_dict(loaded.state_dict)
+    images = torch.randint(0, 256, (1, 3, 128, 96), dtype=torch.uint8)
+    output = ours(images, torch.zeros(1, 128, 96, dtype=torch.bool))
+    expected = peer(pixel_values=images / 255)
+    torch.testing.assert_close(output.pred_logits, expected.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.pred_boxes, expected.pred_boxes, atol=1e-4, rtol=1e-4)
+
+
 def _peer(transformers: Any, config: DFineConfig) -> Any:
     """Return transformers' model with random weights and statistics."""
     torch.manual_seed(0)
+    return _randomised(_model(transformers, config, num_labels=NUM_CLASSES))
+
+
+def _model(transformers: Any, config: DFineConfig, *, num_labels: int) -> Any:
     num_maps = len(config.num_points)
     channels = _BACKBONES[config.backbone]["stage_out_channels"][-num_maps:]
-    peer = transformers.DFineForObjectDetection(
+    return transformers.DFineForObjectDetection(
         transformers.DFineConfig(
             backbone_config=transformers.HGNetV2Config(
                 **_BACKBONES[config.backbone],
@@ -127,7 +186,7 @@ def _peer(transformers: Any, config: DFineConfig) -> Any:
                 use_learnable_affine_block=config.backbone_affine,
                 out_features=["stage2", "stage3", "stage4"][-num_maps:],
             ),
-            num_labels=NUM_CLASSES,
+            num_labels=num_labels,
             encoder_in_channels=channels,
             feat_strides=[8, 16, 32][-num_maps:],
             encode_proj_layers=[num_maps - 1],
@@ -148,6 +207,10 @@ def _peer(transformers: Any, config: DFineConfig) -> Any:
             reg_scale=config.reg_scale,
         )
     )
+
+
+@torch.no_grad()
+def _randomised(peer: Any) -> Any:
     for name, value in peer.state_dict().items():
         if value.dtype == torch.float32 and not name.endswith(("num_points_scale", ".up", ".reg_scale")):
             if name.endswith("running_var"):

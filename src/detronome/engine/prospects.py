@@ -135,7 +135,7 @@ def _too_few_images(facts: RunFacts) -> Concern | None:
             fix="label more images, a hundred at least, or fine-tune a trained detector (--model RUN)",
         )
     kind = "a classic DETR" if facts.family == "detr" else "an RT-DETR"
-    start = "random weights" if is_from_nothing else "a backbone that has not learnt boxes"
+    start = "random weights" if not facts.is_backbone_pretrained else "a backbone that has not learnt boxes"
     return Concern(
         subject="too_few_images",
         what=f"{are} few for {kind} that starts from {start}: with fewer than about {fewest:,} its AP may stay at 0",

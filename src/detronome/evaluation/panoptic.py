@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from numpy.typing import NDArray
 
-from detronome.evaluation.panoptic_defects import Defect, DefectivePredictionError, defects_of, run_starts
+from detronome.evaluation.panoptic_defects import Defect, DefectivePredictionError, defects_of
+from detronome.ops.segment_ids import run_starts
 from detronome.types import Categories, PanopticPrediction, PanopticTruth
 
 __all__ = ["CategoryQuality", "PanopticEvaluator", "PanopticMetrics", "PanopticQuality"]

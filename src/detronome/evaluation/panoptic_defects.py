@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from detronome.errors import DataError, Problem, first_few
+from detronome.ops.segment_ids import run_starts
 from detronome.types import PanopticPrediction, PanopticTruth
 
-__all__ = ["Defect", "DefectKind", "DefectivePredictionError", "defects_of", "problems_of", "run_starts"]
+__all__ = ["Defect", "DefectKind", "DefectivePredictionError", "defects_of", "problems_of"]
 
 DefectKind = Literal[
     "prediction_missing",
@@ -122,18 +123,6 @@ def defects_of(
     for kind, ids in found:
         if ids:
             yield Defect(kind, f"{image}: {first_few([str(i) for i in sorted(ids)])}")
-
-
-def run_starts(*maps: Int32[np.ndarray, "H W"]) -> Int64[np.ndarray, " R"]:
-    """Return where, in maps of one size read row by row, runs of pixels begin that are equal in each of them.
-
-    A map has some thousands of runs, and hundred times as many pixels.
-    """
-    is_start = np.zeros(maps[0].size, np.bool_)
-    is_start[:1] = True
-    for flat in (each.ravel() for each in maps):
-        is_start[1:] |= flat[1:] != flat[:-1]
-    return np.flatnonzero(is_start)
 
 
 def _distinct(segment_ids: Int32[np.ndarray, "H W"]) -> list[int]:

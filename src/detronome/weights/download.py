@@ -197,13 +197,15 @@ def _fetch(url: str, destination: Path, *, sha256: str, size_bytes: int, on_even
 def _only_one(destination: Path, on_event: Listener) -> Iterator[None]:
     """Let other processes that want the same wait until it is there: the ranks of a run all load it."""
     lock = destination.with_name(f".{destination.name}.lock")
-    with locked(lock) as is_ours:
-        if is_ours:
-            yield
-            return
-    on_event(Noticed(name=destination.name, text="another process is downloading it; waiting for that"))
+    with locked(lock) as is_free:
+        pass
+    if not is_free:
+        on_event(Noticed(name=destination.name, text="another process is downloading it; waiting for that"))
     with locked(lock, wait=True):
-        yield
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def require_digits(path: Path, digits: str) -> None:

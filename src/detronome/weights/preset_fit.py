@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detronome.config.presets import PRESETS
-from detronome.config.schema import DetrConfig, ModelConfig, NanoConfig, RtDetrConfig, RunConfig, WithPretrainedBackbone
+from detronome.config.schema import DetrConfig, ModelConfig, NanoConfig, RunConfig, WithPretrainedBackbone
 from detronome.errors import CheckpointError, Problem
 from detronome.models.build import build_model
 from detronome.weights.coco import COCO80
@@ -29,6 +29,7 @@ _OURS: Mapping[str, object] = {
     "learn_initial_query": False,
     "decoder_offset_scale": 0.5,
     "positional_encoding_temperature": 10000,
+    "eval_idx": -1,
 }
 
 
@@ -61,14 +62,15 @@ def fitting_preset(
     candidates = [base] if base else [p() for p in PRESETS.values() if p().model.family == family]
     best: tuple[int, RunConfig] | None = None
     for candidate in candidates:
-        assert not isinstance(candidate.model, DetrConfig | NanoConfig)
+        model = candidate.model
+        assert not isinstance(model, DetrConfig | NanoConfig)
         if isinstance(num_queries, int):
-            candidate = replace(candidate, model=replace(candidate.model, num_queries=num_queries))
-        if isinstance(candidate.model, RtDetrConfig) and hub_config.get("decoder_method") == "discrete":
-            candidate = replace(candidate, model=replace(candidate.model, sampling="discrete"))
-        wrong = sum(map(len, misfits(state, expected_weights(candidate.model, num_classes)).values()))
+            model = replace(model, num_queries=num_queries)
+        if hub_config.get("decoder_method") == "discrete":
+            model = replace(model, sampling="discrete")
+        wrong = sum(map(len, misfits(state, expected_weights(model, num_classes)).values()))
         if best is None or wrong < best[0]:
-            best = wrong, candidate
+            best = wrong, replace(candidate, model=model)
     assert best is not None, "every family has a preset"
     return best[1], num_classes
 

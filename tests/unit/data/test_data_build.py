@@ -14,7 +14,7 @@ import torch
 from detronome.config.schema import AugmentConfig, BatchConfig, DataConfig, RunConfig
 from detronome.data import build
 from detronome.data.build import augment_policy, build_eval_batches, build_train_batches, resolve_workers
-from detronome.data.sampler import Share
+from detronome.data.sampler import ALONE, Share
 from detronome.data.split import label_map, open_split
 from detronome.errors import ConfigError, DataError
 from detronome.types import Categories
@@ -192,7 +192,7 @@ def test_squares_of_a_step_have_one_size_whatever_the_ranks(tmp_path: Path, writ
     config = replace(CONFIG, augment=AugmentConfig(sizes=sizes, square=True, eval_size=24, crop="none"))
     options: dict[str, Any] = {"workers": 0, "device": CPU}
 
-    def sides(start: int, *, share: Share = Share()) -> list[tuple[int, ...]]:
+    def sides(start: int, *, share: Share = ALONE) -> list[tuple[int, ...]]:
         batches = list(build_train_batches(config, split, split.index.categories, start, 12, **options, share=share))
         assert all(not part.padding_mask.any() for batch in batches for part in batch.parts)
         return [tuple(batch.parts[0].images.shape[2:]) for batch in batches]

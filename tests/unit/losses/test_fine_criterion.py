@@ -332,3 +332,36 @@ def test_denoising_edges_against_one_by_one() -> None:
                 lower, near = upper - 1, (side - SHIFTS[upper - 1]) / (SHIFTS[upper] - SHIFTS[upper - 1])
                 total -= iou * float(log_p[lower] * (1 - near) + log_p[upper] * near)
     assert float(losses["loss_fgl_dn_1"]) == pytest.approx(total / (5 * 2), rel=1e-4)
+
+
+@pytest.mark.parametrize("counts", [[2, 3], [0, 2]])
+def test_denoising_layers_learn_from_the_last_one(counts: list[int]) -> None:
+    """Query by query; positives and negatives are weighed against each other as the ordinary queries' two kinds are."""
+    torch.manual_seed(1)
+    targets, output = [make_target(count) for count in counts], with_denoising(make_output(2), counts)
+    criterion = make_criterion()
+    matchings = criterion.match(output, targets)
+    losses = criterion(output, targets, matchings)
+    union = answers_of([m for suffix, m in matchings.items() if suffix != "_dn"], targets, NUM_QUERIES)
+    _, student, teacher = output.dn_outputs
+    assert student.edges is not None and teacher.edges is not None
+    longest, total = max(counts), 0.0
+    for i, (queries, objects) in enumerate(output.dn_matches):
+        answer = dict(zip(queries.tolist(), objects.tolist(), strict=True))
+        kinds: dict[bool, list[float]] = {True: [], False: []}
+        for query in range(student.pred_logits.shape[1]):
+            if query % longest >= counts[i]:
+                continue  # there only for the fuller image
+            wanted = (teacher.edges.logits[i, query] / 5).softmax(-1)
+            given_p = (student.edges.logits[i, query] / 5).log_softmax(-1)
+            divergence = float((wanted * (wanted.log() - given_p)).sum(-1).mean()) * 25
+            if query in answer:
+                truth = targets[i].boxes_cxcywh[answer[query]]
+                quality = elementwise_iou(cxcywh_to_xyxy(student.pred_boxes[i, query]), cxcywh_to_xyxy(truth))
+            else:
+                quality = teacher.pred_logits[i, query].sigmoid().max()
+            kinds[query in answer].append(divergence * float(quality))
+        matched = int(union.is_matched[i].sum())
+        roots = {True: matched**0.5, False: (NUM_QUERIES - matched) ** 0.5}
+        total += sum(roots[kind] * sum(kinds[kind]) / max(len(kinds[kind]), 1) for kind in kinds) / sum(roots.values())
+    assert float(losses["loss_ddf_dn"]) == pytest.approx(total / len(counts), rel=1e-4)

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from detronome.config.schema import ActivationCheckpointing, DetrConfig, ModelConfig, NanoConfig, RtDetrConfig
+from detronome.config.schema import (
+    ActivationCheckpointing,
+    DetrConfig,
+    DFineConfig,
+    ModelConfig,
+    NanoConfig,
+    RtDetrConfig,
+)
 from detronome.models.backbones.resnet import ResNetBackbone
 from detronome.models.build import build_model
 from detronome.models.detector import Detector
@@ -46,6 +53,22 @@ FAMILIES: dict[str, ModelConfig] = {
         frozen_stages=1,
         encoder_dim=16,
         encoder_ffn_dim=16,
+        hidden_dim=16,
+        num_heads=2,
+        ffn_dim=16,
+        num_decoder_layers=2,
+        num_queries=6,
+        num_denoising=4,
+    ),
+    "dfine": DFineConfig(
+        backbone="hgnetv2_b0",
+        backbone_affine=True,
+        backbone_norm="trainable",
+        backbone_weights="none",
+        frozen_stages=1,
+        encoder_dim=32,
+        encoder_ffn_dim=16,
+        encoder_depth=0.34,
         hidden_dim=16,
         num_heads=2,
         ffn_dim=16,

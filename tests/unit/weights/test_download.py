@@ -6,6 +6,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def test_an_official_file_comes_once(server: FaultyServer, tmp_path: Path) -> No
     path = bring_official_file(FILE, heard.append)
     assert path == tmp_path / "cache" / "weights" / FILE.name
     assert path.read_bytes() == CONTENT
+    assert [entry.name for entry in path.parent.iterdir()] == [FILE.name]
     assert any(isinstance(event, Progressed) and event.stage == "download" for event in heard)
     asked = len(server.requests)
     assert bring_official_file(FILE, ignore) == path
@@ -72,6 +74,15 @@ def test_an_interrupted_download_goes_on(server: FaultyServer) -> None:
     assert bring_official_file(FILE, ignore).read_bytes() == CONTENT
     assert min(start for start, end in server.sent if end > 1) >= 300_000  # beside the byte that tells the size
     assert server.sent_bytes <= len(CONTENT) - 300_000 + 1
+
+
+def test_others_wait_for_the_first(server: FaultyServer) -> None:
+    """The ranks of a run all ask for the same file."""
+    server.bytes_per_s = 4e6
+    with ThreadPoolExecutor(3) as pool:
+        paths = list(pool.map(lambda _: bring_official_file(FILE, ignore), range(3)))
+    assert len(set(paths)) == 1 and paths[0].read_bytes() == CONTENT
+    assert server.sent_bytes < 1.5 * len(CONTENT)
 
 
 def test_a_server_without_ranges(server: FaultyServer) -> None:

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from detronome.data.store.decode import ImageError, read_image_file
 from detronome.data.store.integrity import png_damage
 from detronome.errors import DataError, Problem, first_few
-from detronome.ops.segment_ids import ids_of_colors
+from detronome.ops.segment_ids import ids_of_colors, run_starts
 
 __all__ = ["UnfitMapError", "boxes_of_rows", "measure_ids", "read_map", "read_segment_ids", "rows_of_segments"]
 
@@ -87,11 +87,8 @@ def rows_of_segments(
     Raises:
         DataError: the map has segments that are not listed, or none of a listed one.
     """
-    flat = segment_ids.ravel()
-    is_start = np.ones(flat.size, np.bool_)
-    np.not_equal(flat[1:], flat[:-1], out=is_start[1:])
-    starts = np.flatnonzero(is_start)
-    run_ids = flat[starts]
+    starts = run_starts(segment_ids)
+    run_ids = segment_ids.ravel()[starts]
     known = np.concatenate(([0], listed))  # void is listed first
     order = np.argsort(known)
     run_rows = order[np.searchsorted(known, run_ids, sorter=order).clip(max=len(known) - 1)]
@@ -108,7 +105,7 @@ def rows_of_segments(
     ]
     if problems:
         raise DataError(problems)
-    lengths = np.diff(starts, append=flat.size)
+    lengths = np.diff(starts, append=segment_ids.size)
     return np.repeat(run_rows.astype(np.int32), lengths).reshape(segment_ids.shape)
 
 
