@@ -78,7 +78,7 @@ MASKS = {
     "model.mask_head": True,
     "train.freeze": ["detr"],
     "train.metric": "PQ",
-    "train.epochs": 600,
+    "train.epochs": 900,
     "train.eval_epochs": 50,
     "optim.lr": 4e-3,
     "schedule.warmup_steps": 0,
@@ -188,7 +188,7 @@ def test_a_small_panoptic_detr_takes_five_photos_by_heart(shared_data: Path, tmp
     assert boxes.metrics["AP"] > 0.7
     masks = dt.train(
         data, model=boxes.folder, out=tmp_path / "masks", settings=MASKS,
-        stop_when=lambda evaluated: evaluated.metrics["PQ"] > 0.85,
+        stop_when=lambda evaluated: evaluated.metrics["PQ"] > 0.82,
     )  # fmt: skip
     assert masks.metrics["PQ"] > 0.8
     prediction = masks.model.predict(data / "images" / json.loads(_annotations(data))["images"][0]["file_name"])

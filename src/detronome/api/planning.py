@@ -40,7 +40,7 @@ _GPU_WORKERS = 8
 """Loader processes that a machine with a GPU is taken to start for each."""
 _CHECKPOINTINGS: tuple[ActivationCheckpointing, ...] = ("none", "backbone", "transformer", "all")
 _TRACED_IMAGES = 2
-_BYTES_PER_PIXEL = {"detr": 10_000, "nano": 3_000, "rtdetr": 12_000, "dfine": 16_000}
+_BYTES_PER_PIXEL = {"detr": 10_000, "nano": 3_000, "rtdetr": 5_000, "dfine": 16_000}
 """More than any preset of the family keeps for backward in fp32, measured on its largest images."""
 _SAFE_PART = 0.5
 """Of the free memory of a CPU: a run that surely takes less is not planned."""

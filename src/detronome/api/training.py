@@ -104,7 +104,8 @@ def train(
         data: a folder in COCO, Roboflow, YOLO or Pascal VOC layout, or a sharded data set, also at an address.
         model: a preset's name, or what to fine-tune: a `Model`, or anything else that `load` takes (a run, a .pth or
             .safetensors file, a model's id on huggingface.co). A preset's name is the recipe, without its weights:
-            `load("detr-r50")`, or the file's name `detr-r50-e632da11.pth`, are those.
+            `load("detr-r50")`, or the file's name `detr-r50-e632da11.pth`, are those. Where the data has categories
+            that the model does not know, its classification head begins anew, and nothing else.
         epochs: shortcut for the setting `train.epochs`.
         out: the run folder; by default `runs/<preset>`, numbered.
         config: a TOML file on top of the preset.

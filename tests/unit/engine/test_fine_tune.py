@@ -1,5 +1,6 @@
 """Fine-tuning on other classes: which classes remain, and which rows of the head are kept."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from detronome.config.presets import PRESETS
+from detronome.config.schema import NanoConfig
 from detronome.engine.fine_tune import fine_tuned_categories, head_change, with_new_head
+from detronome.models.build import build_model
 from detronome.types import Categories
 
 
@@ -69,6 +73,23 @@ def test_every_row_is_a_kept_or_a_fresh_one(tail: int, names: list[str], held_na
             source = before[name][held_names.index(class_name)] if class_name in held_names else fresh[name][label]
             assert torch.equal(after[name][label], source)
         assert torch.equal(after[name][len(names) :], before[name][len(held_names) :])
+
+
+@pytest.mark.parametrize("name", ["nano", "detr-r18", "detr-r50-panoptic", "rtdetr-v2-s", "dfine-n"])
+def test_in_every_family_what_depends_on_the_classes_has_a_row_for_each_first(name: str) -> None:
+    config = PRESETS[name]().model
+    config = (
+        replace(config, num_queries=25, denoising_groups=1)
+        if isinstance(config, NanoConfig)
+        else replace(config, backbone_weights="none")
+    )
+    with torch.device("meta"):
+        few, many = (build_model(config, num_classes).state_dict() for num_classes in (3, 10))
+    head = {key for key in few if few[key].shape != many[key].shape}
+    assert head
+    for key in head:
+        assert few[key].shape[1:] == many[key].shape[1:]
+        assert len(few[key]) - 3 == len(many[key]) - 10 in (0, 1)
 
 
 def test_neither_side_is_changed() -> None:
