@@ -482,7 +482,7 @@ def check_kills(num_kills: int, size: int, folder: Path) -> None:
         assert path.read_bytes() == content
         refetched = server.sent_bytes - size
         print(f"{num_kills} kills: {refetched} of {received} bytes fetched again, {100 * refetched / received:.1f} %")
-        assert refetched < 0.1 * received
+        assert refetched <= num_kills * 2**16  # at most what was on its way when the client died
 
 
 def test_a_killed_transfer_goes_on(tmp_path: Path) -> None:
