@@ -81,6 +81,7 @@ MASKS = {
     "train.epochs": 900,
     "train.eval_epochs": 50,
     "optim.lr": 4e-3,
+    "optim.clip_norm": 0.3,
     "schedule.warmup_steps": 0,
 }
 

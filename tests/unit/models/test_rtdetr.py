@@ -198,12 +198,35 @@ def test_positives_are_near_their_object_and_negatives_farther() -> None:
     truth = target(2)
     torch.manual_seed(0)
     queries = queries_of([truth], num_denoising=200)
-    groups = queries.reference_boxes.view(100, 2, 2, 4)
-    moved = (cxcywh_to_xyxy(groups) - cxcywh_to_xyxy(truth.boxes_cxcywh)).abs()
-    part = moved / truth.boxes_cxcywh[:, 2:].repeat(1, 2)
+    corners = cxcywh_to_xyxy(queries.reference_boxes.view(100, 2, 2, 4))
+    part = (corners - cxcywh_to_xyxy(truth.boxes_cxcywh)).abs() / truth.boxes_cxcywh[:, 2:].repeat(1, 2)
     assert part[:, 0].max() <= 0.5 + 1e-5
-    inside = (cxcywh_to_xyxy(groups) > 1e-6) & (cxcywh_to_xyxy(groups) < 1 - 1e-6)
-    assert (part[:, 1][inside[:, 1]] >= 0.5 - 1e-5).all() and part[:, 1].max() <= 1 + 1e-5
+    # Edges that have passed each other are told apart no more: one is where the other might have been.
+    inside = ((corners > 1e-6) & (corners < 1 - 1e-6))[:, 1]
+    assert (part[:, 1][inside] >= -1e-5).all() and part[:, 1].max() <= 1.5 + 1e-5
+    assert ((part[:, 1] >= 0.5 - 1e-5) | ~inside).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("box_noise", [0.5, 1.0])
+def test_denoising_boxes_have_no_negative_size(box_noise: float) -> None:
+    """Edges of a negative may pass each other: a box with a negative size would give the background away."""
+    torch.manual_seed(0)
+    boxes = queries_of([target(3), target(1)], num_denoising=300, box_noise=box_noise).reference_boxes
+    assert (boxes >= 0).all() and (boxes <= 1).all()
+
+
+def test_a_box_trains_its_own_step_and_the_one_before() -> None:
+    """Look forward twice: no further, and what a layer looks at trains nothing."""
+    model = small_rtdetr(num_denoising=0)
+    decoder = Decoder([32] * 3, num_classes=NUM_CLASSES, hidden_dim=16, num_heads=2, ffn_dim=32, num_layers=4)
+    model.decoder = decoder
+    model.train()
+    output = model(*images_of(1), [target(1)])
+    for layer, expected in ((2, [1, 2]), (1, [0, 1]), (0, [0])):
+        decoder.zero_grad()
+        output.aux_outputs[layer].pred_boxes.sum().backward(retain_graph=True)
+        trained = [i for i, head in enumerate(decoder.dec_bbox_head) if head.layers[-1].bias.grad is not None]
+        assert trained == expected
 
 
 def test_matches_name_the_positives_of_each_group() -> None:

@@ -78,6 +78,9 @@ def make_denoising_queries(
     size = torch.rand(boxes.shape, device=device) + is_negative
     sign = torch.randint_like(boxes, 2) * 2 - 1
     corners = cxcywh_to_xyxy(boxes) + size * sign * box_noise * 0.5 * boxes[..., 2:].repeat(1, 1, 2)
+    # Edges of negatives may pass each other: that is a box too, as in the authors' program. A negative size would give
+    # the background away.
+    noised = xyxy_to_cxcywh(corners.clamp(0, 1)).abs()
     matches = tuple(
         (
             torch.cat([torch.arange(count, device=device) + 2 * longest * group for group in range(num_groups)]),
@@ -87,7 +90,7 @@ def make_denoising_queries(
     )
     return DenoisingQueries(
         content=class_embedding(labels),
-        reference_boxes=xyxy_to_cxcywh(corners.clamp(0, 1)),
+        reference_boxes=noised,
         padding_mask=padding_mask,
         attention_mask=forbidden_scores(_forbidden(padding_mask, num_groups, num_queries)).unsqueeze(1),
         matches=matches,

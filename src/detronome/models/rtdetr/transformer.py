@@ -233,12 +233,17 @@ class Decoder(TwoStageDecoder):
             content = self.run_layer(layer, content, position, reference_boxes, memory, attention_mask)
             with torch.autocast(content.device.type, enabled=False):
                 step = self.dec_bbox_head[i](content.float())
-                boxes = (step + trained_boxes.float().logit(eps=1e-5)).sigmoid()
                 if self.training or i == last:
-                    predictions.append(Prediction(self.dec_score_head[i](content.float()), boxes))
-            # The next layer looks at where this one ended but does not train it; its box does train the step before.
-            reference_boxes, trained_boxes = boxes.detach(), boxes
+                    predictions.append(Prediction(self.dec_score_head[i](content.float()), _moved(trained_boxes, step)))
+                # The next layer looks at where this one ended but does not train it. Its box does train this step, and
+                # none before ("look forward twice", arXiv 2203.03605).
+                trained_boxes = _moved(reference_boxes, step)
+                reference_boxes = trained_boxes.detach()
         return predictions
+
+
+def _moved(boxes: Float[Tensor, "B Q 4"], step: Float[Tensor, "B Q 4"]) -> Float[Tensor, "B Q 4"]:
+    return (boxes.float().logit(eps=1e-5) + step).sigmoid()
 
 
 def start_heads(score_heads: Iterable[nn.Module], box_heads: Iterable[nn.Module]) -> None:
