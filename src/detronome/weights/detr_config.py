@@ -12,6 +12,7 @@ from torch import Tensor
 from detronome.config.schema import DetrConfig
 from detronome.errors import CheckpointError, Problem
 from detronome.weights.detr_sayings import Sayings
+from detronome.weights.labels import MAX_CLASSES
 
 __all__ = ["detr_config"]
 
@@ -80,7 +81,7 @@ def detr_config(
         mask_head=mask_head,
     )
     checks = (
-        (num_classes >= 1, f"{num_classes} classes"),
+        (1 <= num_classes <= MAX_CLASSES, f"{num_classes:,} classes"),
         (config.num_queries >= 1, f"{config.num_queries} queries"),
         (config.ffn_dim >= 1, f"feed-forward blocks of {config.ffn_dim} channels"),
         (hidden_dim >= 4 and hidden_dim % 4 == 0, f"tokens of {hidden_dim} channels, which is no multiple of 4"),

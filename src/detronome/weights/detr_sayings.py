@@ -53,7 +53,7 @@ def sayings_of_hub(config: Mapping[str, Any], *, where: str) -> Sayings:
     problems = []
 
     def read(name: str, default: Any, *kinds: type, below: int = 2**31) -> Any:
-        value = config.get(name, default)
+        value = default if config.get(name) is None else config[name]  # transformers writes null for false
         if type(value) in kinds and 0 <= value < below:
             return value
         problems.append(

@@ -122,7 +122,7 @@ def _download_model(model_id: str, folder: Path, on_event: Listener) -> None:
             raise ValueError(f"the server does not say what {name} must be")
         _fetch(f"{base}/{quote(name)}", folder / name, sha256=sha256, size_bytes=size_bytes, on_event=on_event)
         sums[name] = sha256
-    for name, content in texts.items():
+    for name, content in reversed(texts.items()):  # config.json last: a folder that has it is taken as complete
         write_atomic(folder / name, content)
         sums[name] = hashlib.sha256(content).hexdigest()
     write_atomic(folder / _RECORD, json.dumps({"id": model_id, "commit": commit, "sha256": sums}, indent=1) + "\n")

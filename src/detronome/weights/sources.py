@@ -13,7 +13,8 @@ from detronome.weights.hub_folder import CONFIG
 
 __all__ = ["bring", "has_published_weights", "is_pretrained_source"]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/\w[\w.-]*")
+_HUB_ID = re.compile(r"(?!.*(--|\.\.))[a-z0-9][\w.-]*/\w[\w.-]*", re.ASCII | re.IGNORECASE)
+"""Of two parts, without `--`: that stands between them in the name of a folder of the cache."""
 
 
 def has_published_weights(preset: str) -> bool:

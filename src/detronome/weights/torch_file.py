@@ -13,6 +13,7 @@ import mmap
 import pickletools
 import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _NUM_LEGACY_PICKLES = 5
 """Magic number, protocol, facts about the system, the object, the storages' keys."""
 _MAX_PICKLE_BYTES = 2**26
+_MAX_TUPLE_PARTS = 1000
+"""Of a tuple, those of the tuples in it too: a key is hashed whole, and a few references make it endless."""
 _SAFE_NAMES = frozenset(
     {
         "argparse Namespace",
@@ -109,7 +112,11 @@ def _check_pickles(stream: io.BytesIO | mmap.mmap, num_pickles: int, path: Path)
     """Walk through pickles without building anything, and refuse names that have no place among weights."""
     strange: dict[str, None] = {}
     for _ in range(num_pickles):
+        tuples = _Tuples()
         for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]  # it reads alike
+            if tuples.parts_after(opcode, argument) > _MAX_TUPLE_PARTS:
+                strange["tuples within tuples without end"] = None
+                break
             if opcode.name == "GLOBAL" and not _is_safe(str(argument)):
                 strange[str(argument).replace(" ", ".", 1)] = None
             elif opcode.name in _CALLING_OPCODES:
@@ -122,6 +129,37 @@ def _check_pickles(stream: io.BytesIO | mmap.mmap, num_pickles: int, path: Path)
             fix="do not trust the file unless you know why; where you do, save its weights alone: "
             "torch.save(model.state_dict(), FILE)",
         )
+
+
+class _Tuples:
+    """The unpickler's stack and memory, of which only the number of parts of each value is kept; None is a mark."""
+
+    def __init__(self) -> None:
+        self._stack: list[int | None] = []
+        self._memory: dict[object, int | None] = {}
+
+    def parts_after(self, opcode: pickletools.OpcodeInfo, argument: object) -> int:
+        """Follow an instruction, and return how many parts the value that it leaves has."""
+        if "GET" in opcode.name:
+            self._stack.append(self._memory[argument])
+        elif "PUT" in opcode.name:
+            self._memory[argument] = self._stack[-1]
+        else:
+            parts = self._taken(opcode.stack_before)
+            left = 1 + sum(parts) if "TUPLE" in opcode.name else 1
+            self._stack += [None if kind is pickletools.markobject else left for kind in opcode.stack_after]
+        return (self._stack[-1] if self._stack else None) or 0
+
+    def _taken(self, kinds: Sequence[pickletools.StackObject]) -> list[int]:
+        parts = []
+        for kind in reversed(kinds):
+            if kind is pickletools.stackslice:
+                while (top := self._stack[-1]) is not None:
+                    parts.append(top)
+                    self._stack.pop()
+            else:
+                parts.append(self._stack.pop() or 0)
+        return parts
 
 
 def _is_safe(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ _PARTS = (("ema", "module"), ("ema",), ("model",), ("state_dict",), ())
 """Where programs put the weights, the preferred first: published results are those of the average."""
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _SAFETENSORS_LENGTH_BYTES = 8
+_MAX_SHARED = 4
+"""Times the file's size that its tensors may have together: some programs write the same values under two names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +119,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     file_bytes = path.stat().st_size
     odd = [ascii(key)[:80] for key, tensor in tensors.items() if not isinstance(key, str) or not _is_plain(tensor)]
     huge = [key for key, tensor in tensors.items() if isinstance(key, str) and _is_plain(tensor)]
-    huge = [key for key in huge if _held_bytes(tensors[key], file_bytes) < _claimed_bytes(tensors[key])]
+    huge = [key for key in huge if _claims_more(tensors[key], file_bytes)]
     problems = [
         Problem(what=f"{len(names):,} of its tensors {what}: {first_few(names)}", where=str(path), fix=fix)
         for names, what, fix in (
@@ -125,6 +128,15 @@ def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         )
         if names
     ]
+    total_bytes = sum(tensor.nbytes for tensor in tensors.values()) if not problems else 0
+    if total_bytes > _MAX_SHARED * file_bytes:
+        problems.append(
+            Problem(
+                what=f"its tensors share values, and would fill {total_bytes:,} bytes; the file has {file_bytes:,}",
+                where=str(path),
+                fix="do not trust the file; get it again from where it came",
+            )
+        )
     if problems:
         raise CheckpointError(problems)
 
@@ -134,9 +146,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return is_dense and (tensor.dtype in _FLOATS or not (tensor.is_floating_point() or tensor.is_complex()))
 
 
-def _claimed_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _held_bytes(tensor: Tensor, file_bytes: int) -> int:
-    return min(tensor.untyped_storage().nbytes(), file_bytes)
+def _claims_more(tensor: Tensor, file_bytes: int) -> bool:
+    """Return whether values, or the sides of a tensor without values, are more than there can be."""
+    sides = math.prod(max(side, 1) for side in tensor.shape)
+    return tensor.nbytes > tensor.untyped_storage().nbytes() or sides * tensor.element_size() > file_bytes

@@ -308,6 +308,7 @@ def _odd_tensors(rng: Random, folder: Path, sound: Sound) -> Path:
             lambda: value.to("meta"),
             lambda: torch.zeros(1).expand(value.shape),
             lambda: torch.zeros(1).as_strided((10**6, 10**6), (0, 0)),
+            lambda: torch.empty(2**62, 0),
             lambda: "text",
             lambda: {"nested": value},
             lambda: value.to(torch.float8_e4m3fn),
@@ -394,6 +395,26 @@ def _claims(rng: Random, folder: Path, sound: Sound) -> Path:
     else:
         path.write_bytes(change("", small.read_bytes()))
     small.unlink()
+    return path
+
+
+def _shared(rng: Random, folder: Path, sound: Sound) -> Path:
+    """Tensors of all shapes that are the same few bytes: each is sound, and all of them are a large network."""
+    values = torch.zeros(max(value.numel() for value in sound.state.values()), dtype=torch.bfloat16)
+    state = {key: values[: value.numel()].view(value.shape) for key, value in sound.state.items()}
+    state |= {f"transformer.encoder.layers.{i}.linear1.weight": values for i in range(2, rng.randrange(20, 60))}
+    torch.save(state, folder / "shared.pth", _use_new_zipfile_serialization=rng.random() < 0.5)
+    return folder / "shared.pth"
+
+
+def _endless_key(rng: Random, folder: Path, sound: Sound) -> Path:
+    """A key made of tuples within tuples: hashing it takes all the stack, or years."""
+    number = b"K" + rng.randbytes(1)
+    nested = rng.choice([b"\x85" * 1_000_000, b"q\0h\0\x86" * 50, b"q\0(" + b"h\0" * 99 + b"t" + b"q\0h\0\x86" * 40])
+    path = folder / "key.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("key/data.pkl", b"\x80\x02}" + number + nested + number + b"s.")
+        archive.writestr("key/version", "3\n")
     return path
 
 
@@ -522,6 +543,8 @@ KINDS: dict[str, Callable[[Random, Path, Sound], Path]] = {
     "no checkpoint": _no_checkpoint,
     "other content": _other_content,
     "huge claims": _claims,
+    "shared values": _shared,
+    "endless key": _endless_key,
     "lying header": _header,
     "broken config.json": _broken_config,
     "broken index": _broken_index,

@@ -238,7 +238,21 @@ def test_what_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("detr-r50", "detr-r101-dc5-a2e86def.pth", "facebook/detr-resnet-50"):
         assert is_pretrained_source(name)
         assert not is_pretrained_source(Path(name))
-    for name in ("nano", "detr-r18", "runs", "", "a/b/c", "../x", "/nowhere/x", "~/x", "http://x/y", "./detr"):
+    for name in (
+        "nano",
+        "detr-r18",
+        "runs",
+        "",
+        "a/b/c",
+        "../x",
+        "/nowhere/x",
+        "~/x",
+        "http://x/y",
+        "./detr",
+        "a--b/c",
+        "a/b..c",
+        "ä/b",
+    ):
         assert not is_pretrained_source(name), name
     (tmp_path / "runs" / "nano").mkdir(parents=True)
     assert not is_pretrained_source("runs/nano") and not is_pretrained_source("runs/missing")
