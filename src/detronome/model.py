@@ -79,8 +79,10 @@ class Prediction:
         return self.detections.panoptic
 
     def draw(self) -> UInt8[np.ndarray, "H2 W2 3"]:
-        """Return the picture with names and scores: of boxes, or of segments where there is a panoptic map. Small images
-        are enlarged."""
+        """Return the picture with names and scores: of boxes, or of segments where there is a panoptic map.
+
+        Small images are enlarged.
+        """
         if self.panoptic is not None:
             names = self.categories.by_id
             return draw_segments(self.image, self.panoptic.segment_ids, self.panoptic.segments, names=names)

@@ -49,6 +49,13 @@ def test_the_loss_falls_and_its_own_terms_are_logged(run: Any) -> None:
     assert "loss_fgl" in json.dumps(steps[0]) and "loss_ddf" in json.dumps(steps[0])
 
 
+def test_evaluations_are_watched_though_they_lack_terms_of_training(run: Any) -> None:
+    evaluated = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    losses = next(record["losses"] for record in evaluated if record["kind"] == "eval")
+    resolved = dt.load(run.folder).config
+    assert set(losses) == set(build_criterion(resolved.loss, with_edges=True).evaluation_weights)
+
+
 def test_a_prediction_is_in_pixels_of_the_original(run: Any) -> None:
     found = dt.load(run.folder).predict(np.zeros((50, 200, 3), np.uint8), score=0.0)
     assert 0 < len(found.scores) <= 12 * 2

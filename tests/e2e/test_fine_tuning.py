@@ -110,3 +110,21 @@ def test_a_part_that_is_not_there_is_named(tiny_run: Path, blocks: Path, tmp_pat
     with pytest.raises(dt.ConfigError, match="no part 'bakbone' to freeze") as caught:
         dt.train(blocks, model=tiny_run, epochs=1, out=tmp_path / "run", settings={"train.freeze": ["bakbone"]})
     assert "did you mean 'backbone'?" in str(caught.value)
+
+
+def test_settings_of_another_model_and_other_classes_are_an_error_of_the_user(
+    tiny_run: Path, blocks: Path, tmp_path: Path
+) -> None:
+    names = [{"id": 3, "name": "a"}, {"id": 7, "name": "b"}]
+    data = with_categories(blocks, tmp_path / "data", names)
+    with pytest.raises(dt.DetronomeError, match="do not fit the model that the settings describe"):
+        dt.train(data, model=tiny_run, epochs=1, out=tmp_path / "wide", settings={"model.hidden_dim": 64})
+
+
+def test_a_new_head_is_not_frozen(tiny_run: Path, blocks: Path, tmp_path: Path) -> None:
+    """What is random would stay so, and the run would learn nothing."""
+    head = next(name for name in weights_of(tiny_run) if "class" in name).partition(".")[0]
+    names = [{"id": 3, "name": "a"}, {"id": 7, "name": "b"}]
+    data = with_categories(blocks, tmp_path / "data", names)
+    with pytest.raises(dt.ConfigError, match=f"with {head} frozen the model cannot learn them"):
+        dt.train(data, model=tiny_run, epochs=1, out=tmp_path / "frozen", settings={"train.freeze": [head]})

@@ -159,7 +159,9 @@ def detr_r101_panoptic() -> RunConfig:
     return _panoptic("detr-r101-panoptic", detr_r101())
 
 
-_SQUARES = (480, 512, 544, 576, 608, 640, 640, 640, 672, 704, 736, 768, 800)
+def _squares(repeat: int) -> tuple[int, ...]:
+    """Return the sides that are drawn from, the middle one so many times as often as each other."""
+    return (480, 512, 544, 576, 608, *[640] * repeat, 672, 704, 736, 768, 800)
 
 
 def _rtdetr_augment(sizes: tuple[int, ...]) -> AugmentConfig:
@@ -177,7 +179,7 @@ def _rtdetr_augment(sizes: tuple[int, ...]) -> AugmentConfig:
 
 
 def _rtdetr(
-    name: str, model: RtDetrConfig, *, epochs: int, backbone_lr: float, sizes: tuple[int, ...] = _SQUARES
+    name: str, model: RtDetrConfig, *, epochs: int, backbone_lr: float, sizes: tuple[int, ...] = _squares(3)
 ) -> RunConfig:
     """The authors' recipe as far as our settings carry it: squares, batch 16, AdamW 1e-4, an average of the weights.
 
@@ -238,7 +240,7 @@ def _dfine(
     lr: float,
     backbone_lr: float,
     weight_decay: float = 1e-4,
-    sizes: tuple[int, ...] = _SQUARES,
+    sizes: tuple[int, ...] = _squares(3),
 ) -> RunConfig:
     """The authors' recipe as far as our settings carry it: squares, AdamW, a warm-up, an average of the weights.
 
@@ -281,19 +283,21 @@ def dfine_n() -> RunConfig:
 def dfine_s() -> RunConfig:
     """D-FINE-S with HGNetv2-B0: 10.3 M parameters, 25.7 GFLOPs at 640 x 640; published 48.5 AP."""
     model = replace(_AFFINE, backbone="hgnetv2_b0", encoder_expansion=0.5, encoder_depth=0.34, num_decoder_layers=3)
-    return _dfine("dfine-s", model, epochs=132, lr=2e-4, backbone_lr=1e-4)
+    return _dfine("dfine-s", model, epochs=132, lr=2e-4, backbone_lr=1e-4, sizes=_squares(20))
 
 
 def dfine_m() -> RunConfig:
     """D-FINE-M with HGNetv2-B2: 19.6 M parameters, 58.3 GFLOPs at 640 x 640; published 52.3 AP."""
     model = replace(_AFFINE, backbone="hgnetv2_b2", encoder_depth=0.67, num_decoder_layers=4)
-    return _dfine("dfine-m", model, epochs=132, lr=2e-4, backbone_lr=2e-5)
+    return _dfine("dfine-m", model, epochs=132, lr=2e-4, backbone_lr=2e-5, sizes=_squares(6))
 
 
 def dfine_l() -> RunConfig:
     """D-FINE-L with HGNetv2-B4: 31.2 M parameters, 93.6 GFLOPs at 640 x 640; published 54.0 AP."""
     model = DFineConfig(backbone="hgnetv2_b4")
-    return _dfine("dfine-l", model, epochs=80, lr=2.5e-4, backbone_lr=1.25e-5, weight_decay=1.25e-4)
+    return _dfine(
+        "dfine-l", model, epochs=80, lr=2.5e-4, backbone_lr=1.25e-5, weight_decay=1.25e-4, sizes=_squares(4)
+    )
 
 
 def dfine_x() -> RunConfig:

@@ -202,7 +202,11 @@ def augment_policy(config: AugmentConfig) -> AugmentPolicy:
     """
     checks = [
         ("sizes", "at least one size of 1 pixel or more", _positive(config.sizes)),
-        ("max_size", "at least the largest of sizes", config.max_size >= max(config.sizes, default=1)),
+        (
+            "max_size",
+            "at least the largest of sizes",
+            config.square or config.max_size >= max(config.sizes, default=1),
+        ),
         ("horizontal_flip", "a probability from 0 to 1", 0 <= config.horizontal_flip <= 1),
         ("vertical_flip", "a probability from 0 to 1", 0 <= config.vertical_flip <= 1),
         ("crop_probability", "a probability from 0 to 1", 0 <= config.crop_probability <= 1),
@@ -213,7 +217,7 @@ def augment_policy(config: AugmentConfig) -> AugmentPolicy:
         ("contrast", "a number from 0 to 1", 0 <= config.contrast <= 1),
         ("saturation", "a number from 0 to 1", 0 <= config.saturation <= 1),
         ("eval_size", "1 pixel or more", config.eval_size >= 1),
-        ("eval_max_size", "at least eval_size", config.eval_max_size >= config.eval_size),
+        ("eval_max_size", "at least eval_size", config.square or config.eval_max_size >= config.eval_size),
     ]
     problems = [
         Problem(what=f"{getattr(config, name)!r} is out of range", where=f"augment.{name}", fix=f"give {wanted}")

@@ -36,7 +36,7 @@ from detronome.engine.early_stop import BestMetric
 from detronome.engine.ema import ModelEma
 from detronome.engine.evaluator import detect_batch, detect_in_pieces
 from detronome.engine.events import Evaluated, Observer, RunStarted
-from detronome.engine.fine_tune import fine_tuned_categories, with_new_head
+from detronome.engine.fine_tune import fine_tuned_categories, new_classes, with_new_head
 from detronome.engine.guard import StepGuard
 from detronome.engine.ladder import Ladder
 from detronome.engine.micro_batches import MicroBatchSizes
@@ -312,15 +312,11 @@ def _model(config: RunConfig, categories: Categories, source: Checkpoint | None)
     )
     if source is not None:
         part, weights = _part_of(model, source.model), source.model
-        if source.categories != categories:
-            weights = with_new_head(
-                weights,
-                part.state_dict(),
-                head=_head_of(model_config, len(categories), source.model),
-                held=source.categories,
-                data=categories,
-            )
         try:
+            if source.categories != categories:
+                head = _head_of(model_config, len(categories), weights)
+                _check_new_head_learns(model, part, head, config.train.freeze, source.categories, categories)
+                weights = with_new_head(weights, part.state_dict(), head=head, held=source.categories, data=categories)
             part.load_state_dict(weights)
         except RuntimeError as error:
             raise CheckpointError(
@@ -343,6 +339,21 @@ def _head_of(config: ModelConfig, num_classes: int, weights: Mapping[str, Tensor
     with torch.device("meta"):
         these, more = (_part_of(build_model(config, n), weights).state_dict() for n in (num_classes, num_classes + 1))
     return frozenset(name for name, value in these.items() if value.shape != more[name].shape)
+
+
+def _check_new_head_learns(
+    model: Detector, part: nn.Module, head: frozenset[str], frozen: Sequence[str], held: Categories, data: Categories
+) -> None:
+    prefix = "" if part is model else "detr."
+    keeping = [name for name in frozen if any(f"{prefix}{tensor}".startswith(f"{name}.") for tensor in head)]
+    new = new_classes(held, data)
+    if keeping and new:
+        raise ConfigError(
+            f"the weights do not know {first_few(new)}, and with {first_few(keeping)} frozen the model cannot learn them",
+            where="train.freeze",
+            fix="train on this data without freezing first, or freeze parts without the classification head, "
+            f"e.g. {prefix}backbone",
+        )
 
 
 def _part_of(model: Detector, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -416,7 +427,7 @@ def _facts(config: RunConfig, train: DataSplit, step: TrainingStep, plan: RunPla
         num_queries=step.model.num_queries,
         total_steps=plan.total_steps,
         lr=config.optim.lr * max(schedule(s) for s in range(0, plan.total_steps, max(1, plan.total_steps // 100))),
-        loss_weights=step.criterion.weights,
+        loss_weights=step.criterion.evaluation_weights,
     )
 
 

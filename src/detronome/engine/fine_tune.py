@@ -9,7 +9,7 @@ from torch import Tensor
 from detronome.errors import first_few
 from detronome.types import Categories
 
-__all__ = ["fine_tuned_categories", "head_change", "with_new_head"]
+__all__ = ["fine_tuned_categories", "head_change", "new_classes", "with_new_head"]
 
 
 def fine_tuned_categories(held: Categories, data: Categories) -> Categories:
@@ -22,13 +22,18 @@ def head_change(held: Categories, data: Categories) -> str | None:
     """Return in words what becomes of the classification head, as the reason of a setting; None if it stays."""
     if fine_tuned_categories(held, data) is held:
         return None
-    kept = _kept(held, data)
-    new = [name for label, name in enumerate(data.names) if label not in kept]
+    kept, new = _kept(held, data), new_classes(held, data)
     if not new:
         return f"{len(data)} (the weights know them by name, under other ids: the classification head keeps them all)"
     begins = f"new to the weights, which know {len(held)}: {first_few(new)}"
     remains = f"; kept by name: {first_few([data.names[label] for label in kept])}" if kept else ""
     return f"{len(data)} (the classification head begins anew, and nothing else; {begins}{remains})"
+
+
+def new_classes(held: Categories, data: Categories) -> list[str]:
+    """Return the names of the data's classes that the weights do not know: their rows of the head begin anew."""
+    kept = _kept(held, data)
+    return [name for label, name in enumerate(data.names) if label not in kept]
 
 
 def with_new_head(

@@ -17,7 +17,7 @@ from detronome.data.store.index import AnnotationIndex
 
 __all__ = ["USUAL_LR", "Concern", "DataFacts", "RunFacts", "named", "prospects"]
 
-USUAL_LR = {"detr": 1e-4, "nano": 2e-3, "rtdetr": 1e-4, "dfine": 4e-4}
+USUAL_LR = {"detr": 1e-4, "nano": 2e-3, "rtdetr": 1e-4, "dfine": 2.5e-4}
 """The rate of each family's own recipe."""
 _FAR_LR = 30.0
 """A rate this many times above or below the recipe's is a slip: batch sizes ask for much smaller factors."""
@@ -87,7 +87,7 @@ class RunFacts:
     lr: float
     """The highest rate of the schedule, of the main parameter group."""
     loss_weights: Mapping[str, float]
-    """Of `loss_ce`, `loss_bbox` and `loss_giou` in what is minimised."""
+    """Of the last decoder layer's terms that training and evaluation both have, in what is minimised."""
 
 
 def prospects(facts: RunFacts) -> list[Concern]:

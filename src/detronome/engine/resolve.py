@@ -249,6 +249,11 @@ def _dfine_checks(model: DFineConfig, *, aux_loss: bool) -> list[tuple[bool, str
             "choose such a multiple",
         ),
         (
+            round(model.encoder_dim * model.encoder_expansion // 2) > 0,
+            f"model.encoder_expansion = {model.encoder_expansion:g} leaves the encoder's branches no channel",
+            "give a larger part",
+        ),
+        (
             1 <= len(model.num_points) <= 4,
             f"model.num_points needs one entry for each map, of which there can be 4, not {list(model.num_points)}",
             "give one to four numbers",

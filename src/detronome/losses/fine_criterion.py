@@ -60,6 +60,11 @@ class FineCriterion(SetCriterion):
         )
         self.weights |= {"loss_fgl": weight_fgl, "loss_ddf": weight_ddf}
 
+    @property
+    def evaluation_weights(self) -> dict[str, float]:
+        """See `SetCriterion`; distributions of edges are given in training alone."""
+        return {name: weight for name, weight in self.weights.items() if name not in ("loss_fgl", "loss_ddf")}
+
     def forward(
         self,
         output: ModelOutput,

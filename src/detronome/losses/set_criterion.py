@@ -111,6 +111,11 @@ class SetCriterion(nn.Module):
         """Return the weighted sum that is minimised."""
         return torch.stack([self.weights[_base_name(name)] * loss for name, loss in losses.items()]).sum()
 
+    @property
+    def evaluation_weights(self) -> dict[str, float]:
+        """Weights of the terms that an output in evaluation mode has too."""
+        return self.weights
+
     def _stacks(self, output: ModelOutput) -> dict[str, LayerStack]:
         """Return the predictions by suffix of their losses' names."""
         stacks = {"": _stack([*(output.aux_outputs if self.aux_loss else ()), output])}

@@ -141,7 +141,7 @@ class _Tuples:
     def parts_after(self, opcode: pickletools.OpcodeInfo, argument: object) -> int:
         """Follow an instruction, and return how many parts the value that it leaves has."""
         if "GET" in opcode.name:
-            self._stack.append(self._memory[argument])
+            self._stack.append(self._memory.get(argument, 1))
         elif "PUT" in opcode.name:
             self._memory[argument] = self._stack[-1]
         else:

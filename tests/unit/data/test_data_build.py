@@ -175,6 +175,13 @@ def test_workers_that_were_asked_for() -> None:
         resolve_workers(replace(CONFIG, data=DataConfig(workers=-1)), "cpu", SIZES_HW)
 
 
+def test_squares_have_no_longest_side() -> None:
+    square = AugmentConfig(sizes=(1536,), eval_size=1536, square=True)
+    assert augment_policy(square).sizes == (1536,)
+    with pytest.raises(ConfigError, match="1333 is out of range"):
+        augment_policy(replace(square, square=False))
+
+
 def test_all_impossible_augmentations_at_once() -> None:
     config = AugmentConfig(sizes=(), horizontal_flip=1.5, crop_px=(600, 384), crop_fraction=(0.0, 2.0), contrast=-1)
     with pytest.raises(ConfigError) as caught:

@@ -117,8 +117,9 @@ def test_images_without_objects() -> None:
 
 def test_the_last_layer_alone_as_in_validation() -> None:
     output = replace(make_output(2), aux_outputs=(), enc_outputs=None, edges=None)
-    losses = make_criterion()(output, [make_target(2), make_target(0)])
-    assert set(losses) == {"loss_ce", "loss_bbox", "loss_giou"}
+    criterion = make_criterion()
+    losses = criterion(output, [make_target(2), make_target(0)])
+    assert set(losses) == {"loss_ce", "loss_bbox", "loss_giou"} == set(criterion.evaluation_weights)
 
 
 @given(seed=st.integers(0, 10_000), counts=st.lists(st.integers(0, 5), min_size=1, max_size=3))

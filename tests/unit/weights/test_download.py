@@ -14,8 +14,9 @@ import pytest
 from faulty_server import Fault, FaultyServer, ServedFile
 
 from detronome.data.download.events import DownloadEvent, Progressed, ignore
+from detronome.data.download.transfer import TransferOptions
 from detronome.errors import CheckpointError
-from detronome.weights import catalog
+from detronome.weights import catalog, download
 from detronome.weights.catalog import OfficialFile
 from detronome.weights.download import bring_hub_model, bring_official_file
 from detronome.weights.sources import bring
@@ -91,9 +92,6 @@ def test_a_server_without_ranges(server: FaultyServer) -> None:
 
 
 def _quickly(file: OfficialFile) -> None:
-    from detronome.data.download.transfer import TransferOptions
-    from detronome.weights import download
-
     with pytest.MonkeyPatch.context() as patch:
         short = TransferOptions(connections=1, max_attempts=2, backoff_s=0.01, journal_interval_s=0.01)
         patch.setattr(download, "_OPTIONS", short)
@@ -189,6 +187,16 @@ def test_a_model_in_several_files(server: FaultyServer) -> None:
     server.files = hub_files({"config.json": CONFIG, "model.safetensors.index.json": index, **shards})
     folder = bring_hub_model(MODEL, ignore)
     assert {path.name for path in folder.iterdir()} > set(shards)
+
+
+def test_a_folder_with_a_config_is_complete(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was left in the middle is not taken for one that was put there by hand."""
+    written: list[str] = []
+    monkeypatch.setattr(download, "write_atomic", lambda path, _: written.append(path.name))
+    index = json.dumps({"weight_map": {"a": "a.safetensors"}}).encode()
+    server.files = hub_files({"config.json": CONFIG, "model.safetensors.index.json": index, "a.safetensors": CONTENT})
+    bring_hub_model(MODEL, ignore)
+    assert written == ["model.safetensors.index.json", "config.json", "hub.json"]
 
 
 @pytest.mark.parametrize(
