@@ -30,7 +30,7 @@ def predict(
     images
         Image files, or folders of them.
     out
-        Folder for the pictures and detections.json; of a model with masks, also panoptic.json and its maps in panoptic/.
+        Folder for the pictures and detections.json; with masks, also panoptic.json and its maps in panoptic/.
     score
         Smallest score of a drawn object; detections.json holds all.
     device

@@ -50,7 +50,7 @@ from detronome.engine.state import TrainingState
 from detronome.engine.step import TrainingStep
 from detronome.engine.trainer import RunPlan, Trainer, Validation
 from detronome.engine.worst_case import WorstCase, try_worst_cases, worst_eval_batch, worst_training_batch
-from detronome.errors import CheckpointError
+from detronome.errors import CheckpointError, ConfigError, first_few
 from detronome.evaluation.detection import DetectionEvaluator
 from detronome.losses.build import build_criterion
 from detronome.losses.terms import BatchTotals
@@ -349,7 +349,8 @@ def _check_new_head_learns(
     new = new_classes(held, data)
     if keeping and new:
         raise ConfigError(
-            f"the weights do not know {first_few(new)}, and with {first_few(keeping)} frozen the model cannot learn them",
+            f"the weights do not know {first_few(new)}, and with {first_few(keeping)} frozen the model cannot learn "
+            "them",
             where="train.freeze",
             fix="train on this data without freezing first, or freeze parts without the classification head, "
             f"e.g. {prefix}backbone",
