@@ -137,6 +137,7 @@ def train_steps(
     room: Mapping[int, int] = MappingProxyType({}),
     denoising_groups: int = 0,
     is_backbone_frozen: bool = False,
+    frozen: Sequence[str] = (),
     checkpoint_activations: bool = False,
 ) -> dict[str, Any]:
     """Train some steps; return what every rank knows afterwards.
@@ -151,6 +152,7 @@ def train_steps(
         room: rank -> the most images at once for which its memory has room.
         denoising_groups: of nano.
         is_backbone_frozen: the backbone has no rate.
+        frozen: parts that stay as they are.
         checkpoint_activations: of every part.
     """
     with joined_world("cpu", timeout_s=60) as world:
@@ -163,6 +165,7 @@ def train_steps(
         model = makers[family]()
         if is_backbone_frozen:
             freeze_backbone(model)
+        model.freeze(frozen)
         for module in model.modules():
             if hasattr(module, "checkpoint_activations"):
                 module.checkpoint_activations = checkpoint_activations

@@ -126,3 +126,25 @@ def test_a_frozen_backbone_is_not_summed_and_all_else_is() -> None:
 
 def frozen_steps() -> dict[str, Any]:
     return train_steps("ddp", "detr", COUNTS[:3], is_backbone_frozen=True)
+
+
+def test_masks_on_a_frozen_detector() -> None:
+    """Only masks have a gradient, and a rank or a step may be without objects."""
+    alone = on_ranks(1, frozen_detector_steps, "ddp")[0]
+    for rank in on_ranks(2, frozen_detector_steps, "ddp"):
+        assert all(rank["applied"])
+        np.testing.assert_allclose(rank["results"], alone["results"], rtol=2e-5, atol=1e-7)
+        assert farthest(rank["weights"], alone["weights"]) < 3e-5  # of up to 4e-4 that they have moved
+        for name, value in rank["weights"].items():
+            if name.startswith("detr."):
+                np.testing.assert_array_equal(value, alone["weights"][name])
+                np.testing.assert_array_equal(value, rank["average"][name])
+
+
+def test_fsdp_refuses_what_it_would_not_sum() -> None:
+    with pytest.raises(RankError, match=r"train\.freeze leaves no layer"):
+        on_ranks(2, frozen_detector_steps, "fsdp")
+
+
+def frozen_detector_steps(kind: Any) -> dict[str, Any]:
+    return train_steps(kind, "panoptic", COUNTS[:4], frozen=["detr"])

@@ -49,11 +49,8 @@ def test_the_loss_falls_and_its_own_terms_are_logged(run: Any) -> None:
     assert "loss_fgl" in json.dumps(steps[0]) and "loss_ddf" in json.dumps(steps[0])
 
 
-def test_evaluations_are_watched_though_they_lack_terms_of_training(run: Any) -> None:
-    evaluated = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
-    losses = next(record["losses"] for record in evaluated if record["kind"] == "eval")
-    resolved = dt.load(run.folder).config
-    assert set(losses) == set(build_criterion(resolved.loss, with_edges=True).evaluation_weights)
+def test_its_evaluations_are_watched_though_they_lack_terms_of_training(run: Any) -> None:
+    assert dt.load(run.folder).checkpoint.state.convergence["evaluations"]
 
 
 def test_a_prediction_is_in_pixels_of_the_original(run: Any) -> None:
@@ -72,3 +69,8 @@ def test_evaluating_the_run_gives_its_own_metrics(run: Any, blocks: Path) -> Non
 def test_layers_that_learn_from_each_other_need_their_losses(blocks: Path, tmp_path: Path) -> None:
     with pytest.raises(dt.ConfigError, match="aux_loss"):
         dt.train(blocks, model="dfine-s", out=tmp_path / "run", settings=SETTINGS | {"loss.aux_loss": False})
+
+
+def test_an_encoder_without_channels_is_refused(blocks: Path, tmp_path: Path) -> None:
+    with pytest.raises(dt.ConfigError, match="encoder_expansion"):
+        dt.train(blocks, model="dfine-s", out=tmp_path / "run", settings=SETTINGS | {"model.encoder_expansion": 0.05})

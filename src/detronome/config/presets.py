@@ -295,9 +295,7 @@ def dfine_m() -> RunConfig:
 def dfine_l() -> RunConfig:
     """D-FINE-L with HGNetv2-B4: 31.2 M parameters, 93.6 GFLOPs at 640 x 640; published 54.0 AP."""
     model = DFineConfig(backbone="hgnetv2_b4")
-    return _dfine(
-        "dfine-l", model, epochs=80, lr=2.5e-4, backbone_lr=1.25e-5, weight_decay=1.25e-4, sizes=_squares(4)
-    )
+    return _dfine("dfine-l", model, epochs=80, lr=2.5e-4, backbone_lr=1.25e-5, weight_decay=1.25e-4, sizes=_squares(4))
 
 
 def dfine_x() -> RunConfig:

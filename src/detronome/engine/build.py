@@ -352,8 +352,7 @@ def _check_new_head_learns(
             f"the weights do not know {first_few(new)}, and with {first_few(keeping)} frozen the model cannot learn "
             "them",
             where="train.freeze",
-            fix="train on this data without freezing first, or freeze parts without the classification head, "
-            f"e.g. {prefix}backbone",
+            fix="train on this data without freezing first, or freeze parts without the classification head",
         )
 
 

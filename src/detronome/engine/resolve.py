@@ -164,6 +164,11 @@ def check_consistency(config: RunConfig) -> None:
             "train.metric = 'PQ' needs a model that makes masks",
             "set model.mask_head=true, or another metric",
         ),
+        (
+            config.model.family not in ("rtdetr", "dfine") or min(config.augment.sizes, default=33) > 32,
+            f"augment.sizes = {list(config.augment.sizes)} make a map of a single cell, too few for BatchNorm",
+            "give sizes above 32",
+        ),
         (config.optim.lr > 0, "optim.lr must be above 0", "give e.g. 1e-4"),
         (0 <= config.train.ema_decay < 1, "train.ema_decay must be from 0 to below 1", "0 turns averaging off"),
         (

@@ -25,7 +25,7 @@ def other_settings(config: Mapping[str, object], ours: Mapping[str, object], *, 
         if type(value) is not type(wanted) or value != wanted:
             problems.append(
                 Problem(
-                    what=f"{name} is {ascii(value)[:80]}, and the network of this version computes with {wanted!r}",
+                    what=f"{name} is {ascii(value)[:80]}, and this version computes with {wanted!r}",
                     where=where,
                     fix="these weights need another network",
                 )

@@ -19,6 +19,7 @@ from detronome.weights.detr_sayings import sayings_of_arguments, sayings_of_hub
 from detronome.weights.families import MODEL_TYPES, Origin, origin_of_keys, renamed
 from detronome.weights.fit import fitted
 from detronome.weights.hub_folder import CONFIG, read_hub_folder
+from detronome.weights.hub_settings import other_settings
 from detronome.weights.labels import categories_of
 from detronome.weights.preset_fit import expected_weights, fitting_preset
 from detronome.weights.sources import bring
@@ -28,6 +29,12 @@ __all__ = ["Pretrained", "load_pretrained"]
 
 
 _MAX_SIDE = 2**14
+_IMAGENET: Mapping[str, object] = {
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+"""How DETR's images are normalised; those of the other families are not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +107,10 @@ def load_pretrained(source: str | Path, *, preset: str | None = None, on_event: 
     )
     weights = fitted(state, expected_weights(config.model, num_classes), where=str(found.file), fix=_fix(config.preset))
     read = f"{len(weights):,} tensors{f' of {found.part!r}' if found.part else ''} from {found.file}"
-    report = (read, *of_names, *(f"assumed: {what}" for what in assumed))
+    config = _with_sizes(config, found)
+    report = (read, *of_names, *(f"assumed: {what}" for what in assumed), *_other_preparation(config, found))
     return Pretrained(
-        config=_with_sizes(config, found),
+        config=config,
         categories=categories,
         state_dict=weights,
         file=found.file,
@@ -196,3 +204,14 @@ def _with_sizes(config: RunConfig, found: _Found) -> RunConfig:
     if type(short) is not int or type(long) is not int or not 1 <= short <= long <= _MAX_SIDE:
         return config
     return replace(config, augment=replace(config.augment, eval_size=short, eval_max_size=long))
+
+
+def _other_preparation(config: RunConfig, found: _Found) -> list[str]:
+    """Return what to say where a preprocessor_config.json prepares images otherwise than is done here."""
+    if config.model.family == "detr":
+        ours = _IMAGENET
+    else:
+        side = config.augment.eval_size
+        ours = {"do_normalize": False, "size.height": side, "size.width": side}
+    others = other_settings(found.preprocessor or {}, ours, where="")
+    return [f"images are prepared otherwise than these weights' own program does: {other.what}" for other in others]

@@ -194,7 +194,7 @@ def test_no_denoising_queries_without_objects() -> None:
 
 
 def test_positives_are_near_their_object_and_negatives_farther() -> None:
-    """An edge moves by up to half the size, or by one half to a whole of it; those that pass each other change places."""
+    """An edge moves by up to half the size, or by half to all of it; those that pass each other change places."""
     truth = replace(target(2), boxes_cxcywh=torch.tensor([[0.4, 0.5, 0.2, 0.1], [0.6, 0.5, 0.1, 0.2]]))
     torch.manual_seed(0)
     queries = queries_of([truth], num_denoising=200)

@@ -183,6 +183,14 @@ def test_a_file_in_a_folder_has_the_folders_config(tiny_state: State, tmp_path: 
     assert loaded.categories.names[3] == "n3"
 
 
+def test_images_that_are_prepared_otherwise_are_told(tiny_state: State, tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "hub", tiny_state)
+    usual = {"do_normalize": True, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    for said, told in ((usual, 0), ({**usual, "image_mean": [0.5, 0.5, 0.5]}, 1), ({"do_normalize": False}, 1)):
+        (folder / "preprocessor_config.json").write_text(json.dumps(said))
+        assert sum("prepared otherwise" in line for line in load_pretrained(folder).report) == told
+
+
 def test_null_is_no_setting(tiny_state: State, tmp_path: Path) -> None:
     """As transformers 4 writes it where the backbone is not timm's."""
     loaded = load_pretrained(hub_folder(tmp_path / "hub", tiny_state, dilation=None, dropout=None))

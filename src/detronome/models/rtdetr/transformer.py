@@ -308,5 +308,5 @@ def _anchors(
         levels.append(torch.cat((centre, torch.full_like(centre, _ANCHOR_SIZE * 2**level)), dim=-1))
     anchors = torch.cat(levels).unsqueeze(0)
     is_valid = ((anchors > _ANCHOR_MARGIN) & (anchors < 1 - _ANCHOR_MARGIN)).all(-1, keepdim=True)
-    # An unusable cell that is chosen all the same says "everything" and has no gradient towards its box.
+    # An unusable cell that is chosen all the same stays at (1, 1, 1, 1), without a gradient towards its box.
     return anchors.logit().masked_fill(~is_valid, torch.finfo(torch.float32).max), is_valid
