@@ -128,7 +128,7 @@ def draw_segments(
     scale = max(1, -(-_MIN_SIDE_PX // max(height, width, 1)))
     canvas = Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
     canvas = canvas.resize((width * scale, height * scale), Image.Resampling.BICUBIC)
-    ids = np.kron(segment_ids, np.ones((scale, scale), segment_ids.dtype))
+    ids = segment_ids.repeat(scale, 0).repeat(scale, 1)
     tinted = np.array(canvas, np.float32)
     colors = _shades(segments)
     for segment in segments:
