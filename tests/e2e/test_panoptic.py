@@ -80,8 +80,8 @@ MASKS = {
     "train.metric": "PQ",
     "train.epochs": 900,
     "train.eval_epochs": 50,
-    "optim.lr": 4e-3,
-    "optim.clip_norm": 0.3,
+    "optim.lr": 2e-3,
+    "optim.clip_norm": 0.1,
     "schedule.warmup_steps": 0,
 }
 
