@@ -132,7 +132,7 @@ def busy(function: Any, seconds: float = 0.3) -> Any:
     return call
 
 
-LARGE = {"model.widths": [64, 96, 128], "model.hidden_dim": 96, "augment.sizes": [128], "augment.max_size": 192}
+LARGE = {"model.widths": [64, 96, 128], "model.hidden_dim": 96, "augment.sizes": [224], "augment.max_size": 320}
 CASES = {
     "slow disk, no workers": Case(verdict="DATA", changes="data.workers", fault=slow_disk, says="read", is_slow=False),
     "slow disk, two workers": Case(

@@ -164,7 +164,7 @@ def test_the_oldest_torch_can_compile_too(monkeypatch: pytest.MonkeyPatch) -> No
         return model
 
     monkeypatch.setattr(torch, "compile", compile_as_of_torch_2_11)
-    compile_detectors([built("rtdetr")], on_failure=refuse)
+    compile_detectors([built("nano")], on_failure=refuse)
     assert asked and torch._dynamo.config.recompile_limit == 64
 
 
@@ -234,9 +234,9 @@ def test_a_compiler_that_fails_at_the_backward_graph_is_told_too(monkeypatch: py
 
     let_inductor(aot_autograd(fw_compiler=make_boxed_compiler(lambda graph, _: graph), bw_compiler=fail), monkeypatch)
     told: list[str] = []
-    model = built("rtdetr")
+    model = built("nano")
     compile_detectors([model], on_failure=told.append)
-    assert_same_step(model, built("rtdetr"))
+    assert_same_step(model, built("nano"))
     assert told == ["no kernel for this device"]
 
 
