@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from detronome.api import (
         Plan,
+        PresetInfo,
         Profile,
         Run,
         Search,
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
         demo,
         download_data,
         evaluate,
+        evaluate_panoptic_results,
         evaluate_results,
         follow_run,
         index_data,
         list_caches,
+        list_models,
         plan,
         predict,
         profile,
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from detronome.evaluation.detection import DetectionMetrics
+    from detronome.evaluation.panoptic import PanopticMetrics
     from detronome.model import Model, Prediction, load
 
 __all__ = [
@@ -64,8 +68,10 @@ __all__ = [
     "DetronomeError",
     "MissingExtraError",
     "Model",
+    "PanopticMetrics",
     "Plan",
     "Prediction",
+    "PresetInfo",
     "Profile",
     "Run",
     "Search",
@@ -78,10 +84,12 @@ __all__ = [
     "demo",
     "download_data",
     "evaluate",
+    "evaluate_panoptic_results",
     "evaluate_results",
     "follow_run",
     "index_data",
     "list_caches",
+    "list_models",
     "load",
     "plan",
     "predict",
@@ -100,6 +108,7 @@ __all__ = [
 _HOME = {
     "DetectionMetrics": "detronome.evaluation.detection",
     "Model": "detronome.model",
+    "PanopticMetrics": "detronome.evaluation.panoptic",
     "Prediction": "detronome.model",
     "load": "detronome.model",
 } | {name: "detronome.errors" for name in __all__ if name.endswith("Error")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,18 +13,23 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image, ImageOps
 
-from detronome.config.convert import apply_overrides, from_dict
+from detronome.config.convert import apply_overrides, from_dict, to_dict
 from detronome.config.presets import PRESETS
-from detronome.config.schema import RunConfig
+from detronome.config.schema import RunConfig, WithPretrainedBackbone
+from detronome.data.download.events import Listener, Noticed, ignore
 from detronome.data.store.decode import read_image
 from detronome.deploy.predictor import build_predictor
 from detronome.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from detronome.engine.state import TrainingState
 from detronome.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from detronome.models.build import build_model
 from detronome.models.detector import Detector
-from detronome.report.pictures import draw_boxes, save_picture
+from detronome.report.download_console import DownloadConsole
+from detronome.report.pictures import draw_boxes, draw_segments, save_picture
 from detronome.runtime.device import resolve_device
-from detronome.types import Categories, Detections
+from detronome.types import Categories, Detections, PanopticPrediction
+from detronome.weights.pretrained import load_pretrained
+from detronome.weights.sources import is_pretrained_source
 
 if TYPE_CHECKING:
     import supervision
@@ -67,8 +73,19 @@ class Prediction:
         by_id = self.categories.by_id
         return [by_id[int(label)] for label in self.labels]
 
+    @property
+    def panoptic(self) -> PanopticPrediction | None:
+        """The panoptic map with its segments, where the model makes one; `score` does not act on it."""
+        return self.detections.panoptic
+
     def draw(self) -> UInt8[np.ndarray, "H2 W2 3"]:
-        """Return the picture with boxes, names and scores; small images are enlarged."""
+        """Return the picture with names and scores: of boxes, or of segments where there is a panoptic map.
+
+        Small images are enlarged.
+        """
+        if self.panoptic is not None:
+            names = self.categories.by_id
+            return draw_segments(self.image, self.panoptic.segment_ids, self.panoptic.segments, names=names)
         return draw_boxes(self.image, self.boxes_xyxy, self.labels, names=self.categories.by_id, scores=self.scores)
 
     def show(self) -> None:
@@ -108,11 +125,15 @@ class Model:
         categories: what its labels mean.
         metrics: of the evaluation that chose it; empty where there was none.
         source: where it was loaded from.
+        notes: of weights from elsewhere: what was read, and what was assumed because nothing says it.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, source: Path, device: str = "auto") -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, source: Path, device: str = "auto", notes: Sequence[str] = ()
+    ) -> None:
         self.checkpoint = checkpoint
         self.source = source
+        self.notes = tuple(notes)
         self.config = from_dict(checkpoint.config, where=str(source))
         self.categories = checkpoint.categories
         self.metrics = {n: float("nan") if v is None else v for n, v in checkpoint.state.best_metrics.items()}
@@ -164,21 +185,59 @@ class Model:
         )
 
 
-def load(source: str | Path, *, device: str = "auto") -> Model:
-    """Load a trained model from a run folder (its best checkpoint) or a checkpoint folder.
+def load(
+    source: str | Path, *, preset: str | None = None, device: str = "auto", on_event: Listener | None = None
+) -> Model:
+    """Load a trained model: one of ours, or published weights.
+
+    Nothing in a file is run, and weights that are not the model's, whole, are refused. What is downloaded goes to the
+    cache and is used from there afterwards.
+
+    Args:
+        source: a run folder (its best checkpoint) or a checkpoint folder; a preset with published weights, e.g.
+            `detr-r50`; a .pth or .safetensors file; a folder as transformers saves it; or a model's id on
+            huggingface.co, e.g. `facebook/detr-resnet-50`.
+        preset: for weights from elsewhere, the network they belong to, where the file does not show it: DC5.
+        device: auto, cpu, cuda, cuda:N or mps.
+        on_event: told of a download's progress and of what had to be assumed; by default both are shown on stderr.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is damaged.
-        ConfigError: the name of a preset, which has no weights of its own.
+        CheckpointError: there is no such model, it cannot be downloaded, is damaged or not safe to read.
+        ConfigError: the name of a preset that has no published weights.
     """
-    if isinstance(source, str) and source in PRESETS and not Path(source).exists():
+    if is_pretrained_source(source):
+        return _load_published(source, preset, device, on_event)
+    if preset is not None:
         raise ConfigError(
-            f"{source!r} is a preset: it has no trained weights yet",
+            "a preset can be given for weights from elsewhere; a run knows its own network",
+            where="preset",
+            fix="leave it out",
+        )
+    if str(source) in PRESETS and not Path(source).exists():
+        raise ConfigError(
+            f"{str(source)!r} is a preset: it has no trained weights yet",
             where="load",
-            fix=f"train it: dt.train(DATA, model={source!r}), or load a run folder",
+            fix=f"train it: dt.train(DATA, model={str(source)!r}), or load a run folder",
         )
     folder = find_checkpoint(Path(source))
     return Model(load_checkpoint(folder), source=folder, device=device)
+
+
+def _load_published(source: str | Path, preset: str | None, device: str, on_event: Listener | None) -> Model:
+    """Return published weights as the checkpoint of a run of no steps."""
+    is_main = os.environ.get("RANK", "0") == "0"  # as torchrun sets it: one of the ranks tells
+    with DownloadConsole() as console:
+        tell = on_event or (console if is_main else ignore)
+        pretrained = load_pretrained(source, preset=preset, on_event=tell)
+        for note in pretrained.report[1:]:
+            tell(Noticed(name=pretrained.file.name, text=note))
+    checkpoint = Checkpoint(
+        config=to_dict(pretrained.config),
+        categories=pretrained.categories,
+        state=TrainingState(),
+        model=pretrained.state_dict,
+    )
+    return Model(checkpoint, source=pretrained.file, device=device, notes=pretrained.report)
 
 
 def _load_weights(detector: Detector, checkpoint: Checkpoint, source: Path) -> None:
@@ -194,7 +253,7 @@ def _load_weights(detector: Detector, checkpoint: Checkpoint, source: Path) -> N
 
 def _without_pretrained(config: RunConfig) -> RunConfig:
     """Return the configuration with nothing to download: the checkpoint holds all the weights."""
-    if config.model.family == "detr":
+    if isinstance(config.model, WithPretrainedBackbone):
         return apply_overrides(config, {"model.backbone_weights": "none"})
     return config
 

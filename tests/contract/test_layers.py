@@ -12,7 +12,7 @@ LAYERS = {
     1: {"config", "ops", "runtime"},
     2: {"data", "models", "losses", "evaluation"},
     3: {"engine"},
-    4: {"tempo", "deploy", "report", "doctor"},
+    4: {"tempo", "deploy", "report", "doctor", "weights"},
     5: {"model"},
     6: {"api", "__init__"},
     7: {"cli", "__main__"},

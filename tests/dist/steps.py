@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from tests.faults.oom_injection import out_of_memory
 from tests.unit.engine.test_step import batch_of, small_detr
 from torch import Tensor, nn
 
-from detronome.config.schema import LossConfig, RtDetrConfig
+from detronome.config.schema import DetrConfig, LossConfig, NanoConfig, RtDetrConfig
 from detronome.engine import schedule as schedules
 from detronome.engine.ema import ModelEma
 from detronome.engine.guard import StepGuard
@@ -29,6 +30,13 @@ from detronome.types import Batch, EffectiveBatch
 
 CPU = torch.device("cpu")
 Kind = Literal["ddp", "fsdp"]
+_CLASSIFICATIONS: dict[str, Literal["softmax", "quality", "vfl"]] = {
+    "detr": "softmax",
+    "nano": "quality",
+    "panoptic": "softmax",
+    "rtdetr": "vfl",
+}
+Family = Literal["detr", "nano", "panoptic", "rtdetr"]
 
 
 def take_share(batch: EffectiveBatch, world: World) -> EffectiveBatch:
@@ -41,9 +49,9 @@ def take_share(batch: EffectiveBatch, world: World) -> EffectiveBatch:
     return EffectiveBatch((part,))
 
 
-def small_rtdetr(denoising_groups: int = 0) -> Detector:
+def small_nano(denoising_groups: int = 0) -> Detector:
     torch.manual_seed(0)
-    config = RtDetrConfig(
+    config = NanoConfig(
         widths=(16, 16, 32),
         depths=(1, 1, 1),
         hidden_dim=16,
@@ -59,9 +67,68 @@ def small_rtdetr(denoising_groups: int = 0) -> Detector:
     return model
 
 
+def small_rtdetr() -> Detector:
+    torch.manual_seed(0)
+    config = RtDetrConfig(
+        backbone="resnet18vd",
+        backbone_weights="none",
+        encoder_dim=16,
+        encoder_ffn_dim=16,
+        hidden_dim=16,
+        num_heads=2,
+        ffn_dim=16,
+        num_decoder_layers=2,
+        num_queries=100,  # all cells: which ones are chosen would hang on rounding
+        num_denoising=0,
+    )
+    model = build_model(config, 3).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    for name, parameter in model.named_parameters():
+        # At first, points lie right on the borders between cells, where a gradient hangs on rounding.
+        if "sampling_offsets" in name or "bbox_head" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def small_panoptic() -> Detector:
+    torch.manual_seed(0)
+    config = DetrConfig(
+        backbone="resnet18",
+        backbone_weights="none",
+        frozen_stages=0,
+        hidden_dim=128,
+        ffn_dim=32,
+        num_encoder_layers=1,
+        num_decoder_layers=2,
+        num_queries=6,
+        dropout=0.0,
+        mask_head=True,
+    )
+    return build_model(config, 3).train()
+
+
+def with_masks(batch: EffectiveBatch) -> EffectiveBatch:
+    """Give each object a mask of its own."""
+    random = torch.Generator().manual_seed(0)
+    return EffectiveBatch(
+        tuple(
+            replace(
+                part,
+                targets=tuple(
+                    replace(t, masks=torch.rand(t.num_objects, *t.size_hw, generator=random) < 0.4)
+                    for t in part.targets
+                ),
+            )
+            for part in batch.parts
+        )
+    )
+
+
 def train_steps(
     kind: Kind,
-    family: Literal["detr", "rtdetr"],
+    family: Family,
     counts: Sequence[Sequence[int]],
     *,
     micro_batch_size: int = 8,
@@ -70,6 +137,7 @@ def train_steps(
     room: Mapping[int, int] = MappingProxyType({}),
     denoising_groups: int = 0,
     is_backbone_frozen: bool = False,
+    frozen: Sequence[str] = (),
     checkpoint_activations: bool = False,
 ) -> dict[str, Any]:
     """Train some steps; return what every rank knows afterwards.
@@ -82,14 +150,22 @@ def train_steps(
         poison: step -> rank whose gradients are made NaN.
         excluded: steps that are passed over.
         room: rank -> the most images at once for which its memory has room.
-        denoising_groups: of rtdetr.
+        denoising_groups: of nano.
         is_backbone_frozen: the backbone has no rate.
+        frozen: parts that stay as they are.
         checkpoint_activations: of every part.
     """
     with joined_world("cpu", timeout_s=60) as world:
-        model = small_detr() if family == "detr" else small_rtdetr(denoising_groups)
+        makers = {
+            "detr": small_detr,
+            "nano": lambda: small_nano(denoising_groups),
+            "panoptic": small_panoptic,
+            "rtdetr": small_rtdetr,
+        }
+        model = makers[family]()
         if is_backbone_frozen:
             freeze_backbone(model)
+        model.freeze(frozen)
         for module in model.modules():
             if hasattr(module, "checkpoint_activations"):
                 module.checkpoint_activations = checkpoint_activations
@@ -98,7 +174,9 @@ def train_steps(
         splits: list[tuple[str, int, int]] = []
         step = TrainingStep(
             parallel=parallel,
-            criterion=build_criterion(LossConfig(classification="softmax" if family == "detr" else "quality")),
+            criterion=build_criterion(
+                LossConfig(classification=_CLASSIFICATIONS[family]), with_masks=family == "panoptic"
+            ),
             optimizer=build_optimizer(model, lr=1e-4, backbone_lr=1e-5, weight_decay=1e-4, decay_one_dimensional=True),
             schedule=schedules.constant(),
             guard=StepGuard(model, CPU),
@@ -116,7 +194,7 @@ def train_steps(
             for number, of_images in enumerate(counts):
                 if number in excluded:
                     continue
-                batch = batch_of(of_images, seed=number)
+                batch = with_masks(batch_of(of_images, seed=number))
                 totals = BatchTotals.of(batch.targets, model.num_queries)
                 is_poisoned = poison.get(number) == world.rank
                 with nan_in_backward(model) if is_poisoned else nullcontext():

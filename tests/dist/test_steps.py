@@ -18,7 +18,9 @@ POISONED = [COUNTS[0], COUNTS[4], COUNTS[2]]
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, dict[str, Any]]:
-    return {family: on_ranks(1, train_steps, "ddp", family, COUNTS)[0] for family in ("detr", "rtdetr")}
+    return {
+        family: on_ranks(1, train_steps, "ddp", family, COUNTS)[0] for family in ("detr", "nano", "panoptic", "rtdetr")
+    }
 
 
 def farthest(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
@@ -28,7 +30,17 @@ def farthest(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "family", "num_ranks"),
-    [("ddp", "detr", 2), ("ddp", "detr", 3), ("ddp", "rtdetr", 4), ("fsdp", "detr", 2), ("fsdp", "rtdetr", 3)],
+    [
+        ("ddp", "detr", 2),
+        ("ddp", "detr", 3),
+        ("ddp", "nano", 4),
+        ("ddp", "panoptic", 2),
+        ("ddp", "rtdetr", 2),
+        ("fsdp", "detr", 2),
+        ("fsdp", "nano", 3),
+        ("fsdp", "panoptic", 2),
+        ("fsdp", "rtdetr", 2),
+    ],
 )
 def test_any_number_of_ranks_trains_the_same_model(
     kind: str, family: str, num_ranks: int, alone: dict[str, dict[str, Any]]
@@ -102,7 +114,7 @@ def test_denoising_with_ranks_that_have_no_object_or_no_image(kind: str) -> None
 
 
 def denoising_steps(kind: Any) -> dict[str, Any]:
-    return train_steps(kind, "rtdetr", [[1, 0], [2, 1], [1], [0, 0]], denoising_groups=1)
+    return train_steps(kind, "nano", [[1, 0], [2, 1], [1], [0, 0]], denoising_groups=1)
 
 
 def test_a_frozen_backbone_is_not_summed_and_all_else_is() -> None:
@@ -114,3 +126,25 @@ def test_a_frozen_backbone_is_not_summed_and_all_else_is() -> None:
 
 def frozen_steps() -> dict[str, Any]:
     return train_steps("ddp", "detr", COUNTS[:3], is_backbone_frozen=True)
+
+
+def test_masks_on_a_frozen_detector() -> None:
+    """Only masks have a gradient, and a rank or a step may be without objects."""
+    alone = on_ranks(1, frozen_detector_steps, "ddp")[0]
+    for rank in on_ranks(2, frozen_detector_steps, "ddp"):
+        assert all(rank["applied"])
+        np.testing.assert_allclose(rank["results"], alone["results"], rtol=2e-5, atol=1e-7)
+        assert farthest(rank["weights"], alone["weights"]) < 3e-5  # of up to 4e-4 that they have moved
+        for name, value in rank["weights"].items():
+            if name.startswith("detr."):
+                np.testing.assert_array_equal(value, alone["weights"][name])
+                np.testing.assert_array_equal(value, rank["average"][name])
+
+
+def test_fsdp_refuses_what_it_would_not_sum() -> None:
+    with pytest.raises(RankError, match=r"train\.freeze leaves no layer"):
+        on_ranks(2, frozen_detector_steps, "fsdp")
+
+
+def frozen_detector_steps(kind: Any) -> dict[str, Any]:
+    return train_steps(kind, "panoptic", COUNTS[:4], frozen=["detr"])

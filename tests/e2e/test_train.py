@@ -378,16 +378,6 @@ def test_fine_tuning_refuses_settings_that_the_weights_do_not_fit(tiny_run: Path
     assert dt.train(blocks, model=tiny_run, epochs=1, out=tmp_path).reason == "finished"
 
 
-def test_fine_tuning_refuses_other_classes_and_names_them(tiny_run: Path, blocks: Path, tmp_path: Path) -> None:
-    def add_class(record: dict[str, Any]) -> None:
-        record["categories"].append({"id": 9, "name": "grün"})
-
-    data = copy_of(blocks, tmp_path / "data", add_class)
-    with pytest.raises(dt.CheckpointError, match=r"knows 2 classes \(red, blue\), the data has 3 \(red, blue, grün\)"):
-        dt.train(data, model=tiny_run, out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_training_without_a_validation_split(blocks: Path, tiny_settings: Settings, tmp_path: Path) -> None:
     data = copy_of(blocks, tmp_path / "data", lambda record: None)
     (data / "annotations" / "instances_val.json").unlink()

@@ -36,7 +36,7 @@ R50 = DetrConfig(backbone_weights="none")
 )
 @torch.no_grad()
 def test_same_predictions_on_a_padded_batch(config: DetrConfig) -> None:
-    bridge = pytest.importorskip("transformers_detr")
+    bridge = pytest.importorskip("tests.parity.transformers_detr")
     torch.manual_seed(0)
     model = _with_random_statistics(build_model(config, 7).eval())
     peer = bridge.build_transformers_detr(model, config).eval()

@@ -8,18 +8,25 @@ is harmless only while `decoder.norm` has its initial weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DetrConfig as HfDetrConfig
-from transformers import DetrForObjectDetection, ResNetConfig
+from transformers import DetrForObjectDetection, DetrForSegmentation, ResNetConfig
 
 from detronome.config.schema import DetrConfig
 from detronome.models.detr.model import DETR
+from detronome.models.panoptic.model import PanopticDETR
 from detronome.types import Target
 
-__all__ = ["build_transformers_detr", "transformers_state_dict", "transformers_targets"]
+__all__ = [
+    "build_transformers_detr",
+    "build_transformers_segmentation",
+    "transformers_state_dict",
+    "transformers_targets",
+]
 
 _DEPTHS = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3], "resnet50": [3, 4, 6, 3], "resnet101": [3, 4, 23, 3]}
 
@@ -28,14 +35,51 @@ def build_transformers_detr(
     model: DETR, config: DetrConfig, *, auxiliary_loss: bool = False, **overrides: Any
 ) -> DetrForObjectDetection:
     """Return transformers' model with the same shape, weights and frozen parts as ours."""
+    peer = DetrForObjectDetection(_transformers_config(model, config, auxiliary_loss=auxiliary_loss, **overrides))
+    if config.dilation:
+        _dilate_last_stage(peer)
+    missing, unexpected = peer.load_state_dict(transformers_state_dict(model.state_dict()), strict=False)
+    assert not unexpected and all("num_batches_tracked" in key for key in missing), (missing, unexpected)
+    frozen = ("embedder.", "encoder.stages.0.", "encoder.stages.1.", "encoder.stages.2.", "encoder.stages.3.")
+    for name, parameter in peer.model.backbone.model.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen[: config.frozen_stages]))
+    return peer
+
+
+def build_transformers_segmentation(model: PanopticDETR, config: DetrConfig) -> DetrForSegmentation:
+    """Return transformers' panoptic model with the same shape and weights as ours."""
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    peer = DetrForSegmentation(_transformers_config(model.detr, config, auxiliary_loss=False, out_features=stages))
+    if config.dilation:
+        _dilate_last_stage(peer.detr)
+    state = {f"detr.{key}": value for key, value in transformers_state_dict(model.detr.state_dict()).items()}
+    for key, value in model.state_dict().items():
+        if key.startswith("detr."):
+            continue
+        for ours, theirs in _MASK_RENAMES:
+            key = key.replace(ours, theirs)
+        state[key] = value
+    missing, unexpected = peer.load_state_dict(state, strict=False)
+    assert not unexpected and all("num_batches_tracked" in key for key in missing), (missing, unexpected)
+    return peer
+
+
+def _transformers_config(
+    model: DETR,
+    config: DetrConfig,
+    *,
+    auxiliary_loss: bool,
+    out_features: Sequence[str] = ("stage4",),
+    **overrides: Any,
+) -> HfDetrConfig:
     is_bottleneck = config.backbone in ("resnet50", "resnet101")
-    hf_config = HfDetrConfig(
+    return HfDetrConfig(
         use_timm_backbone=False,
         backbone_config=ResNetConfig(
             depths=_DEPTHS[config.backbone],
             hidden_sizes=list(model.backbone[0].out_channels),
             layer_type="bottleneck" if is_bottleneck else "basic",
-            out_features=["stage4"],
+            out_features=list(out_features),
         ),
         num_labels=model.num_classes,
         num_queries=config.num_queries,
@@ -50,15 +94,6 @@ def build_transformers_detr(
         auxiliary_loss=auxiliary_loss,
         **overrides,
     )
-    peer = DetrForObjectDetection(hf_config)
-    if config.dilation:
-        _dilate_last_stage(peer)
-    missing, unexpected = peer.load_state_dict(transformers_state_dict(model.state_dict()), strict=False)
-    assert not unexpected and all("num_batches_tracked" in key for key in missing), (missing, unexpected)
-    frozen = ("embedder.", "encoder.stages.0.", "encoder.stages.1.", "encoder.stages.2.", "encoder.stages.3.")
-    for name, parameter in peer.model.backbone.model.named_parameters():
-        parameter.requires_grad_(not name.startswith(frozen[: config.frozen_stages]))
-    return peer
 
 
 def transformers_targets(targets: tuple[Target, ...]) -> list[dict[str, Tensor]]:
@@ -98,6 +133,20 @@ _RENAMES = (
     ("model.decoder.norm.", "model.decoder.layernorm."),
     ("norm1.", "self_attn_layer_norm."),
     ("norm3.", "final_layer_norm."),
+)
+
+
+_MASK_RENAMES = (
+    ("q_linear", "q_proj"),
+    ("k_linear", "k_proj"),
+    ("lay1.", "conv1.conv."),
+    ("gn1.", "conv1.norm."),
+    ("lay2.", "conv2.conv."),
+    ("gn2.", "conv2.norm."),
+    *((f"adapter{i}.", f"fpn_stages.{i - 1}.fpn_adapter.") for i in (1, 2, 3)),
+    *((f"lay{i}.", f"fpn_stages.{i - 3}.refine.conv.") for i in (3, 4, 5)),
+    *((f"gn{i}.", f"fpn_stages.{i - 3}.refine.norm.") for i in (3, 4, 5)),
+    ("out_lay.", "output_conv."),
 )
 
 

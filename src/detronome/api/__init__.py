@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         shard_data,
         verify_shards,
     )
+    from detronome.api.models import PresetInfo, list_models
+    from detronome.api.panoptic_results import evaluate_panoptic_results
     from detronome.api.planning import Plan, plan
     from detronome.api.profiling import Profile, profile
     from detronome.api.runs import evaluate, evaluate_results, predict, write_report
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Plan",
+    "PresetInfo",
     "Profile",
     "Run",
     "Search",
@@ -42,10 +45,12 @@ __all__ = [
     "demo",
     "download_data",
     "evaluate",
+    "evaluate_panoptic_results",
     "evaluate_results",
     "follow_run",
     "index_data",
     "list_caches",
+    "list_models",
     "plan",
     "predict",
     "profile",
@@ -61,6 +66,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "models": ("PresetInfo", "list_models"),
+    "panoptic_results": ("evaluate_panoptic_results",),
     "planning": ("Plan", "plan"),
     "profiling": ("Profile", "profile"),
     "runs": ("evaluate", "evaluate_results", "predict", "write_report"),

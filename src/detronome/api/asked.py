@@ -15,6 +15,7 @@ from detronome.data.split_files import resolve_name
 from detronome.engine.resume import for_another_run
 from detronome.errors import ConfigError, DataError, nearest_name_hint
 from detronome.model import Model, load
+from detronome.weights.sources import is_pretrained_source
 
 __all__ = ["asked_config", "data_root", "open_a_split", "open_splits"]
 
@@ -31,7 +32,7 @@ def asked_config(
 
     Args:
         data: the data folder or address.
-        model: a preset's name, or a run, checkpoint or `Model` to fine-tune.
+        model: a preset's name, or what to fine-tune: a `Model`, or anything else that `load` takes.
         config: a TOML file on top of the preset.
         settings: dotted settings on top of both.
         epochs: shortcut for the setting `train.epochs`.
@@ -64,7 +65,7 @@ def open_splits(config: RunConfig) -> tuple[DataSplit, DataSplit | None]:
     train_split = open_a_split(root, config.data.train_split, config)
     if not config.data.val_split:
         return train_split, None
-    names = available_splits(root)
+    names = available_splits(root, config.data.annotations)
     if config.data.val_split == "val" and resolve_name("val", names) is None:
         raise DataError(
             "there is no validation split, so nothing can choose the best checkpoint",
@@ -80,6 +81,7 @@ def open_a_split(data: str | Path, split: str, config: RunConfig) -> DataSplit:
     return open_split(
         data,
         split,
+        annotations=config.data.annotations,
         missing_budget=0.0 if config.data.on_bad_image == "stop" else config.data.bad_image_budget,
         shard_cache_bytes=int(config.data.shard_cache_gib * 2**30),
     )
@@ -91,10 +93,10 @@ def _as_model(model: str | Path | Model) -> Model | None:
         return model
     if isinstance(model, str) and model in PRESETS:
         return None
-    if Path(model).exists():
+    if Path(model).exists() or is_pretrained_source(model):
         return load(model)
     raise ConfigError(
-        f"{str(model)!r} is neither a preset nor a run or checkpoint folder",
+        f"{str(model)!r} is neither a preset nor a run, a checkpoint or published weights",
         where="--model",
         fix=nearest_name_hint(str(model), list(PRESETS)),
     )

@@ -13,7 +13,7 @@ import torch
 
 from detronome.api.arguments import whole_number
 from detronome.api.asked import asked_config, open_splits
-from detronome.config.schema import ActivationCheckpointing, RtDetrConfig, RunConfig
+from detronome.config.schema import ActivationCheckpointing, DetrConfig, RunConfig
 from detronome.data.augment.params import AugmentPolicy
 from detronome.data.build import augment_policy, padded_shapes
 from detronome.data.largest_shapes import largest_training_shape
@@ -40,7 +40,7 @@ _GPU_WORKERS = 8
 """Loader processes that a machine with a GPU is taken to start for each."""
 _CHECKPOINTINGS: tuple[ActivationCheckpointing, ...] = ("none", "backbone", "transformer", "all")
 _TRACED_IMAGES = 2
-_BYTES_PER_PIXEL = {"detr": 10_000, "rtdetr": 3_000}
+_BYTES_PER_PIXEL = {"detr": 10_000, "nano": 3_000, "rtdetr": 5_000, "dfine": 16_000}
 """More than any preset of the family keeps for backward in fp32, measured on its largest images."""
 _SAFE_PART = 0.5
 """Of the free memory of a CPU: a run that surely takes less is not planned."""
@@ -372,7 +372,7 @@ class _Planner:
         return assignment_seconds(
             num_queries=model.num_queries,
             num_objects=float(index.num_objects_per_image.mean()),
-            num_layers=layers + isinstance(model, RtDetrConfig),  # proposals of the encoder are matched too
+            num_layers=layers + (not isinstance(model, DetrConfig)),  # proposals of the encoder are matched too
             num_images=1,
         )
 
@@ -411,12 +411,15 @@ class _Planner:
         sides = self.config.augment
         if 0.04 < part < 1:
             short = "sizes" if worst.phase == "training" else "eval_size"
+            square = max(sides.sizes) if worst.phase == "training" else sides.eval_size
             longest = sides.max_size if worst.phase == "training" else sides.eval_max_size
             name = "max_size" if worst.phase == "training" else "eval_max_size"
-            found.append(
-                f"smaller images: about {math.floor(longest * part**0.5 / 32) * 32} pixels for augment.{name}, "
-                f"and augment.{short} in proportion"
-            )
+            if sides.square:
+                wanted = f"{math.floor(square * part**0.5 / 32) * 32} pixels for augment.{short}"
+            else:
+                pixels = math.floor(longest * part**0.5 / 32) * 32
+                wanted = f"{pixels} pixels for augment.{name}, and augment.{short} in proportion"
+            found.append(f"smaller images: about {wanted}")
         larger = sorted(
             (gpu for gpu in GPUS if budget_bytes(gpu.memory_bytes) >= worst.peak_bytes),
             key=lambda gpu: gpu.memory_bytes,

@@ -11,17 +11,21 @@ from typing import Any, Literal
 from detronome.api.folders import may_write, write_json, writing
 from detronome.data.build import build_eval_batches, build_quarantine, resolve_workers
 from detronome.data.split import DataSplit, open_split
+from detronome.engine.build import build_panoptic_meter
 from detronome.engine.evaluator import evaluate as evaluate_model
 from detronome.engine.resume import for_another_run
 from detronome.errors import ConfigError, DataError, Problem, first_few
 from detronome.evaluation.detection import DetectionEvaluator, DetectionMetrics, evaluate_results_file
 from detronome.model import Model, Prediction, load
+from detronome.ops.segment_ids import colors_of_ids
 from detronome.report import html
+from detronome.report.pictures import save_picture
 from detronome.runtime.files import write_atomic
 from detronome.runtime.precision import resolve_precision
 
 __all__ = ["evaluate", "evaluate_results", "measure", "predict", "write_report"]
 
+_PANOPTIC = "panoptic"
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -36,7 +40,7 @@ def evaluate(
     """Measure a model on a split of a data folder.
 
     Args:
-        model: a run, a checkpoint or a `Model`.
+        model: a `Model`, or what `load` takes: a run, a checkpoint, published weights.
         data: the data folder.
         split: of the data folder.
         device: where to compute, for a model that is not loaded yet.
@@ -50,7 +54,12 @@ def evaluate(
         may_write(Path(details), option="--details")
     loaded = model if isinstance(model, Model) else load(model, device=device)
     config = loaded.config
-    data_split = open_split(data, split, shard_cache_bytes=int(config.data.shard_cache_gib * 2**30))
+    data_split = open_split(
+        data,
+        split,
+        annotations=config.data.annotations,
+        shard_cache_bytes=int(config.data.shard_cache_gib * 2**30),
+    )
     metrics, evaluator = measure(loaded, data_split)
     if details is not None:
         found = evaluator.details(max_detections=config.eval.max_detections)
@@ -65,7 +74,7 @@ def measure(model: Model, split: DataSplit) -> tuple[DetectionMetrics, Detection
     workers, _ = resolve_workers(for_another_run(config), model.device.type, split.index.sizes_hw)
     precision, _ = resolve_precision(config.train.precision, model.device)
     quarantine = build_quarantine(config, split)
-    evaluator = DetectionEvaluator(split.files.annotation_file, unknown_categories="drop")
+    evaluator = DetectionEvaluator(split.box_truth(), unknown_categories="drop")
     with build_eval_batches(
         config,
         split,
@@ -83,6 +92,7 @@ def measure(model: Model, split: DataSplit) -> tuple[DetectionMetrics, Detection
             max_detections=config.eval.max_detections,
             precision=precision,
             device=model.device,
+            panoptic=build_panoptic_meter(config, split, model.categories),
         )
     unusable = [f"image id {image.image_id} was left out: {image.where}: {image.what}" for image in quarantine.drain()]
     return replace(metrics, notes=(*metrics.notes, *unusable)), evaluator
@@ -134,7 +144,8 @@ def predict(
     score: float = 0.5,
     device: str = "auto",
 ) -> list[Prediction]:
-    """Find objects in image files and folders; write pictures and `detections.json` (COCO results) to `out`.
+    """Find objects in image files and folders; write pictures and `detections.json` (COCO results) to `out`, and with a
+    panoptic model `panoptic.json` and its maps in `panoptic/`.
 
     The results hold every detection; pictures and return value those from `score` on. Image ids are the numbers
     in COCO's file names where all names are numbers, else 1, 2, ...; each record also has the file's name.
@@ -150,6 +161,7 @@ def predict(
     out_dir = Path(out)
     predictions: list[Prediction] = []
     records: list[dict[str, Any]] = []
+    maps: list[dict[str, Any]] = []
     unreadable: list[Problem] = []
     for file, image_id in zip(files, ids, strict=True):
         try:
@@ -157,14 +169,21 @@ def predict(
         except DataError as error:
             unreadable += error.problems
             continue
-        detections = replace(complete.detections, image_id=image_id)
+        panoptic = complete.panoptic and replace(complete.panoptic, image_id=image_id)
+        detections = replace(complete.detections, image_id=image_id, panoptic=panoptic)
         records += [{**record, "file_name": file.name} for record in detections.to_coco()]
         prediction = replace(complete, detections=detections.above(score))
         with writing(out_dir):
             prediction.save(out_dir / f"{file.stem}.jpg")
+            if panoptic:
+                map_file = out_dir / _PANOPTIC / f"{file.stem}.png"
+                save_picture(colors_of_ids(panoptic.segment_ids), map_file)
+                maps.append(panoptic.to_coco(map_file.name))
         predictions.append(prediction)
     with writing(out_dir):
         write_atomic(out_dir / "detections.json", json.dumps(records) + "\n")
+        if maps:
+            write_atomic(out_dir / f"{_PANOPTIC}.json", json.dumps({"annotations": maps}) + "\n")
     if unreadable:
         raise DataError(unreadable)
     return predictions

@@ -28,6 +28,7 @@ from detronome.data.split import DataSplit
 from detronome.engine.build import build_trainer
 from detronome.engine.checkpoint import Checkpoint, load_last_good
 from detronome.engine.events import Evaluated, Observer, RunEnded
+from detronome.engine.fine_tune import head_change
 from detronome.engine.resolve import resolve
 from detronome.engine.resume import reconcile
 from detronome.engine.trainer import Trainer
@@ -101,7 +102,10 @@ def train(
 
     Args:
         data: a folder in COCO, Roboflow, YOLO or Pascal VOC layout, or a sharded data set, also at an address.
-        model: a preset's name, or a run, checkpoint or `Model` to fine-tune.
+        model: a preset's name, or what to fine-tune: a `Model`, or anything else that `load` takes (a run, a .pth or
+            .safetensors file, a model's id on huggingface.co). A preset's name is the recipe, without its weights:
+            `load("detr-r50")`, or the file's name `detr-r50-e632da11.pth`, are those. Where the data has categories
+            that the model does not know, its classification head begins anew, and nothing else.
         epochs: shortcut for the setting `train.epochs`.
         out: the run folder; by default `runs/<preset>`, numbered.
         config: a TOML file on top of the preset.
@@ -228,8 +232,6 @@ def _joined() -> Iterator[World]:
 def _begin(config: RunConfig, out: str | Path | None, start_from: Model | None, world: World) -> _Start:
     """Decide everything about a new run, and write it down."""
     train_split, val_split = open_splits(config)
-    if start_from is not None:
-        _check_classes(start_from, train_split)
     planner = RunPlanner(train_split, val_split, world=world)
     resolved = resolve(config, train_split, world, planner=planner)
     run_dir = new_run_dir(out, resolved.config.preset)
@@ -238,7 +240,10 @@ def _begin(config: RunConfig, out: str | Path | None, start_from: Model | None, 
         if planner.made is not None:
             write_atomic(run_dir / "plan.json", json.dumps(planner.made.to_record(), indent=1))
         write_atomic(run_dir / "config.toml", to_toml(resolved.config))
-    return _Start(run_dir=run_dir, config=resolved.config, reasons=resolved.reasons)
+    reasons = dict(resolved.reasons)
+    if start_from is not None and (told := head_change(start_from.categories, train_split.index.categories)):
+        reasons["classes"] = told
+    return _Start(run_dir=run_dir, config=resolved.config, reasons=reasons)
 
 
 def _go_on(path: Path, asked: Callable[[RunConfig], RunConfig], world: World, observers: Sequence[Observer]) -> _Start:
@@ -371,17 +376,6 @@ def _only_here(run_dir: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
-
-
-def _check_classes(model: Model, split: DataSplit) -> None:
-    theirs, ours = split.index.categories, model.categories
-    if theirs != ours:
-        raise CheckpointError(
-            f"the checkpoint knows {len(ours)} classes ({first_few(ours.names)}), the data has {len(theirs)} "
-            f"({first_few(theirs.names)})",
-            where=str(split.files.annotation_file),
-            fix="use data with the checkpoint's categories (same ids and names), or train from a preset",
-        )
 
 
 def _is_restart(environment: Mapping[str, str]) -> bool:

@@ -33,6 +33,7 @@ app.command(
     "second signal ends at once. Exit codes: 0 the run has ended, 1 an error that the message explains, 130, 143 or "
     "138 interrupted by one of these signals, 75 a hang that was reported.",
 )
+app.command("detronome.cli.models:models", help="List the presets: size, work, published accuracy, weights.")
 app.command("detronome.cli.plan:plan", help="Predict memory, time and price of a run; no GPU needed.")
 app.command("detronome.cli.evaluate:evaluate", name="eval", help="Measure a checkpoint, or a results file of any tool.")
 app.command("detronome.cli.predict:predict", help="Find objects in images: pictures and COCO results.")

@@ -6,32 +6,33 @@ from pathlib import Path
 from typing import Literal
 
 from detronome.cli.options import Json
-from detronome.cli.render import print_json, print_metrics
+from detronome.cli.render import print_json, print_metrics, print_panoptic_metrics
 from detronome.errors import ConfigError
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
-    checkpoint: Path | None = None,
+    checkpoint: str | None = None,
     data: str | None = None,
     /,
     *,
     split: str = "val",
     detections: Path | None = None,
     annotations: Path | None = None,
+    panoptic: bool = False,
     iou_type: Literal["bbox", "segm"] = "bbox",
     max_detections: int = 100,
     device: str = "auto",
     details: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Print COCO AP and AR: of a checkpoint on a data folder, or of a results file.
+    """Print COCO AP and AR, or panoptic quality: of a checkpoint on a data folder, or of a results file.
 
     Parameters
     ----------
     checkpoint
-        Run or checkpoint folder.
+        Run or checkpoint folder; published weights: detr-r50, a .pth or .safetensors file, a Hugging Face folder or id.
     data
         Data folder.
     split
@@ -40,6 +41,8 @@ def evaluate(
         COCO results file from any tool, instead of a checkpoint.
     annotations
         COCO annotation file that goes with --detections.
+    panoptic
+        With --detections: both files are panoptic ones, their PNG maps in folders of the same names beside them.
     iou_type
         With --detections: overlap of boxes or of masks.
     max_detections
@@ -51,6 +54,17 @@ def evaluate(
     """
     from detronome import api
 
+    if panoptic:
+        if detections is None or annotations is None or checkpoint is not None or details is not None:
+            raise ConfigError(
+                "files of panoptic predictions are measured with --detections and --annotations, both and alone",
+                where="detronome eval --panoptic",
+                fix="detronome eval --panoptic --detections PREDICTED.json --annotations panoptic_val.json; "
+                "a checkpoint that makes masks is measured both ways: detronome eval CHECKPOINT DATA",
+            )
+        quality = api.evaluate_panoptic_results(detections, annotations)
+        print_json(quality.to_json()) if json else print_panoptic_metrics(quality, title=str(detections))
+        return
     if detections is not None or annotations is not None:
         if detections is None or annotations is None or checkpoint is not None:
             raise ConfigError(
@@ -69,4 +83,9 @@ def evaluate(
     else:
         metrics = api.evaluate(checkpoint, data, split=split, device=device, details=details)
         title = f"{checkpoint} on {data} ({split}, {metrics.num_images} images)"
-    print_json(metrics.to_json()) if json else print_metrics(metrics, title=title)
+    if json:
+        print_json(metrics.to_json())
+        return
+    print_metrics(metrics, title=title)
+    if metrics.panoptic is not None:
+        print_panoptic_metrics(metrics.panoptic, title="panoptic quality")

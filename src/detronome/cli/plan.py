@@ -51,7 +51,7 @@ def plan(
     data
         Data folder or address, as for train.
     model
-        A preset (nano, detr-r18, detr-r50, detr-r101, each also -dc5), or a run or checkpoint to fine-tune.
+        A preset (see `detronome models`), or a run or checkpoint to fine-tune.
     gpu
         A GPU's name (h200, "RTX 4090", a100-80), its memory (24GiB), or cpu for this machine; by default what is here.
     gpus

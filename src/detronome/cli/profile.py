@@ -58,7 +58,7 @@ def profile(
     data_or_run
         Data folder or address, as for train; or a run, whose configuration is taken.
     model
-        A preset (nano, detr-r18, detr-r50, detr-r101, each also -dc5), or a run or checkpoint; a run brings its own.
+        A preset (see `detronome models`), or a run or checkpoint; a run brings its own.
     steps
         Steps to measure; by default as many as take some seconds.
     config

@@ -19,6 +19,7 @@ from detronome.runtime.signals import exit_code
 if TYPE_CHECKING:
     from detronome.api import Run
     from detronome.evaluation.detection import DetectionMetrics
+    from detronome.evaluation.panoptic import PanopticMetrics
 
 __all__ = [
     "print_error",
@@ -27,6 +28,7 @@ __all__ = [
     "print_metrics",
     "print_notice",
     "print_outcome",
+    "print_panoptic_metrics",
     "print_table",
 ]
 
@@ -84,6 +86,30 @@ def print_metrics(metrics: DetectionMetrics, *, title: str) -> None:
         console.print(Text(f"note: {note}", style="yellow"))
 
 
+def print_panoptic_metrics(metrics: PanopticMetrics, *, title: str) -> None:
+    """Print PQ, SQ and RQ of all categories, things and stuff, then of each category that occurs, and the notes."""
+    console = Console(highlight=False)
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    groups = Table("", "PQ", "SQ", "RQ", "categories", box=None, pad_edge=False)
+    for name, quality in (("all", metrics.all), ("things", metrics.things), ("stuff", metrics.stuff)):
+        row = (_number(quality.PQ), _number(quality.SQ), _number(quality.RQ), str(quality.num_categories))
+        groups.add_row(name, *row)
+    console.print(groups)
+    classes = Table("category", "PQ", "SQ", "RQ", "found", "false", "missed", box=None, pad_edge=False)
+    for column in (*groups.columns[1:], *classes.columns[1:]):
+        column.justify = "right"
+    for category_id, found in metrics.per_category.items():
+        counts = (found.true_positives, found.false_positives, found.false_negatives)
+        if any(counts):
+            numbers = (_number(found.PQ), _number(found.SQ), _number(found.RQ), *map(str, counts))
+            classes.add_row(Text(metrics.names[category_id]), *numbers)
+    if classes.row_count:
+        console.print()
+        console.print(classes)
+    for note in metrics.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+
+
 def print_outcome(run: Run, *, as_json: bool) -> int:
     """Print where a run's results are, and on stderr how to go on with it; return what the command is to end with:
     0, or 128 and the number of the signal that interrupted the run. Of several ranks, the main one prints."""
@@ -111,7 +137,8 @@ def print_table(table: Table) -> None:
 def _print_run(run: Run) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if run.metrics:
-        shown = "  ".join(f"{name} {_number(run.metrics[name])}" for name in ("AP", "AP50", "AP75"))
+        names = ("PQ", "AP", "AP50", "AP75") if "PQ" in run.metrics else ("AP", "AP50", "AP75")
+        shown = "  ".join(f"{name} {_number(run.metrics[name])}" for name in names)
         console.print(Text(shown, style="bold"))
     kept = "best" if run.metrics else "last"
     console.print(Text(f"{kept} checkpoint  {run.folder / 'checkpoints' / kept}"))

@@ -38,7 +38,8 @@ def train(
     data
         Folder in COCO, Roboflow, YOLO or Pascal VOC layout; or shards, also at an address (s3://...).
     model
-        A preset (nano, detr-r18, detr-r50, detr-r101, each also -dc5), or a run or checkpoint to fine-tune.
+        A preset (see `detronome models`), or what to fine-tune: a run, a
+        checkpoint, a .pth or .safetensors file, a Hugging Face folder or id.
     epochs
         Shortcut for --set train.epochs=N.
     out

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from detronome.config.schema import RunConfig
+from detronome.config.schema import TIMM_PREFIX, RunConfig, TimmName
 from detronome.errors import ConfigError, Problem, nearest_name_hint
 
 __all__ = ["apply_overrides", "from_dict", "parse_override", "read_toml", "to_dict", "to_toml"]
@@ -184,6 +184,8 @@ def _convert(value: Any, hint: Any) -> Any:
         return float(value) if abs(value) < _LARGEST else _REFUSED
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
+    if hint is TimmName:
+        return value if isinstance(value, str) and value.startswith(TIMM_PREFIX) else _REFUSED
     if isinstance(value, bool) is not (hint is bool):
         return _REFUSED
     return value if isinstance(value, hint) else _REFUSED
@@ -204,6 +206,8 @@ def _describe(hint: Any) -> str:
     if origin is tuple:
         variable = args[1] is Ellipsis
         return f"a list, each {_describe(args[0])}" if variable else f"a list of {len(args)}, each {_describe(args[0])}"
+    if hint is TimmName:
+        return f"{TIMM_PREFIX}NAME of a network in timm"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
 
 

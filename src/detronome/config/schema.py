@@ -8,24 +8,34 @@ command line read these records: modules and losses take plain keywords.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NewType
 
 __all__ = [
+    "TIMM_PREFIX",
     "ActivationCheckpointing",
     "AugmentConfig",
     "BatchConfig",
+    "DFineConfig",
     "DataConfig",
     "DetrConfig",
     "EvalConfig",
     "GuardConfig",
     "LossConfig",
     "ModelConfig",
+    "NanoConfig",
     "OptimConfig",
     "RtDetrConfig",
     "RunConfig",
     "ScheduleConfig",
+    "TimmName",
     "TrainConfig",
+    "WithPretrainedBackbone",
 ]
+
+
+TIMM_PREFIX = "timm:"
+TimmName = NewType("TimmName", str)
+"""A network of timm as a backbone: the prefix and its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +43,8 @@ class DetrConfig:
     """Classic DETR: ResNet, transformer encoder and decoder, learned queries (arXiv 2005.12872)."""
 
     family: Literal["detr"] = "detr"
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] | TimmName = "resnet50"
+    """Or `timm:NAME`, a network of timm that gives maps of stride 8, 16 and 32; needs the extra `timm`."""
     dilation: bool = False
     """DC5: dilate the last stage instead of striding it. Not visible in a checkpoint's keys."""
     backbone_norm: Literal["frozen", "trainable"] = "frozen"
@@ -50,13 +61,15 @@ class DetrConfig:
     num_queries: int = 100
     dropout: float = 0.1
     pre_norm: bool = False
+    mask_head: bool = False
+    """Make a mask for each query too, for panoptic data: needs `hidden_dim` in steps of 128 and `num_heads` of 8."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RtDetrConfig:
+class NanoConfig:
     """The fast family: compact CNN, queries selected from the feature map, deformable decoder (arXiv 2304.08069)."""
 
-    family: Literal["rtdetr"] = "rtdetr"
+    family: Literal["nano"] = "nano"
     widths: tuple[int, ...] = (32, 48, 96)
     """Channels of the backbone's stages at strides 4, 8, 16."""
     depths: tuple[int, ...] = (1, 2, 1)
@@ -77,7 +90,94 @@ class RtDetrConfig:
     denoising_label_noise: float = 0.25
 
 
-ModelConfig = DetrConfig | RtDetrConfig
+@dataclass(frozen=True, kw_only=True)
+class RtDetrConfig:
+    """RT-DETRv2: hybrid encoder, queries selected from three maps, deformable decoder (arXiv 2407.17140)."""
+
+    family: Literal["rtdetr"] = "rtdetr"
+    backbone: (
+        Literal["resnet18vd", "resnet34vd", "resnet50vd", "resnet101vd", "hgnetv2_b4", "hgnetv2_b5", "hgnetv2_b6"]
+        | TimmName
+    ) = "resnet50vd"
+    """Or `timm:NAME`, a network of timm that gives maps of stride 8, 16 and 32; needs the extra `timm`."""
+    backbone_norm: Literal["frozen", "trainable"] = "frozen"
+    """`frozen`: BatchNorm as fixed scale and shift; needs pretrained weights. The encoder's always learns."""
+    backbone_weights: str = "imagenet"
+    """`imagenet` (downloaded from the authors), `none` (random), or a file with a state dict."""
+    frozen_stages: int = 1
+    """How many parts of the backbone stay fixed: 0 none, 1 the stem, ... 5 all."""
+    encoder_dim: int = 256
+    """Channels of the maps in the encoder."""
+    encoder_ffn_dim: int = 1024
+    encoder_expansion: float = 1.0
+    """Width of the encoder's fusing blocks, as a part of `encoder_dim`."""
+    num_encoder_layers: int = 1
+    """Attention layers on the coarsest map."""
+    hidden_dim: int = 256
+    """Channels of the decoder's queries."""
+    num_heads: int = 8
+    ffn_dim: int = 1024
+    num_points: tuple[int, ...] = (4, 4, 4)
+    """Sampling points per head on each map, finest first."""
+    sampling: Literal["default", "discrete"] = "default"
+    """`default`: bilinear between the cells of a map. `discrete`: the nearest cell, for runtimes without grid sampling;
+    for fine-tuning weights trained with `default`."""
+    num_decoder_layers: int = 6
+    num_queries: int = 300
+    num_denoising: int = 100
+    """Noised truth boxes of the fullest image, trained beside the queries; 0 turns denoising off."""
+    denoising_box_noise: float = 1.0
+    denoising_label_noise: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DFineConfig:
+    """D-FINE: RT-DETR whose boxes are read from distributions over the places of their edges (arXiv 2410.13842)."""
+
+    family: Literal["dfine"] = "dfine"
+    backbone: Literal[
+        "hgnetv2_b0", "hgnetv2_b1", "hgnetv2_b2", "hgnetv2_b3", "hgnetv2_b4", "hgnetv2_b5", "hgnetv2_b6"
+    ] = "hgnetv2_b4"
+    backbone_affine: bool = False
+    """Scale and shift by a learned number after each activation of the backbone."""
+    backbone_norm: Literal["frozen", "trainable"] = "frozen"
+    """`frozen`: BatchNorm as fixed scale and shift; needs pretrained weights. The encoder's always learns."""
+    backbone_weights: str = "imagenet"
+    """`imagenet` (downloaded from the authors), `none` (random), or a file with a state dict."""
+    frozen_stages: int = 1
+    """How many parts of the backbone stay fixed: 0 none, 1 the stem, ... 5 all."""
+    encoder_dim: int = 256
+    """Channels of the maps in the encoder."""
+    encoder_ffn_dim: int = 1024
+    encoder_expansion: float = 1.0
+    """Width of the branches of the encoder's fusing blocks, as a part of half `encoder_dim`."""
+    encoder_depth: float = 1.0
+    """Depth of these branches, as a part of three blocks."""
+    num_encoder_layers: int = 1
+    """Attention layers on the coarsest map."""
+    hidden_dim: int = 256
+    """Channels of the decoder's queries."""
+    num_heads: int = 8
+    ffn_dim: int = 1024
+    num_points: tuple[int, ...] = (3, 6, 3)
+    """Sampling points per head on each map, finest first: as many maps as there are entries, the coarsest of stride
+    32."""
+    sampling: Literal["default", "discrete"] = "default"
+    """`default`: bilinear between the cells of a map. `discrete`: the nearest cell, for runtimes without grid sampling;
+    for fine-tuning weights trained with `default`."""
+    num_decoder_layers: int = 6
+    reg_scale: float = 4.0
+    """The larger, the finer are small shifts of an edge beside large ones."""
+    num_queries: int = 300
+    num_denoising: int = 100
+    """Noised truth boxes of the fullest image, trained beside the queries; 0 turns denoising off."""
+    denoising_box_noise: float = 1.0
+    denoising_label_noise: float = 0.5
+
+
+ModelConfig = DetrConfig | NanoConfig | RtDetrConfig | DFineConfig
+WithPretrainedBackbone = DetrConfig | RtDetrConfig | DFineConfig
+"""Families with `backbone_weights`."""
 
 ActivationCheckpointing = Literal["none", "backbone", "transformer", "all"]
 
@@ -86,14 +186,23 @@ ActivationCheckpointing = Literal["none", "backbone", "transformer", "all"]
 class LossConfig:
     """Matching costs and loss weights."""
 
-    classification: Literal["softmax", "quality"] = "softmax"
-    """`softmax`: cross-entropy with a no-object class (DETR). `quality`: sigmoid, targets follow the box's IoU."""
+    classification: Literal["softmax", "quality", "vfl"] = "softmax"
+    """`softmax`: cross-entropy with a no-object class (DETR). `quality`: sigmoid, targets follow the box's IoU. `vfl`:
+    varifocal, sigmoid, target and weight are the box's IoU (RT-DETR)."""
     cost_class: float = 1.0
     cost_bbox: float = 5.0
     cost_giou: float = 2.0
     weight_class: float = 1.0
     weight_bbox: float = 5.0
     weight_giou: float = 2.0
+    weight_mask: float = 1.0
+    """Of the focal loss of masks, where the model makes them."""
+    weight_dice: float = 1.0
+    """Of the dice loss of masks."""
+    weight_fgl: float = 0.15
+    """Of the places of edges, in D-FINE: of queries that have an object in any layer."""
+    weight_ddf: float = 1.5
+    """Of what earlier layers learn from the last one, in D-FINE."""
     no_object_weight: float = 0.1
     """Weight of the no-object class in the softmax cross-entropy."""
     quality_exponent: float = 1.5
@@ -112,6 +221,9 @@ class AugmentConfig:
     """Short sides in pixels, one drawn for each image."""
     max_size: int = 1333
     """Longest side in pixels after a resize."""
+    square: bool = False
+    """Resize to squares instead, without keeping the aspect, also at evaluation and prediction (RT-DETR, D-FINE); one
+    of the sizes is drawn for each step, so that nothing is padded. `max_size` and `eval_max_size` mean nothing then."""
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.0
     crop: Literal["none", "detr", "fraction"] = "detr"
@@ -139,6 +251,9 @@ class DataConfig:
     train_split: str = "train"
     val_split: str = "val"
     """Evaluated during training; best checkpoint and early stopping follow it. Empty: train without."""
+    annotations: Literal["instances", "panoptic"] = "instances"
+    """`panoptic`: the segments of `panoptic_<split>.json` and its PNG maps, things and stuff, each with a mask and a
+    box."""
     workers: int | Literal["auto"] = "auto"
     prefetch: int = 2
     """Batches each worker prepares ahead."""
@@ -233,8 +348,11 @@ class TrainConfig:
     early_stop_patience: int = 0
     """Evaluations without a better metric before the run stops; 0 turns it off."""
     early_stop_min_delta: float = 0.0
-    metric: Literal["AP", "AP50", "AP75"] = "AP"
-    """What `best` and early stopping follow."""
+    metric: Literal["AP", "AP50", "AP75", "PQ"] = "AP"
+    """What `best` and early stopping follow; `PQ`, panoptic quality, where the model makes masks."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the model that stay as they are, by their names in it, e.g. `backbone`, or `detr` to train the mask head
+    alone. They compute as in evaluation, so they have no auxiliary losses either."""
     worst_case_first: bool | Literal["auto"] = "auto"
     """Run the largest shape with the most objects of this data set through training and evaluation before the first
     step, so that memory runs out then or never. `auto`: on GPUs."""
@@ -280,6 +398,8 @@ class EvalConfig:
 
     batch_size: int | Literal["auto"] = "auto"
     max_detections: int = 100
+    panoptic_score: float = 0.85
+    """Probability above which a query's mask takes part in the panoptic map, 0-1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from detronome.data.buckets import Bucket, choose_buckets, padding_waste, parse_
 from detronome.data.dataset import DetectionDataset
 from detronome.data.loader import BatchLoader, BatchStream, eval_batches, train_batches
 from detronome.data.quarantine import Quarantine
-from detronome.data.sampler import ALONE, Share, epoch_order
+from detronome.data.sampler import ALONE, Share, StepOfImage, epoch_order
 from detronome.data.split import DataSplit, label_map
 from detronome.data.store.cache import PixelCache, stored_size_hw
 from detronome.data.store.cache_folder import cache_folders
@@ -202,7 +202,11 @@ def augment_policy(config: AugmentConfig) -> AugmentPolicy:
     """
     checks = [
         ("sizes", "at least one size of 1 pixel or more", _positive(config.sizes)),
-        ("max_size", "at least the largest of sizes", config.max_size >= max(config.sizes, default=1)),
+        (
+            "max_size",
+            "at least the largest of sizes",
+            config.square or config.max_size >= max(config.sizes, default=1),
+        ),
         ("horizontal_flip", "a probability from 0 to 1", 0 <= config.horizontal_flip <= 1),
         ("vertical_flip", "a probability from 0 to 1", 0 <= config.vertical_flip <= 1),
         ("crop_probability", "a probability from 0 to 1", 0 <= config.crop_probability <= 1),
@@ -213,7 +217,7 @@ def augment_policy(config: AugmentConfig) -> AugmentPolicy:
         ("contrast", "a number from 0 to 1", 0 <= config.contrast <= 1),
         ("saturation", "a number from 0 to 1", 0 <= config.saturation <= 1),
         ("eval_size", "1 pixel or more", config.eval_size >= 1),
-        ("eval_max_size", "at least eval_size", config.eval_max_size >= config.eval_size),
+        ("eval_max_size", "at least eval_size", config.square or config.eval_max_size >= config.eval_size),
     ]
     problems = [
         Problem(what=f"{getattr(config, name)!r} is out of range", where=f"augment.{name}", fix=f"give {wanted}")
@@ -235,6 +239,19 @@ def _dataset(
         training=training,
         seed=config.train.seed,
         label_map=label_map(split, categories),
+        maps=split.maps,
+        step_of=_step_of(config, split) if training and config.augment.square else None,
+    )
+
+
+def _step_of(config: RunConfig, split: DataSplit) -> StepOfImage:
+    """Return what tells the images of a step: all get a square of one size."""
+    return StepOfImage(
+        config.train.seed,
+        len(split.index),
+        config.batch.global_batch_size,
+        shard_of=split.source.shard_of if isinstance(split.source, ShardSource) else None,
+        window=config.data.shard_window,
     )
 
 
@@ -276,7 +293,8 @@ def _batch_bytes(config: RunConfig, num_images: int, sizes_hw: Int32[np.ndarray,
     """Return the size of the largest batch of so many images, as a worker sends it."""
     if config.data.augment_on == "device":
         return 3 * int(np.sort(sizes_hw.astype(np.int64).prod(axis=1))[-num_images:].sum())
-    unpadded = config.augment.max_size, max(config.augment.sizes, default=1)
+    side = max(config.augment.sizes, default=1)
+    unpadded = (side if config.augment.square else config.augment.max_size), side
     # Three colours and the mask, one byte each.
     return num_images * 4 * max(height * width for height, width in (unpadded, *padded_shapes(config)))
 

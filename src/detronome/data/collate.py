@@ -1,6 +1,6 @@
 """Samples to one batch, in a form that crosses from a worker to the main process cheaply.
 
-Shape letters: `B` images, `H W` padded height and width, `N` objects of the whole batch.
+Shape letters: `B` images, `H W` padded height and width, `N` objects of the whole batch, `M` bytes of masks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Sample = tuple[UInt8[Tensor, "3 h w"], Target]
 
 @dataclass(frozen=True, kw_only=True)
 class PackedTargets:
-    """The targets of a batch in two arrays.
+    """The targets of a batch in two arrays, and a bit for each pixel of each mask.
 
     Every tensor that leaves a worker costs a shared-memory file; with two per image, a few prefetched batches reach
     the limit of open files. Arrays travel through the pipe instead.
@@ -38,6 +38,8 @@ class PackedTargets:
     image_ids: tuple[int, ...]
     sizes_hw: tuple[tuple[int, int], ...]
     orig_sizes_hw: tuple[tuple[int, int], ...]
+    mask_bits: tuple[UInt8[np.ndarray, " M"] | None, ...]
+    """The masks of each image, eight pixels a byte; None where there are none."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -52,6 +54,7 @@ class PackedTargets:
             image_ids=tuple(target.image_id for target in targets),
             sizes_hw=tuple(target.size_hw for target in targets),
             orig_sizes_hw=tuple(target.orig_size_hw for target in targets),
+            mask_bits=tuple(None if t.masks is None else np.packbits(t.masks.numpy()) for t in targets),
         )
 
     def unpack(self) -> tuple[Target, ...]:
@@ -65,9 +68,17 @@ class PackedTargets:
                 image_id=self.image_ids[b],
                 size_hw=self.sizes_hw[b],
                 orig_size_hw=self.orig_sizes_hw[b],
+                masks=self._masks(b),
             )
             for b in range(len(self))
         )
+
+    def _masks(self, b: int) -> Bool[Tensor, "T h w"] | None:
+        bits = self.mask_bits[b]
+        if bits is None:
+            return None
+        shape = (self.num_objects[b], *self.sizes_hw[b])
+        return torch.from_numpy(np.unpackbits(bits, count=math.prod(shape)).view(np.bool_)).view(shape)
 
 
 @dataclass(frozen=True, kw_only=True)

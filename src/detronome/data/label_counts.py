@@ -24,7 +24,7 @@ def label_counts(index: AnnotationIndex) -> dict[str, Any]:
     boxes without width or height are in none.
     """
     stats = split_stats("", index)
-    sides_px = index.boxes_xywh[~index.iscrowd, 2:]
+    sides_px = index.boxes_xywh[index.is_object, 2:]
     with np.errstate(over="ignore"):
         sizes_px = np.sqrt(np.prod(sides_px[(sides_px > 0).all(axis=1)], axis=1)).clip(1.0, _LARGEST_PX)
     per_image = index.num_objects_per_image

@@ -46,6 +46,8 @@ def largest_eval_shape(
 def training_sizes(policy: AugmentPolicy, sizes_hw: Int32[np.ndarray, "I 2"]) -> Int64[np.ndarray, "S 2"]:
     """Return every height and width that `draw` can give the images, each once."""
     whole = _distinct(sizes_hw.astype(np.int64).reshape(-1, 2))
+    if policy.square and len(whole) > 0:
+        return _distinct(np.array([(side, side) for side in policy.sizes], np.int64))
     probability = 0.0 if policy.crop == "none" else policy.crop_probability
     parts = [whole] if probability < 1 else []
     if probability > 0:

@@ -5,6 +5,8 @@
     YOLO        data/data.yaml, or images/<split>/ with labels/<split>/, or <split>/images/ with <split>/labels/
     Pascal VOC  data/Annotations/*.xml with JPEGImages/ and ImageSets/, or <split>/*.xml beside the images
 
+Panoptic annotations, where they are asked for, are those of COCO: see `coco.panoptic_files`.
+
 The first that is there counts. YOLO and VOC folders are compiled into COCO annotation files in the user's cache;
 nothing is written into the data folder.
 """
@@ -19,13 +21,14 @@ from pathlib import Path
 from typing import Literal
 
 from detronome.data.coco.layout import ROBOFLOW_FILE, coco_annotation_files, coco_images_dir
+from detronome.data.coco.panoptic_files import panoptic_splits
 from detronome.data.formats.compile import compile_folder
 from detronome.data.formats.images import is_image_name
 from detronome.data.formats.labels import LabelFolder, is_split_name
 from detronome.data.formats.voc import find_voc
 from detronome.data.formats.yolo import find_yolo
 from detronome.data.readable import cannot_be_read, require_readable
-from detronome.data.split_files import SplitFiles, resolve_name
+from detronome.data.split_files import AnnotationKind, SplitFiles, resolve_name
 from detronome.data.store.shards.cloud import is_url
 from detronome.data.store.shards.find import find_shard_split, shard_splits
 from detronome.errors import DataError, nearest_name_hint
@@ -60,12 +63,18 @@ def recognise(data_dir: str | Path) -> Layout | None:
     return labels.layout if labels is not None and labels.split_names() else None
 
 
-def available_splits(data_dir: str | Path) -> list[str]:
+def available_splits(data_dir: str | Path, annotations: AnnotationKind = "instances") -> list[str]:
     """Return the names of the splits in a data folder, as they are on disk, sorted.
+
+    Args:
+        data_dir: the folder that holds the data set, or the address of a sharded one.
+        annotations: which kind of them the splits must have.
 
     Raises:
         DataError: the folder does not exist or cannot be read.
     """
+    if annotations == "panoptic":
+        return sorted(panoptic_splits(_panoptic_folder(data_dir)))
     sharded = shard_splits(str(data_dir))
     if sharded:
         return sharded
@@ -77,7 +86,7 @@ def available_splits(data_dir: str | Path) -> list[str]:
     return sorted(labels.split_names()) if labels is not None else []
 
 
-def find_split(data_dir: str | Path, split: str) -> SplitFiles:
+def find_split(data_dir: str | Path, split: str, annotations: AnnotationKind = "instances") -> SplitFiles:
     """Return the annotation file and the image folder of a split.
 
     A folder in YOLO or VOC layout is compiled into COCO files first, unless that was done for the folder as it is.
@@ -85,10 +94,13 @@ def find_split(data_dir: str | Path, split: str) -> SplitFiles:
     Args:
         data_dir: the folder that holds the data set.
         split: `train`, `val`, ...; the official names with a year and Roboflow's `valid` are found too.
+        annotations: which kind of them is wanted.
 
     Raises:
         DataError: the folder, the split or the split's image folder is missing, or label files have defects.
     """
+    if annotations == "panoptic":
+        return _find_panoptic_split(_panoptic_folder(data_dir), split)
     if shard_splits(str(data_dir)):
         return _find_shard_split(data_dir, split)
     folder = _folder(data_dir)
@@ -121,6 +133,41 @@ def find_label_folder(data_dir: Path) -> LabelFolder | None:
         return folder
     except OSError as error:
         raise cannot_be_read(error, data_dir) from error
+
+
+def _panoptic_folder(data_dir: str | Path) -> Path:
+    if shard_splits(str(data_dir)):
+        raise DataError(
+            "shards hold no panoptic maps",
+            where=str(data_dir),
+            fix="give the folder with annotations/panoptic_<split>.json, or use data.annotations=instances",
+        )
+    return _folder(data_dir)
+
+
+def _find_panoptic_split(folder: Path, split: str) -> SplitFiles:
+    try:
+        splits = panoptic_splits(folder)
+    except OSError as error:
+        raise cannot_be_read(error, folder) from error
+    if not splits:
+        raise DataError(
+            "the data folder holds no panoptic annotations",
+            where=str(folder),
+            fix=f"add annotations/panoptic_{split}.json with its maps in annotations/panoptic_{split}/, "
+            "or use data.annotations=instances",
+        )
+    name = resolve_name(split, list(splits))
+    if name is None:
+        raise _split_error(folder, split, list(splits), f"add annotations/panoptic_{split}.json")
+    json_file, maps_dir = splits[name]
+    if not maps_dir.is_dir():
+        raise DataError(
+            f"the panoptic maps of split {name!r} were not found",
+            where=str(maps_dir),
+            fix="unpack the PNG files into this folder",
+        )
+    return SplitFiles(json_file, coco_images_dir(folder, json_file, name, split), name, maps_dir=maps_dir)
 
 
 def _find_shard_split(data_dir: str | Path, split: str) -> SplitFiles:

@@ -26,6 +26,7 @@ __all__ = [
     "Keys",
     "Share",
     "StepKeys",
+    "StepOfImage",
     "StepSampler",
     "epoch_order",
     "epoch_permutation",
@@ -126,6 +127,44 @@ def step_indices(
     epoch, position = divmod(step, steps_per_epoch(num_images, global_batch_size))
     start = position * global_batch_size
     return epoch, order(epoch)[start : start + global_batch_size]
+
+
+class StepOfImage:
+    """Says in which step of an epoch an image is. The same for all ranks; cheap to send to a worker.
+
+    Args:
+        seed: of the run.
+        num_images: of the split.
+        global_batch_size: images of one effective batch, over all ranks.
+        shard_of: as for `epoch_order`.
+        window: likewise.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        num_images: int,
+        global_batch_size: int,
+        *,
+        shard_of: Int64[np.ndarray, " I"] | None = None,
+        window: int = 1,
+    ) -> None:
+        self._seed = seed
+        self._num_images = num_images
+        self._global_batch_size = global_batch_size
+        self._shard_of = shard_of
+        self._window = window
+        self._epoch = -1
+        self._steps = np.empty(0, np.int64)
+
+    def __call__(self, epoch: int, index: int) -> int:
+        """Return the step, counted from 0; the images that an epoch leaves out are in the one after its last."""
+        if epoch != self._epoch:
+            order = epoch_order(self._seed, self._num_images, shard_of=self._shard_of, window=self._window)(epoch)
+            self._steps = np.empty(self._num_images, np.int64)
+            self._steps[order] = np.arange(self._num_images) // self._global_batch_size
+            self._epoch = epoch
+        return int(self._steps[index])
 
 
 class StepSampler:

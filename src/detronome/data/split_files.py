@@ -6,8 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-__all__ = ["SplitFiles", "resolve_name"]
+__all__ = ["AnnotationKind", "SplitFiles", "resolve_name"]
+
+AnnotationKind = Literal["instances", "panoptic"]
+"""What an annotation file holds: objects with boxes, or the segments of panoptic maps."""
 
 _SYNONYMS = {"val": "valid", "valid": "val", "train": "trainval"}
 
@@ -26,6 +30,13 @@ class SplitFiles:
     """Folder or address of the shards that hold the images, where they are not files in `images_dir`."""
     left_out: tuple[str, ...] = ()
     """Images of a YOLO or VOC folder that are not in the annotation file, as no size could be read from them."""
+    maps_dir: Path | None = None
+    """Folder of the PNG maps where the annotations are panoptic."""
+
+    @property
+    def annotations(self) -> AnnotationKind:
+        """What the annotation file holds."""
+        return "instances" if self.maps_dir is None else "panoptic"
 
 
 def resolve_name(split: str, names: Sequence[str]) -> str | None:

@@ -135,7 +135,7 @@ def count_data(data: str, splits: Sequence[CompiledSplit]) -> DataStats:
 @np.errstate(over="ignore", invalid="ignore")  # boxes may be of any finite size
 def split_stats(split: str, index: AnnotationIndex) -> SplitStats:
     """Count what one split holds."""
-    is_object = ~index.iscrowd
+    is_object = index.is_object
     per_image = index.num_objects_per_image
     area = index.area[is_object]
     small, below_large = int((area < _MEDIUM_AREA).sum()), int((area < _LARGE_AREA).sum())
@@ -183,7 +183,7 @@ def relative_boxes(index: AnnotationIndex) -> Float64[np.ndarray, "N 4"]:
 
 def _is_drawable(index: AnnotationIndex) -> Bool[np.ndarray, " A"]:
     sizes = index.boxes_xywh[:, 2:]
-    return ~index.iscrowd & (sizes[:, 0] > 0) & (sizes[:, 1] > 0)
+    return index.is_object & (sizes[:, 0] > 0) & (sizes[:, 1] > 0)
 
 
 def _class_stats(index: AnnotationIndex, is_object: Bool[np.ndarray, " A"]) -> tuple[ClassStats, ...]:

@@ -32,6 +32,7 @@ class EagerPredictor:
         device: where to compute.
         precision: of the forward pass.
         max_detections: the most detections of one image.
+        panoptic_score: probability above which a query takes part in the panoptic map, where the model makes masks.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class EagerPredictor:
         precision: Precision = "fp32",
         max_detections: int = 100,
         buckets: tuple[Bucket, ...] = (),
+        panoptic_score: float = 0.85,
     ) -> None:
         self.model = model.to(device).eval()
         self.categories = categories
@@ -52,6 +54,7 @@ class EagerPredictor:
         self.precision: Precision = precision
         self.max_detections = max_detections
         self.buckets = buckets
+        self.panoptic_score = panoptic_score
 
     def predict(self, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[Detections]:
         """Return one `Detections` per RGB image, in order."""
@@ -75,6 +78,7 @@ class EagerPredictor:
             max_detections=self.max_detections,
             precision=self.precision,
             device=self.device,
+            panoptic_score=self.panoptic_score,
         )
         return detections
 
@@ -90,4 +94,5 @@ def build_predictor(config: RunConfig, model: Detector, categories: Categories, 
         precision=precision,
         max_detections=config.eval.max_detections,
         buckets=padded_shapes(config),
+        panoptic_score=config.eval.panoptic_score,
     )

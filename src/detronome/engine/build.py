@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from detronome.config.convert import to_dict
-from detronome.config.schema import DetrConfig, RunConfig, ScheduleConfig
+from detronome.config.schema import DetrConfig, ModelConfig, RunConfig, ScheduleConfig, WithPretrainedBackbone
 from detronome.data.build import (
     augment_policy,
     build_eval_batches,
@@ -35,10 +36,12 @@ from detronome.engine.early_stop import BestMetric
 from detronome.engine.ema import ModelEma
 from detronome.engine.evaluator import detect_batch, detect_in_pieces
 from detronome.engine.events import Evaluated, Observer, RunStarted
+from detronome.engine.fine_tune import fine_tuned_categories, new_classes, with_new_head
 from detronome.engine.guard import StepGuard
 from detronome.engine.ladder import Ladder
 from detronome.engine.micro_batches import MicroBatchSizes
 from detronome.engine.optim import build_optimizer, freeze_backbone
+from detronome.engine.panoptic_meter import PanopticMeter
 from detronome.engine.parallel import Parallel, Replicated, Sharded
 from detronome.engine.prospects import DataFacts, RunFacts
 from detronome.engine.resolve import Resolved
@@ -47,12 +50,14 @@ from detronome.engine.state import TrainingState
 from detronome.engine.step import TrainingStep
 from detronome.engine.trainer import RunPlan, Trainer, Validation
 from detronome.engine.worst_case import WorstCase, try_worst_cases, worst_eval_batch, worst_training_batch
-from detronome.errors import CheckpointError
+from detronome.errors import CheckpointError, ConfigError, first_few
 from detronome.evaluation.detection import DetectionEvaluator
 from detronome.losses.build import build_criterion
 from detronome.losses.terms import BatchTotals
 from detronome.models.build import build_model
 from detronome.models.detector import Detector
+from detronome.models.dfine.model import DFINE
+from detronome.models.panoptic.model import PanopticDETR
 from detronome.runtime.device import describe_environment
 from detronome.runtime.device_clock import DeviceClock
 from detronome.runtime.distributed import ALONE, World
@@ -61,7 +66,7 @@ from detronome.runtime.progress import Progress
 from detronome.runtime.seeding import seed_torch
 from detronome.types import Categories
 
-__all__ = ["build_plan", "build_schedule", "build_step", "build_stream", "build_trainer"]
+__all__ = ["build_panoptic_meter", "build_plan", "build_schedule", "build_step", "build_stream", "build_trainer"]
 
 
 def build_trainer(
@@ -94,7 +99,7 @@ def build_trainer(
     """
     config, device = resolved.config, resolved.device
     source = resume_from or start_from
-    categories = source.categories if source else train.index.categories
+    categories = _categories(train.index.categories, start_from=start_from, resume_from=resume_from)
     plan = build_plan(config, len(train.index))
     state = resume_from.state if resume_from else TrainingState()
     device_clock = DeviceClock(device) if device.type == "cuda" else None
@@ -296,7 +301,7 @@ def build_schedule(config: ScheduleConfig, *, steps_per_epoch: int, total_steps:
 def _model(config: RunConfig, categories: Categories, source: Checkpoint | None) -> Detector:
     seed_torch("init", config.train.seed)
     model_config = config.model
-    if source is not None and isinstance(model_config, DetrConfig):
+    if source is not None and isinstance(model_config, WithPretrainedBackbone):
         # The checkpoint holds all the weights: nothing to download.
         model_config = replace(model_config, backbone_weights="none")
     model = build_model(
@@ -306,8 +311,13 @@ def _model(config: RunConfig, categories: Categories, source: Checkpoint | None)
         channels_last=config.train.channels_last,
     )
     if source is not None:
+        part, weights = _part_of(model, source.model), source.model
         try:
-            model.load_state_dict(source.model)
+            if source.categories != categories:
+                head = _head_of(model_config, len(categories), weights)
+                _check_new_head_learns(model, part, head, config.train.freeze, source.categories, categories)
+                weights = with_new_head(weights, part.state_dict(), head=head, held=source.categories, data=categories)
+            part.load_state_dict(weights)
         except RuntimeError as error:
             raise CheckpointError(
                 f"the checkpoint's weights do not fit the model that the settings describe: {error}",
@@ -315,6 +325,42 @@ def _model(config: RunConfig, categories: Categories, source: Checkpoint | None)
                 fix="leave the model.* settings as the checkpoint has them, or train from a preset",
             ) from error
     return model
+
+
+def _categories(data: Categories, *, start_from: Checkpoint | None, resume_from: Checkpoint | None) -> Categories:
+    """Return what the model's labels mean."""
+    if resume_from is not None:
+        return resume_from.categories
+    return data if start_from is None else fine_tuned_categories(start_from.categories, data)
+
+
+def _head_of(config: ModelConfig, num_classes: int, weights: Mapping[str, Tensor]) -> frozenset[str]:
+    """Return the tensors that have another shape in a model of one class more, by their names in `weights`."""
+    with torch.device("meta"):
+        these, more = (_part_of(build_model(config, n), weights).state_dict() for n in (num_classes, num_classes + 1))
+    return frozenset(name for name, value in these.items() if value.shape != more[name].shape)
+
+
+def _check_new_head_learns(
+    model: Detector, part: nn.Module, head: frozenset[str], frozen: Sequence[str], held: Categories, data: Categories
+) -> None:
+    prefix = "" if part is model else "detr."
+    keeping = [name for name in frozen if any(f"{prefix}{tensor}".startswith(f"{name}.") for tensor in head)]
+    new = new_classes(held, data)
+    if keeping and new:
+        raise ConfigError(
+            f"the weights do not know {first_few(new)}, and with {first_few(keeping)} frozen the model cannot learn "
+            "them",
+            where="train.freeze",
+            fix="train on this data without freezing first, or freeze parts without the classification head",
+        )
+
+
+def _part_of(model: Detector, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return what the weights are for: the detector in a model with masks, where they are those of a run without; its
+    mask head begins anew then."""
+    is_without_masks = not any(name.startswith("mask_head.") for name in weights)
+    return model.detr if isinstance(model, PanopticDETR) and is_without_masks else model
 
 
 def _training_step(
@@ -325,12 +371,15 @@ def _training_step(
     precision: Precision = "fp32" if config.train.precision == "auto" else config.train.precision
     if config.optim.backbone_lr == 0:
         freeze_backbone(model)
+    model.freeze(config.train.freeze)
     # Before the model is cut into parts that cannot be copied.
     ema = ModelEma(model, decay=config.train.ema_decay) if config.train.ema_decay else None
     parallel = _parallel(config, model, ema, world, device)
     return TrainingStep(
         parallel=parallel,
-        criterion=build_criterion(config.loss),
+        criterion=build_criterion(
+            config.loss, with_masks=isinstance(model, PanopticDETR), with_edges=isinstance(model, DFINE)
+        ),
         optimizer=build_optimizer(
             model,
             lr=config.optim.lr,
@@ -373,11 +422,12 @@ def _facts(config: RunConfig, train: DataSplit, step: TrainingStep, plan: RunPla
         data=DataFacts.of(train.index, num_queries=step.model.num_queries),
         family=config.model.family,
         is_fine_tuned=is_fine_tuned,
-        is_backbone_pretrained=isinstance(config.model, DetrConfig) and config.model.backbone_weights != "none",
+        is_backbone_pretrained=isinstance(config.model, WithPretrainedBackbone)
+        and config.model.backbone_weights != "none",
         num_queries=step.model.num_queries,
         total_steps=plan.total_steps,
         lr=config.optim.lr * max(schedule(s) for s in range(0, plan.total_steps, max(1, plan.total_steps // 100))),
-        loss_weights=step.criterion.weights,
+        loss_weights=step.criterion.evaluation_weights,
     )
 
 
@@ -397,11 +447,19 @@ def _validation(
             quarantine=quarantine,
             share=share,
         ),
-        evaluator=DetectionEvaluator(val.files.annotation_file, unknown_categories="drop"),
+        evaluator=DetectionEvaluator(val.box_truth(), unknown_categories="drop"),
         max_detections=config.eval.max_detections,
         quarantine=quarantine,
         sizes=MicroBatchSizes(config.eval.batch_size, purpose="evaluation"),
+        panoptic=build_panoptic_meter(config, val, categories),
     )
+
+
+def build_panoptic_meter(config: RunConfig, split: DataSplit, categories: Categories) -> PanopticMeter | None:
+    """Return what measures panoptic quality on a split; None for models without masks and splits without maps."""
+    if split.maps is None or not isinstance(config.model, DetrConfig) or not config.model.mask_head:
+        return None
+    return PanopticMeter(split, categories, min_score=config.eval.panoptic_score)
 
 
 def _worst_case(
@@ -421,6 +479,7 @@ def _worst_case(
                 num_images=share,
                 objects_per_image=train.index.num_objects_per_image,
                 num_classes=len(categories),
+                with_masks=train.maps is not None,
             )
             totals = BatchTotals.of(batch.targets, step.model.num_queries)
             gradients = partial(step.gradients, totals=totals, step=trainer.step, progress=0.0)

@@ -239,12 +239,17 @@ def load_checkpoint(path: Path, *, with_training: bool = False) -> Checkpoint:
         raise CheckpointError(f"cannot be read: {error}", where=str(path), fix=_DAMAGED) from error
     return Checkpoint(
         config=record["config"],
-        categories=Categories(tuple(record["categories"]["ids"]), tuple(record["categories"]["names"])),
+        categories=_categories(record["categories"]),
         state=TrainingState(**record["state"]),
         model=tensors["model.safetensors"],
         training=tensors.get("training.safetensors"),
         optimizer=tensors.get("optimizer.safetensors"),
     )
+
+
+def _categories(record: dict[str, Any]) -> Categories:
+    is_thing = record.get("is_thing")  # which checkpoints of older versions lack
+    return Categories(tuple(record["ids"]), tuple(record["names"]), None if is_thing is None else tuple(is_thing))
 
 
 def _require_finite(checkpoint: Checkpoint) -> None:
@@ -299,7 +304,7 @@ def _write(checkpoint: Checkpoint, folder: Path, *, serial: int, is_best: bool) 
         "serial": serial,
         "is_best": is_best,
         "config": checkpoint.config,
-        "categories": {"ids": checkpoint.categories.ids, "names": checkpoint.categories.names},
+        "categories": asdict(checkpoint.categories),
         "state": vars(checkpoint.state),
         "files": files,
     }

@@ -33,9 +33,15 @@ _SKIPPED, _SKIPPED_STEPS = 0.2, 100
 _HIGH_RATE, _LOW_RATE = 5.0, 0.1
 """Times the recipe's rate beyond which the rate is the first suspect."""
 
-_DUE_STEPS = {"detr": (5_000, 0.5, 20_000), "rtdetr": (1_000, 0.2, 3_000)}
+_DUE_STEPS = {
+    "detr": (5_000, 0.5, 20_000),
+    "nano": (1_000, 0.2, 3_000),
+    "rtdetr": (2_000, 0.3, 8_000),
+    "dfine": (2_000, 0.3, 8_000),
+}
 """When AP must have moved: so many steps at least, a part of the plan, so many steps at most. The fast family's moves
-after 200 to 300 steps; classic DETR's within three epochs of COCO, later where data is scarce."""
+after 200 to 300 steps; classic DETR's within three epochs of COCO, later where data is scarce; RT-DETR's within the
+first, about 7,000 steps."""
 _CROWDED = 0.5
 """Part of the images with more objects than queries that explains an AP of 0."""
 _UNSEEN = 1.5
@@ -203,7 +209,7 @@ def _lower(facts: RunFacts) -> float:
 
 
 def _flat_ap(facts: RunFacts, history: History, evaluated: Evaluated) -> _Sign | None:
-    at_least, share, at_most = _DUE_STEPS["rtdetr" if facts.is_fine_tuned else facts.family]
+    at_least, share, at_most = _DUE_STEPS["nano" if facts.is_fine_tuned else facts.family]
     due = max(at_least, min(share * facts.total_steps, at_most))
     ap = evaluated.metrics["AP"]
     has_moved = any(evaluation.ap > NO_AP for evaluation in history.evaluations)

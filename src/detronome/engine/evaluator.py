@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from detronome.engine.micro_batches import MicroBatchSizes, OutOfMemoryAt, attempt
+from detronome.engine.panoptic_meter import PanopticMeter, panoptic_of
 from detronome.evaluation.detection import DetectionEvaluator, DetectionMetrics
 from detronome.losses.set_criterion import SetCriterion
 from detronome.losses.terms import BatchTotals
@@ -88,11 +89,17 @@ def detect_batch(
     max_detections: int,
     precision: Precision,
     device: torch.device,
+    panoptic_score: float = 0.85,
 ) -> list[Detections]:
-    """Return the detections of one batch in pixels of the original images. The model must be in eval mode."""
+    """Return the detections of one batch in pixels of the original images, with panoptic maps where the model makes
+    masks, of the queries above `panoptic_score`. The model must be in eval mode."""
     batch = batch.to(device)
     output = _forward(model, batch, precision, device)
-    return _detections(model, batch, output, categories, max_detections)
+    detections = _detections(model, batch, output, categories, max_detections)
+    if output.masks is None:
+        return detections
+    maps = panoptic_of(output, batch.targets, categories, min_score=panoptic_score)
+    return [replace(found, panoptic=panoptic) for found, panoptic in zip(detections, maps, strict=True)]
 
 
 def evaluate(
@@ -105,6 +112,7 @@ def evaluate(
     precision: Precision,
     device: torch.device,
     losses: LossMeter | None = None,
+    panoptic: PanopticMeter | None = None,
     sizes: MicroBatchSizes | None = None,
     on_split: Callable[[OutOfMemoryAt, int], None] = lambda *_: None,
     world: World = ALONE,
@@ -121,6 +129,7 @@ def evaluate(
         precision: of the forward pass.
         device: where the model is.
         losses: measures the losses on the way, if given; holds those of all ranks afterwards.
+        panoptic: measures panoptic quality too, if given.
         sizes: how many images go through the model at once; learns where memory runs out.
         on_split: is told of that, see `TrainingStep`.
         world: the ranks.
@@ -132,13 +141,17 @@ def evaluate(
     activity = activity or Progress()
     was_training = model.training
     model.eval()
+    if panoptic is not None:
+        panoptic.reset()
     mine: list[Detections] = []
     try:
         for batch in batches:
             activity.enter(activity.now.section, images=batch.image_ids)
             mine += detect_in_pieces(
                 batch,
-                lambda piece: _detect(model, piece.to(device), categories, max_detections, precision, device, losses),
+                lambda piece: _detect(
+                    model, piece.to(device), categories, max_detections, precision, device, losses, panoptic
+                ),
                 sizes or MicroBatchSizes(len(batch), purpose="evaluation"),
                 device=device,
                 on_split=on_split,
@@ -150,11 +163,12 @@ def evaluate(
         if losses is not None:
             losses.gather(world)
         everywhere = world.gather(mine)
+        quality = panoptic.compute(world) if panoptic is not None else None
     metrics = _metrics(evaluator, everywhere, max_detections) if world.is_main else None
     with activity.within(Section.EVALUATION_MERGE):
         metrics = world.broadcast(metrics)
     assert metrics is not None
-    return metrics
+    return metrics if quality is None else metrics.with_panoptic(quality)
 
 
 def detect_in_pieces(
@@ -206,11 +220,15 @@ def _detect(
     precision: Precision,
     device: torch.device,
     losses: LossMeter | None,
+    panoptic: PanopticMeter | None,
 ) -> list[Detections]:
     output = _forward(model, batch, precision, device)
     detections = _detections(model, batch, output, categories, max_detections)
+    predictions = panoptic.predict(output, batch.targets) if panoptic is not None else []
     if losses is not None:
         losses.add(output, batch.targets)
+    if panoptic is not None:
+        panoptic.add(predictions)  # last: a batch that ran out of memory comes again
     return detections
 
 

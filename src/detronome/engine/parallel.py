@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from detronome.errors import ConfigError
 from detronome.models.detector import Detector
 from detronome.runtime.distributed import World
 
@@ -106,7 +107,11 @@ class Replicated(Parallel):
 
 
 class Sharded(Parallel):
-    """A part of each layer on each rank: FSDP2. Every forward pass is a collective: all ranks must do as many."""
+    """A part of each layer on each rank: FSDP2. Every forward pass is a collective: all ranks must do as many.
+
+    Raises:
+        ConfigError: none of these layers is to be trained.
+    """
 
     can_run_alone = False
 
@@ -115,6 +120,14 @@ class Sharded(Parallel):
         self._whole = copy.deepcopy(self.model).requires_grad_(False)
         self._mesh = init_device_mesh(device_type, (world.size,))
         self.shard(self.model)
+        # Their outputs are where FSDP2 learns that backward runs: without one that learns, gradients stay unsummed.
+        layers = [module for module in self.model.modules() if isinstance(module, FSDPModule)][1:]
+        if not any(parameter.requires_grad for layer in layers for parameter in layer.parameters()):
+            raise ConfigError(
+                "train.freeze leaves no layer to train that FSDP shards on its own, and without one it does not work",
+                where="train.parallel",
+                fix="set train.parallel=ddp: so little that learns needs little memory",
+            )
 
     def shard(self, model: Detector) -> None:
         """Keep this rank's part of each layer, in place."""

@@ -17,17 +17,18 @@ from detronome.data.store.index import AnnotationIndex
 
 __all__ = ["USUAL_LR", "Concern", "DataFacts", "RunFacts", "named", "prospects"]
 
-USUAL_LR = {"detr": 1e-4, "rtdetr": 2e-3}
-"""The rate of each family's own recipe."""
+USUAL_LR = {"detr": 1e-4, "nano": 2e-3, "rtdetr": 1e-4, "dfine": 4e-4}
+"""The rate of each family's own recipes; those of a family differ by a factor of two from it at most."""
 _FAR_LR = 30.0
 """A rate this many times above or below the recipe's is a slip: batch sizes ask for much smaller factors."""
-_FEWEST_IMAGES = {"detr": 10_000, "rtdetr": 100}
+_FEWEST_IMAGES = {"detr": 10_000, "nano": 100, "rtdetr": 1_000, "dfine": 1_000}
 """Classic DETR is reported to stay at an AP of 0 on 2,000 images and to need 10,000 to 15,000; the fast family has
-learnt from 205."""
+learnt from 205. RT-DETR lies between: its queries come from the image too, but it is large."""
 _FEWEST_IMAGES_FROM_NOTHING = 35_000
 """Below this a random backbone falls behind a pretrained one whatever the schedule (arXiv 1811.08883)."""
-_STEPS_TO_LEARN = {"detr": 300_000, "rtdetr": 2_500}
-"""Classic DETR: 500 epochs in the paper, 300,000 updates in its authors' advice. Fast: where small sets level off."""
+_STEPS_TO_LEARN = {"detr": 300_000, "nano": 2_500, "rtdetr": 30_000, "dfine": 30_000}
+"""Classic DETR: 500 epochs in the paper, 300,000 updates in its authors' advice. Fast: where small sets level off.
+RT-DETR: four epochs of COCO; its recipes take 72 to 120."""
 _TOO_SHORT = 1 / 3
 """Part of these steps below which the result will be far from what the family can do."""
 _FEW_OBJECTS = 5
@@ -60,7 +61,7 @@ class DataFacts:
     @classmethod
     def of(cls, index: AnnotationIndex, *, num_queries: int) -> DataFacts:
         """Count; a few milliseconds for a million annotations."""
-        counts = np.bincount(index.labels[~index.iscrowd], minlength=len(index.categories)).tolist()
+        counts = np.bincount(index.labels[index.is_object], minlength=len(index.categories)).tolist()
         class_objects: Counter[str] = Counter()
         for name, count in zip(index.categories.names, counts, strict=True):
             class_objects[name] += count
@@ -77,7 +78,7 @@ class RunFacts:
     """What is known of a run before its first step."""
 
     data: DataFacts
-    family: Literal["detr", "rtdetr"]
+    family: Literal["detr", "nano", "rtdetr", "dfine"]
     is_fine_tuned: bool
     """The run starts from a trained detector."""
     is_backbone_pretrained: bool
@@ -86,7 +87,7 @@ class RunFacts:
     lr: float
     """The highest rate of the schedule, of the main parameter group."""
     loss_weights: Mapping[str, float]
-    """Of `loss_ce`, `loss_bbox` and `loss_giou` in what is minimised."""
+    """Of the last decoder layer's terms that training and evaluation both have, in what is minimised."""
 
 
 def prospects(facts: RunFacts) -> list[Concern]:
@@ -107,12 +108,15 @@ def _too_few_queries(facts: RunFacts) -> Concern | None:
     if data.num_crowded == 0:
         return None
     have = "image has" if data.num_crowded == 1 else "images have"
-    wanted = "auto" if facts.family == "rtdetr" else str(-(-data.max_objects // 10) * 10)
+    wanted = "auto" if facts.family == "nano" else str(-(-data.max_objects // 10) * 10)
+    more = f"start a new run with --set model.num_queries={wanted}"
+    if facts.is_fine_tuned and facts.family == "detr":
+        more = f"train a preset with --set model.num_queries={wanted}: these weights have learnt theirs"
     return Concern(
         subject="too_few_queries",
         what=f"{data.num_crowded:,} of {data.num_images:,} training {have} more than {facts.num_queries} objects, up "
         f"to {data.max_objects:,}; a model with {facts.num_queries} queries can never find more than that in an image",
-        fix=f"start a new run with --set model.num_queries={wanted}, or cut the images into tiles",
+        fix=f"{more}, or cut the images into tiles",
     )
 
 
@@ -124,17 +128,17 @@ def _too_few_images(facts: RunFacts) -> Concern | None:
     if facts.data.num_images >= fewest:
         return None
     are = "1 training image is" if facts.data.num_images == 1 else f"{facts.data.num_images:,} training images are"
-    if facts.family == "rtdetr":
+    if facts.family == "nano":
         return Concern(
             subject="too_few_images",
             what=f"{are} few: the model will learn them by heart before it finds objects in others",
             fix="label more images, a hundred at least, or fine-tune a trained detector (--model RUN)",
         )
-    start = "random weights" if is_from_nothing else "a backbone that has not learnt boxes"
+    kind = "a classic DETR" if facts.family == "detr" else "an RT-DETR"
+    start = "random weights" if not facts.is_backbone_pretrained else "a backbone that has not learnt boxes"
     return Concern(
         subject="too_few_images",
-        what=f"{are} few for a classic DETR that starts from {start}: with fewer than about {fewest:,} its AP may stay "
-        "at 0",
+        what=f"{are} few for {kind} that starts from {start}: with fewer than about {fewest:,} its AP may stay at 0",
         fix="fine-tune a trained detector (--model RUN), or take --model nano, which learns from a few hundred images",
     )
 
@@ -144,7 +148,7 @@ def _too_short(facts: RunFacts) -> Concern | None:
     if facts.is_fine_tuned or facts.total_steps >= needed * _TOO_SHORT:
         return None
     kind = "a classic DETR" if facts.family == "detr" else "this model"
-    instead = "" if facts.family == "rtdetr" else ", fine-tune a trained detector (--model RUN), or take --model nano"
+    instead = "" if facts.family == "nano" else ", fine-tune a trained detector (--model RUN), or take --model nano"
     return Concern(
         subject="too_short",
         what=f"{facts.total_steps:,} steps are planned, {kind} needs about {needed:,} to learn from scratch",

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from detronome.config.schema import RtDetrConfig, RunConfig
+from detronome.config.schema import TIMM_PREFIX, DetrConfig, DFineConfig, NanoConfig, RtDetrConfig, RunConfig
 from detronome.data.buckets import parse_buckets
 from detronome.data.build import augment_policy, cached_bytes, resolve_buckets, resolve_workers
 from detronome.data.sampler import steps_per_epoch
@@ -94,7 +94,7 @@ def resolve(
         resolved._take("train.device", str(resolved.device), device_reason)
     num_steps = steps_per_epoch(len(train.index), config.batch.global_batch_size)
     autos: dict[str, Callable[[RunConfig], tuple[object, str]]] = {}
-    if isinstance(config.model, RtDetrConfig):
+    if isinstance(config.model, NanoConfig):
         autos["model.num_queries"] = lambda _: _num_queries(train.index.max_objects_per_image)
     autos |= {
         "train.precision": lambda c: resolve_precision(c.train.precision, resolved.device),
@@ -125,7 +125,8 @@ def check_consistency(config: RunConfig) -> None:
     Raises:
         ConfigError: all of them at once.
     """
-    wanted = "softmax" if config.model.family == "detr" else "quality"
+    wanted = {"detr": "softmax", "nano": "quality", "rtdetr": "vfl", "dfine": "vfl"}[config.model.family]
+    masked = config.model if isinstance(config.model, DetrConfig) and config.model.mask_head else None
     checks = [
         (
             config.loss.classification == wanted,
@@ -142,6 +143,32 @@ def check_consistency(config: RunConfig) -> None:
             f"model.hidden_dim = {config.model.hidden_dim} is no multiple of 4, as the position encoding needs",
             "choose a multiple of 4",
         ),
+        (
+            masked is None or (masked.hidden_dim % 128 == 0 and masked.num_heads % 8 == 0),
+            f"model.mask_head needs a hidden_dim in steps of 128 and num_heads in steps of 8, not "
+            f"{config.model.hidden_dim} and {config.model.num_heads}",
+            "choose such, or set model.mask_head=false",
+        ),
+        (
+            masked is None or not masked.backbone.startswith(TIMM_PREFIX),
+            "model.mask_head needs maps of stride 4, which a backbone of timm does not give",
+            "choose a ResNet for model.backbone, or set model.mask_head=false",
+        ),
+        (
+            masked is None or config.data.annotations == "panoptic",
+            "model.mask_head learns from panoptic maps, and data.annotations is 'instances'",
+            "set data.annotations=panoptic, or model.mask_head=false",
+        ),
+        (
+            config.train.metric != "PQ" or masked is not None,
+            "train.metric = 'PQ' needs a model that makes masks",
+            "set model.mask_head=true, or another metric",
+        ),
+        (
+            config.model.family not in ("rtdetr", "dfine") or min(config.augment.sizes, default=33) > 32,
+            f"augment.sizes = {list(config.augment.sizes)} make a map of a single cell, too few for BatchNorm",
+            "give sizes above 32",
+        ),
         (config.optim.lr > 0, "optim.lr must be above 0", "give e.g. 1e-4"),
         (0 <= config.train.ema_decay < 1, "train.ema_decay must be from 0 to below 1", "0 turns averaging off"),
         (
@@ -156,6 +183,10 @@ def check_consistency(config: RunConfig) -> None:
         ),
     ]
     if isinstance(config.model, RtDetrConfig):
+        checks += _rtdetr_checks(config.model)
+    if isinstance(config.model, DFineConfig):
+        checks += _dfine_checks(config.model, aux_loss=config.loss.aux_loss)
+    if isinstance(config.model, NanoConfig):
         checks += [
             (
                 len(config.model.widths) == len(config.model.depths) >= 2,
@@ -183,6 +214,63 @@ def check_consistency(config: RunConfig) -> None:
         raise ConfigError(problems)
 
 
+def _rtdetr_checks(model: RtDetrConfig) -> list[tuple[bool, str, str]]:
+    divisor = max(model.num_heads, 1)
+    return [
+        (
+            model.encoder_dim % divisor == 0 and model.encoder_dim % 4 == 0,
+            f"model.encoder_dim = {model.encoder_dim} is no multiple of num_heads = {model.num_heads} and of 4",
+            "choose such a multiple",
+        ),
+        (
+            # oneDNN's AVX-512 convolutions, see `widths`.
+            model.encoder_dim % 16 == 0
+            and model.hidden_dim % 16 == 0
+            and model.encoder_dim * model.encoder_expansion % 16 == 0,
+            "model.encoder_dim, hidden_dim and encoder_dim x encoder_expansion must be multiples of 16, or CPU kernels "
+            f"fail, not {model.encoder_dim}, {model.hidden_dim} and {model.encoder_dim * model.encoder_expansion:g}",
+            "give multiples of 16",
+        ),
+        (
+            len(model.num_points) == 3,
+            f"model.num_points needs one entry for each of the 3 maps, not {list(model.num_points)}",
+            "give three numbers",
+        ),
+    ]
+
+
+def _dfine_checks(model: DFineConfig, *, aux_loss: bool) -> list[tuple[bool, str, str]]:
+    divisor = max(model.num_heads, 1)
+    return [
+        (
+            # Multiples of 16 for oneDNN's AVX-512 convolutions, see `widths`.
+            model.encoder_dim % divisor == 0 and model.encoder_dim % 16 == 0,
+            f"model.encoder_dim = {model.encoder_dim} is no multiple of num_heads = {model.num_heads} and of 16",
+            "choose such a multiple",
+        ),
+        (
+            model.hidden_dim % divisor == 0 and model.hidden_dim % 16 == 0,
+            f"model.hidden_dim = {model.hidden_dim} is no multiple of num_heads = {model.num_heads} and of 16",
+            "choose such a multiple",
+        ),
+        (
+            round(model.encoder_dim * model.encoder_expansion // 2) > 0,
+            f"model.encoder_expansion = {model.encoder_expansion:g} leaves the encoder's branches no channel",
+            "give a larger part",
+        ),
+        (
+            1 <= len(model.num_points) <= 4,
+            f"model.num_points needs one entry for each map, of which there can be 4, not {list(model.num_points)}",
+            "give one to four numbers",
+        ),
+        (
+            aux_loss,
+            "D-FINE cannot be trained without loss.aux_loss: its layers learn from each other",
+            "set loss.aux_loss=true",
+        ),
+    ]
+
+
 _RANGES: dict[str, tuple[float, float]] = {
     "model.hidden_dim": (1, math.inf),
     "model.num_heads": (1, math.inf),
@@ -191,6 +279,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "model.num_decoder_layers": (1, math.inf),
     "model.num_queries": (1, math.inf),
     "model.num_points": (1, math.inf),
+    "model.num_denoising": (0, math.inf),
+    "model.frozen_stages": (0, 5),
+    "model.encoder_dim": (1, math.inf),
+    "model.encoder_ffn_dim": (1, math.inf),
+    "model.encoder_expansion": (0.01, 4),
+    "model.encoder_depth": (0.01, 4),
+    "model.reg_scale": (0.1, 100),
     "model.widths": (1, math.inf),
     "model.depths": (1, math.inf),
     "model.dropout": (0, 0.99),
@@ -204,6 +299,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "loss.weight_class": (0, math.inf),
     "loss.weight_bbox": (0, math.inf),
     "loss.weight_giou": (0, math.inf),
+    "loss.weight_mask": (0, math.inf),
+    "loss.weight_dice": (0, math.inf),
+    "loss.weight_fgl": (0, math.inf),
+    "loss.weight_ddf": (0, math.inf),
     "loss.no_object_weight": (1e-6, math.inf),
     "loss.quality_exponent": (0, math.inf),
     "loss.quality_ramp": (0, math.inf),
@@ -240,6 +339,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "guard.rollback_lr_factor": (0, 1),
     "eval.batch_size": (1, math.inf),
     "eval.max_detections": (1, math.inf),
+    "eval.panoptic_score": (0, 1),
 }
 """Smallest and largest value of each number that has bounds of its own, of every entry where it is a list."""
 

@@ -292,6 +292,7 @@ def _blank() -> Batch:
         image_id=-1,
         size_hw=(_BLANK_PX, _BLANK_PX),
         orig_size_hw=(_BLANK_PX, _BLANK_PX),
+        masks=torch.zeros(0, _BLANK_PX, _BLANK_PX, dtype=torch.bool),
     )
     return Batch(
         images=torch.zeros(1, 3, _BLANK_PX, _BLANK_PX, dtype=torch.uint8),

@@ -37,6 +37,7 @@ from detronome.engine.ladder import Ladder, RollBack
 from detronome.engine.log_window import LogWindow
 from detronome.engine.micro_batches import MicroBatchSizes, OutOfMemoryAt
 from detronome.engine.optim import load_optimizer_tensors, optimizer_tensors
+from detronome.engine.panoptic_meter import PanopticMeter
 from detronome.engine.prospects import Concern
 from detronome.engine.recovery import Recovery
 from detronome.engine.state import TrainingState
@@ -80,6 +81,8 @@ class Validation:
     """Counts the images that cannot be used."""
     sizes: MicroBatchSizes
     """How many images go through the model at once."""
+    panoptic: PanopticMeter | None = None
+    """Measures panoptic quality, where the model makes masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -472,6 +475,7 @@ class Trainer:
                 precision=self.training_step.precision,
                 device=self.training_step.device,
                 losses=losses,
+                panoptic=validation.panoptic,
                 sizes=validation.sizes,
                 on_split=self._on_split,
                 world=self.world,

@@ -65,7 +65,12 @@ class WorstCaseFound:
 
 
 def worst_training_batch(
-    *, shape_hw: Bucket, num_images: int, objects_per_image: Int64[np.ndarray, " I"], num_classes: int
+    *,
+    shape_hw: Bucket,
+    num_images: int,
+    objects_per_image: Int64[np.ndarray, " I"],
+    num_classes: int,
+    with_masks: bool = False,
 ) -> EffectiveBatch:
     """Return a step of the largest images with the most objects, made up from nothing.
 
@@ -76,11 +81,12 @@ def worst_training_batch(
         num_images: of one step, on this rank.
         objects_per_image: of the split.
         num_classes: labels go from 0 to below it.
+        with_masks: whether objects have masks.
     """
     fullest = np.sort(objects_per_image)[-num_images:]
     # A split with fewer images than a step has repeats them.
     counts = np.concatenate([np.repeat(fullest[-1:], num_images - len(fullest)), fullest])
-    return EffectiveBatch((_batch(shape_hw, np.sort(counts).tolist(), num_classes),))
+    return EffectiveBatch((_batch(shape_hw, np.sort(counts).tolist(), num_classes, with_masks=with_masks),))
 
 
 def worst_eval_batch(*, shape_hw: Bucket, num_images: int) -> EffectiveBatch:
@@ -156,18 +162,18 @@ def _leaving_no_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
             module.training = is_training
 
 
-def _batch(shape_hw: Bucket, object_counts: Sequence[int], num_classes: int) -> Batch:
+def _batch(shape_hw: Bucket, object_counts: Sequence[int], num_classes: int, *, with_masks: bool = False) -> Batch:
     height, width = shape_hw
     rng = generator("worst_case")
     pixels = rng.integers(256, size=(len(object_counts), height, width, 3), dtype=np.uint8)
     return Batch(
         images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
         padding_mask=torch.zeros((len(object_counts), height, width), dtype=torch.bool),
-        targets=tuple(_target(shape_hw, count, num_classes, rng) for count in object_counts),
+        targets=tuple(_target(shape_hw, count, num_classes, rng, with_masks) for count in object_counts),
     )
 
 
-def _target(size_hw: Bucket, count: int, num_classes: int, rng: np.random.Generator) -> Target:
+def _target(size_hw: Bucket, count: int, num_classes: int, rng: np.random.Generator, with_masks: bool) -> Target:
     sides = rng.uniform(0.05, 0.5, size=(count, 2))
     centres = rng.uniform(sides / 2, 1 - sides / 2)
     return Target(
@@ -176,4 +182,5 @@ def _target(size_hw: Bucket, count: int, num_classes: int, rng: np.random.Genera
         image_id=_NO_IMAGE,
         size_hw=size_hw,
         orig_size_hw=size_hw,
+        masks=torch.zeros(count, *size_hw, dtype=torch.bool) if with_masks else None,
     )

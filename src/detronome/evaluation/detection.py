@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from detronome.evaluation.coco_files import (
     read_results,
     resolve_ids,
 )
+from detronome.evaluation.panoptic import PanopticMetrics
 from detronome.types import Categories, Detections
 
 __all__ = ["DetectionEvaluator", "DetectionMetrics", "evaluate_results_file"]
@@ -62,9 +63,16 @@ class DetectionMetrics:
     """Detections counted per image and category (per image in all, when class-agnostic), best scores first."""
     notes: tuple[str, ...] = ()
     """What a reader should know: undefined numbers, dropped detections, oddities of the ground truth."""
+    panoptic: PanopticMetrics | None = None
+    """Panoptic quality, where the model makes panoptic maps; its numbers are among `numbers` then."""
+
+    def with_panoptic(self, panoptic: PanopticMetrics) -> DetectionMetrics:
+        """Return these metrics with panoptic quality beside them."""
+        return replace(self, panoptic=panoptic, numbers={**self.numbers, **panoptic.numbers})
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON; nan becomes None, because JSON has no nan."""
+        panoptic = {} if self.panoptic is None else {"panoptic": self.panoptic.to_json()}
         return {
             "numbers": _without_nan(self.numbers),
             "per_class_ap": _without_nan(self.per_class_ap),
@@ -73,6 +81,7 @@ class DetectionMetrics:
             "num_detections": self.num_detections,
             "max_detections": self.max_detections,
             "notes": list(self.notes),
+            **panoptic,
         }
 
 

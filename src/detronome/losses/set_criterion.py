@@ -1,8 +1,8 @@
 """The set-prediction criterion: match, then sum the terms over decoder layers, proposals and denoising queries.
 
 Loss names are the field's: `loss_ce`, `loss_bbox`, `loss_giou` for the last decoder layer, with the suffix `_0`,
-`_1`, ... for earlier layers, `_enc` for encoder proposals and `_dn_0`, ... for denoising. All are unweighted;
-`SetCriterion.total` applies the weights.
+`_1`, ... for earlier layers, `_enc` for encoder proposals and `_dn_0`, ... for denoising; `loss_mask` and `loss_dice`,
+of the last decoder layer alone. All are unweighted; `SetCriterion.total` applies the weights.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from detronome.losses.mask_terms import mask_dice_loss, mask_focal_loss, padded_masks, upsampled
 from detronome.losses.matcher import HungarianMatcher, LayerStack, Matching
-from detronome.losses.terms import BatchTotals, box_giou_loss, box_l1_loss, quality_loss, softmax_loss
-from detronome.types import ModelOutput, Target
+from detronome.losses.terms import BatchTotals, box_giou_loss, box_l1_loss, quality_loss, softmax_loss, varifocal_loss
+from detronome.types import MaskDecoder, ModelOutput, Target
 
-__all__ = ["SetCriterion"]
+__all__ = ["SetCriterion", "name_layers", "scaled"]
 
 
 class SetCriterion(nn.Module):
@@ -25,7 +26,7 @@ class SetCriterion(nn.Module):
 
     Args:
         matcher: assigns targets to queries.
-        classification: `softmax` with a no-object class, or `quality`, see `losses.terms`.
+        classification: `softmax` with a no-object class, `quality` or `vfl`, see `losses.terms`.
         weight_class: weight of `loss_ce` in the total.
         weight_bbox: weight of `loss_bbox` in the total.
         weight_giou: weight of `loss_giou` in the total.
@@ -33,13 +34,15 @@ class SetCriterion(nn.Module):
         quality_exponent: final exponent of the `quality` target.
         quality_ramp: the exponent grows with progress and is full at 1/ramp.
         aux_loss: supervise every decoder layer.
+        weight_mask: weight of `loss_mask` in the total; None where no masks are learnt.
+        weight_dice: weight of `loss_dice` in the total; None likewise.
     """
 
     def __init__(
         self,
         *,
         matcher: HungarianMatcher,
-        classification: Literal["softmax", "quality"],
+        classification: Literal["softmax", "quality", "vfl"],
         weight_class: float,
         weight_bbox: float,
         weight_giou: float,
@@ -47,11 +50,15 @@ class SetCriterion(nn.Module):
         quality_exponent: float = 1.5,
         quality_ramp: float = 1.5,
         aux_loss: bool = True,
+        weight_mask: float | None = None,
+        weight_dice: float | None = None,
     ) -> None:
         super().__init__()
         self.matcher = matcher
         self.classification = classification
         self.weights = {"loss_ce": weight_class, "loss_bbox": weight_bbox, "loss_giou": weight_giou}
+        if weight_mask is not None and weight_dice is not None:
+            self.weights |= {"loss_mask": weight_mask, "loss_dice": weight_dice}
         self.no_object_weight = no_object_weight
         self.quality_exponent = quality_exponent
         self.quality_ramp = quality_ramp
@@ -93,14 +100,21 @@ class SetCriterion(nn.Module):
         boxes_cxcywh = torch.cat([target.boxes_cxcywh for target in targets])
         losses: dict[str, Tensor] = {}
         for suffix, stack in self._stacks(output).items():
-            share = totals if suffix != "_dn" else _scale(totals, matchings["_dn"], targets)
+            share = totals if suffix != "_dn" else scaled(totals, matchings["_dn"], targets)
             terms = self._terms(stack, matchings[suffix], labels, boxes_cxcywh, share, progress)
-            losses.update(_name_layers(terms, suffix))
+            losses.update(name_layers(terms, suffix))
+        if output.masks is not None and "loss_mask" in self.weights:
+            losses.update(_mask_terms(output.masks, matchings[""], targets, totals))
         return losses
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum that is minimised."""
         return torch.stack([self.weights[_base_name(name)] * loss for name, loss in losses.items()]).sum()
+
+    @property
+    def evaluation_weights(self) -> dict[str, float]:
+        """Weights of the terms that an output in evaluation mode has too."""
+        return self.weights
 
     def _stacks(self, output: ModelOutput) -> dict[str, LayerStack]:
         """Return the predictions by suffix of their losses' names."""
@@ -125,6 +139,8 @@ class SetCriterion(nn.Module):
         truth = boxes_cxcywh[matching.target_index]
         if self.classification == "softmax":
             loss_ce = softmax_loss(stack.logits, matching, labels, totals, no_object_weight=self.no_object_weight)
+        elif self.classification == "vfl":
+            loss_ce = varifocal_loss(stack.logits, stack.boxes_cxcywh, matching, labels, boxes_cxcywh, totals)
         else:
             exponent = self.quality_exponent * min(1.0, self.quality_ramp * progress)
             loss_ce = quality_loss(
@@ -135,6 +151,16 @@ class SetCriterion(nn.Module):
             # The solver needed finite numbers; the step guard must still see that there were none.
             loss_bbox = loss_bbox * torch.nan
         return {"loss_ce": loss_ce, "loss_bbox": loss_bbox, "loss_giou": box_giou_loss(predicted, truth, totals)}
+
+
+def _mask_terms(
+    masks: MaskDecoder, matching: Matching, targets: Sequence[Target], totals: BatchTotals
+) -> dict[str, Tensor]:
+    """Return the terms of the last decoder layer's matched queries; the masks of the others are never made."""
+    size_hw = masks.padded_size_hw
+    logits = upsampled(masks.of(matching.image_index, matching.query_index[-1]), size_hw)
+    truth = padded_masks(targets, size_hw)[matching.target_index[-1]]
+    return {"loss_mask": mask_focal_loss(logits, truth, totals), "loss_dice": mask_dice_loss(logits, truth, totals)}
 
 
 def _stack(outputs: Sequence[ModelOutput]) -> LayerStack:
@@ -160,14 +186,15 @@ def _denoising_matching(output: ModelOutput, targets: Sequence[Target]) -> Match
     )
 
 
-def _scale(totals: BatchTotals, matching: Matching, targets: Sequence[Target]) -> BatchTotals:
+def scaled(totals: BatchTotals, matching: Matching, targets: Sequence[Target]) -> BatchTotals:
     """Multiply the totals by the denoising groups: each object is answered once in every group."""
     num_objects = sum(target.num_objects for target in targets)
     groups = matching.image_index.shape[0] // max(num_objects, 1)
     return BatchTotals(totals.num_images, totals.num_objects * groups, totals.num_matches * groups)
 
 
-def _name_layers(terms: Mapping[str, Tensor], suffix: str) -> dict[str, Tensor]:
+def name_layers(terms: Mapping[str, Tensor], suffix: str) -> dict[str, Tensor]:
+    """Return each layer's value of each term under its name; see above."""
     named = {}
     for name, values in terms.items():
         for i, value in enumerate(values.unbind()):

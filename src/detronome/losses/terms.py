@@ -1,4 +1,4 @@
-"""The terms of the set loss: classification (two kinds), box L1, box GIoU; each a value per decoder layer.
+"""The terms of the set loss: classification (three kinds), box L1, box GIoU; each a value per decoder layer.
 
 Every term divides by totals of the *whole effective batch*, so that micro-batches and ranks add up to the same
 gradient however the batch is cut.
@@ -20,7 +20,7 @@ from detronome.losses.matcher import Matching
 from detronome.ops.boxes import cxcywh_to_xyxy, elementwise_giou, elementwise_iou
 from detronome.types import Target
 
-__all__ = ["BatchTotals", "box_giou_loss", "box_l1_loss", "quality_loss", "softmax_loss"]
+__all__ = ["BatchTotals", "box_giou_loss", "box_l1_loss", "quality_loss", "softmax_loss", "varifocal_loss"]
 
 
 @dataclass(frozen=True)
@@ -76,19 +76,60 @@ def quality_loss(
     Negatives are weighted by their probability squared (focal, arXiv 1708.02002), positives by 1. An exponent of 0
     makes every match's target 1: quality targets from the start would all be near 0 and teach nothing.
     """
-    num_layers = logits.shape[0]
-    layer = torch.arange(num_layers, device=logits.device).unsqueeze(-1)
     logits = logits.float()
     wanted = torch.zeros_like(logits)
     weight = logits.detach().sigmoid().square_()
     if matching.image_index.shape[0] > 0:
-        matched = (layer, matching.image_index, matching.query_index)
-        predicted = cxcywh_to_xyxy(boxes_cxcywh[matched].detach().float())
-        truth = cxcywh_to_xyxy(target_boxes_cxcywh[matching.target_index])
-        quality = elementwise_iou(predicted, truth).clamp(0, 1) ** exponent
-        positive = (*matched, labels[matching.target_index])
-        wanted[positive] = quality
+        positive, iou = _positives(boxes_cxcywh, matching, labels, target_boxes_cxcywh)
+        wanted[positive] = iou**exponent
         weight[positive] = 1.0
+    return _weighted_entropy(logits, wanted, weight, totals)
+
+
+def varifocal_loss(
+    logits: Float[Tensor, "L B Q C"],
+    boxes_cxcywh: Float[Tensor, "L B Q 4"],
+    matching: Matching,
+    labels: Int64[Tensor, " N"],
+    target_boxes_cxcywh: Float[Tensor, "N 4"],
+    totals: BatchTotals,
+    *,
+    alpha: float = 0.75,
+) -> Float[Tensor, " L"]:
+    """Binary cross-entropy whose positives have the box's IoU as target and as weight (VFL, arXiv 2008.13367).
+
+    Negatives are weighted by `alpha` times their probability squared.
+    """
+    logits = logits.float()
+    wanted = torch.zeros_like(logits)
+    weight = logits.detach().sigmoid().square_().mul_(alpha)
+    if matching.image_index.shape[0] > 0:
+        positive, iou = _positives(boxes_cxcywh, matching, labels, target_boxes_cxcywh)
+        wanted[positive] = iou
+        weight[positive] = iou
+    return _weighted_entropy(logits, wanted, weight, totals)
+
+
+def _positives(
+    boxes_cxcywh: Float[Tensor, "L B Q 4"],
+    matching: Matching,
+    labels: Int64[Tensor, " N"],
+    target_boxes_cxcywh: Float[Tensor, "N 4"],
+) -> tuple[tuple[Tensor, ...], Float[Tensor, "L M"]]:
+    """Return the index of each matched logit, and the IoU of its box with the truth."""
+    layer = torch.arange(boxes_cxcywh.shape[0], device=boxes_cxcywh.device).unsqueeze(-1)
+    matched = (layer, matching.image_index, matching.query_index)
+    predicted = cxcywh_to_xyxy(boxes_cxcywh[matched].detach().float())
+    truth = cxcywh_to_xyxy(target_boxes_cxcywh[matching.target_index])
+    return (*matched, labels[matching.target_index]), elementwise_iou(predicted, truth).clamp(0, 1)
+
+
+def _weighted_entropy(
+    logits: Float[Tensor, "L B Q C"],
+    wanted: Float[Tensor, "L B Q C"],
+    weight: Float[Tensor, "L B Q C"],
+    totals: BatchTotals,
+) -> Float[Tensor, " L"]:
     entropy = F.binary_cross_entropy_with_logits(logits, wanted, weight, reduction="none")
     return entropy.flatten(1).sum(1) / max(totals.num_objects, 1)
 

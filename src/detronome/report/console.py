@@ -166,7 +166,8 @@ class ConsoleProgress:
         if math.isfinite(event.eval_s):
             self._eval_s += max(event.eval_s, 0.0)
         is_wide = self._console is not None and self._console.width >= _WIDE_COLUMNS
-        names = _METRICS_WIDE if is_wide else _METRICS_NARROW
+        panoptic = ("PQ",) if "PQ" in event.metrics else ()
+        names = (*panoptic, *(_METRICS_WIDE if is_wide else _METRICS_NARROW))
         if self._console is None:
             metrics = "  ".join(f"{name} {format_fixed(event.metrics.get(name))}" for name in names)
             best = "  best" if event.is_best else ""

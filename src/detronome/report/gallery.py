@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from detronome.data.split import DataSplit
 from detronome.data.store.decode import decode_image
 from detronome.errors import DataError
-from detronome.report.pictures import draw_boxes, save_picture, side_by_side
+from detronome.report.pictures import draw_boxes, draw_segments, save_picture, side_by_side
 from detronome.runtime.files import write_atomic
-from detronome.types import Categories, Detections, Predictor
+from detronome.types import Categories, Detections, PanopticPrediction, PanopticTruth, Predictor, Segment
 
 __all__ = ["write_gallery", "write_worst"]
 
@@ -104,11 +104,29 @@ def _compared(
         image = decode_image(source.read(i), source.where(i), split.index.image(i).size_hw)
     except DataError:
         return None  # Evaluation names unreadable images; a missing picture must not end a finished run.
+    found = find(image)
+    if split.maps is not None and found.panoptic is not None:
+        return _compared_maps(split.maps.truth(i), found.panoptic, image, split.index.categories, names)
     boxes_xywh, labels, _, iscrowd = split.index.annotations(i)
     boxes_xyxy = np.concatenate((boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]), axis=1)[~iscrowd]
     ids = np.asarray(split.index.categories.ids)[labels][~iscrowd]
-    found = find(image)
     return side_by_side(
         draw_boxes(image, boxes_xyxy, ids, names=split.index.categories.by_id),
         draw_boxes(image, found.boxes_xyxy, found.labels, names=names, scores=found.scores),
+    )
+
+
+def _compared_maps(
+    truth: PanopticTruth,
+    found: PanopticPrediction,
+    image: NDArray[np.uint8],
+    categories: Categories,
+    names: dict[int, str],
+) -> NDArray[np.uint8]:
+    things = dict(zip(categories.ids, categories.is_thing or (True,) * len(categories), strict=True))
+    rows = zip(truth.ids.tolist(), truth.category_ids.tolist(), truth.areas.tolist(), strict=True)
+    segments = [Segment(id=n, category_id=c, is_thing=things[c], area=area) for n, c, area in rows]
+    return side_by_side(
+        draw_segments(image, truth.segment_ids, segments, names=categories.by_id, with_scores=False),
+        draw_segments(image, found.segment_ids, found.segments, names=names),
     )

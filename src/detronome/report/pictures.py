@@ -1,4 +1,4 @@
-"""Pictures of boxes: the truth beside the prediction, readable on a thumbnail and on a photograph."""
+"""Pictures of boxes and segments: the truth beside the prediction, readable on a thumbnail and on a photograph."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from detronome.errors import DataError
 from detronome.runtime.files import write_atomic
+from detronome.types import Segment
 
-__all__ = ["class_color", "draw_boxes", "save_picture", "side_by_side"]
+__all__ = ["class_color", "draw_boxes", "draw_segments", "save_picture", "side_by_side"]
 
 Color = tuple[int, int, int]
 _Rect = tuple[float, float, float, float]
@@ -100,6 +101,59 @@ def draw_boxes(
         if spot is not None:
             placed.append(spot)
             _draw_label(draw, spot, captions[index], palette[index], font, line)
+    return np.asarray(canvas)
+
+
+def draw_segments(
+    image: NDArray[np.uint8],
+    segment_ids: NDArray[np.integer],
+    segments: Sequence[Segment],
+    *,
+    names: Mapping[int, str] | None = None,
+    with_scores: bool = True,
+) -> NDArray[np.uint8]:
+    """Return a copy of the image with each segment in its class's colour, a line around it and its name inside.
+
+    Things of a class differ in shade. Small images are enlarged as by `draw_boxes`. Names go to the large segments
+    first; one that could only cover another is left out.
+
+    Args:
+        image: RGB, `[H, W, 3]`.
+        segment_ids: the segment of each pixel, `[H, W]`; 0 stays as it is.
+        segments: what the ids mean.
+        names: by category id; a category without one shows its number.
+        with_scores: write the score beside the name.
+    """
+    height, width = image.shape[:2]
+    scale = max(1, -(-_MIN_SIDE_PX // max(height, width, 1)))
+    canvas = Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
+    canvas = canvas.resize((width * scale, height * scale), Image.Resampling.BICUBIC)
+    ids = segment_ids.repeat(scale, 0).repeat(scale, 1)
+    tinted = np.array(canvas, np.float32)
+    colors = _shades(segments)
+    for segment in segments:
+        region = ids == segment.id
+        tinted[region] = 0.45 * tinted[region] + 0.55 * np.array(colors[segment.id], np.float32)
+    is_edge = np.zeros(ids.shape, np.bool_)
+    is_edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
+    is_edge[1:] |= ids[1:] != ids[:-1]
+    tinted[is_edge] = 255
+    canvas = Image.fromarray(tinted.round().astype(np.uint8))
+
+    draw = ImageDraw.Draw(canvas)
+    side = max(canvas.size)
+    line, font = max(2, round(side / 330)), _font(round(max(12.0, side / 52)))
+    placed: list[_Rect] = []
+    for segment in sorted(segments, key=lambda one: -one.area):
+        caption = _caption(segment.category_id, names, segment.score if with_scores else None)
+        wide, high = _text_size(caption, font, line)
+        x, y = _centre(ids == segment.id)
+        left = min(max(x - wide / 2, 0.0), max(canvas.width - 1 - wide, 0.0))
+        top = min(max(y - high / 2, 0.0), max(canvas.height - 1 - high, 0.0))
+        spot = (left, top, left + wide, top + high)
+        if all(_overlap(spot, other) == 0 for other in placed):
+            placed.append(spot)
+            _draw_label(draw, spot, caption, colors[segment.id], font, line)
     return np.asarray(canvas)
 
 
@@ -218,6 +272,27 @@ def _place(
         if on_labels < 0.2 and cost < best[0]:
             best = (cost, spot)
     return best[1]
+
+
+def _shades(segments: Sequence[Segment]) -> dict[int, Color]:
+    """Return the colour of each segment: its class's, lighter or darker from one thing to the next."""
+    seen: dict[int, int] = {}
+    colors = {}
+    for segment in segments:
+        number = seen[segment.category_id] = seen.get(segment.category_id, -1) + 1
+        towards, share = (255, 0)[number % 2], min(0.5, 0.2 * ((number + 1) // 2))
+        red, green, blue = (round(c + share * (towards - c)) for c in class_color(segment.category_id))
+        colors[segment.id] = (red, green, blue)
+    return colors
+
+
+def _centre(region: NDArray[np.bool_]) -> tuple[int, int]:
+    """Return (x, y) of the region's pixel that is nearest to its mean: inside it, whatever its form."""
+    rows, columns = np.nonzero(region)
+    if not len(rows):
+        return 0, 0
+    nearest = ((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2).argmin()
+    return int(columns[nearest]), int(rows[nearest])
 
 
 def _overlap(a: _Rect, b: _Rect) -> float:

@@ -133,7 +133,8 @@ def _metrics(evaluations: Sequence[Record]) -> list[Curve]:
     best = {"AP": marked[-1]} if marked else {}
     return [
         Curve(label=name, x=epochs, y=_column(evaluations, "metrics", name), color=color, best=best.get(name))
-        for color, name in enumerate(("AP", "AP50", "AP75"))
+        for color, name in enumerate(("AP", "AP50", "AP75", "PQ"))
+        if name != "PQ" or any("PQ" in (record.get("metrics") or {}) for record in evaluations)
     ]
 
 

@@ -18,11 +18,12 @@ from typing import Self
 
 import torch
 
-from detronome.config.schema import DetrConfig, RunConfig
+from detronome.config.schema import RunConfig, WithPretrainedBackbone
 from detronome.data.build import build_quarantine
 from detronome.data.prefetch import DeviceStream
 from detronome.data.split import DataSplit
 from detronome.engine.build import build_plan, build_step, build_stream
+from detronome.engine.fine_tune import fine_tuned_categories
 from detronome.engine.micro_batches import MicroBatchSizes
 from detronome.engine.resolve import Resolved, resolve
 from detronome.losses.terms import BatchTotals
@@ -54,7 +55,7 @@ class TrialRun:
         config: settings; what is `auto` is resolved as for a run.
         train: the split to learn from.
         world: the ranks.
-        categories: of the model; by default those of the split.
+        categories: of the model that the run would start from; by default those of the split.
 
     Attributes:
         resolved: the configuration without any `auto`.
@@ -68,12 +69,13 @@ class TrialRun:
         self, config: RunConfig, train: DataSplit, *, world: World = ALONE, categories: Categories | None = None
     ) -> None:
         # Weights do not change the pace: nothing is downloaded.
-        if isinstance(config.model, DetrConfig):
+        if isinstance(config.model, WithPretrainedBackbone):
             config = replace(config, model=replace(config.model, backbone_weights="none"))
         self.resolved: Resolved = resolve(config, train, world)
         self.world = world
         self._split = train
-        self._categories = categories or train.index.categories
+        own = train.index.categories
+        self._categories = own if categories is None else fine_tuned_categories(categories, own)
         self._plan = build_plan(self.resolved.config, len(train.index))
         self._device = self.resolved.device
         self._device_clock = DeviceClock(self._device) if self._device.type == "cuda" else None

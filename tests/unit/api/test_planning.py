@@ -243,7 +243,7 @@ def test_ranks_of_one_machine_share_its_memory(blocks: Path, monkeypatch: pytest
     monkeypatch.setattr(planning, "host_memory", lambda: free)
     device = Device(name="made up", type="cpu", memory_bytes=2**30, taken_bytes=2**29, precision="fp32")
     monkeypatch.setattr(planning, "local_device", lambda kind=None: device)
-    monkeypatch.setattr(planning, "_BYTES_PER_PIXEL", {"rtdetr": 2**20})
+    monkeypatch.setattr(planning, "_BYTES_PER_PIXEL", {"nano": 2**20})
     config, _ = asked_config(blocks, model="nano", settings={**SMALL, "train.device": "cpu"})
     split, _ = open_splits(config)
     budgets = []

@@ -99,7 +99,7 @@ def test_a_mistake_on_the_command_line(capsys: Capture, arguments: tuple[str, ..
         (("--set", "model.family=[1]"), "unknown model.family [1]"),
         (("--set", "loss.family=x"), "unknown setting 'loss.family'"),
         (("--set", "model.family=detr"), "set loss.classification=softmax"),
-        (("--set", "loss.classification=softmax"), "does not fit the family 'rtdetr'"),
+        (("--set", "loss.classification=softmax"), "does not fit the family 'nano'"),
         (("--set", "model.num_heads=0"), "model.num_heads = 0 is out of range"),
         (("--set", "model.num_heads=5"), "no multiple of num_heads = 5"),
         (("--set", "model.widths=[16,32]"), "one entry for each stage"),
@@ -123,7 +123,7 @@ def test_a_mistake_on_the_command_line(capsys: Capture, arguments: tuple[str, ..
         (("--config", "flat.toml"), "optim must be a section of settings"),
         (("--set", "data.train_split=trian"), "has no split 'trian'; it has train, val"),
         (("--set", "data.val_split=test"), "has no split 'test'"),
-        (("--model", "unknown.toml"), "no checkpoint in"),
+        (("--model", "unknown.toml"), "the file is no checkpoint"),
     ],
 )
 def test_a_mistake_in_the_settings(capsys: Capture, blocks: Path, arguments: tuple[str, ...], told: str) -> None:

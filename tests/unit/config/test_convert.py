@@ -6,7 +6,7 @@ import pytest
 
 from detronome.config.convert import apply_overrides, from_dict, parse_override, read_toml, to_dict, to_toml
 from detronome.config.presets import PRESETS, preset
-from detronome.config.schema import DetrConfig, RtDetrConfig, RunConfig
+from detronome.config.schema import DetrConfig, NanoConfig, RunConfig
 from detronome.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ def test_overrides_replace_only_what_they_name() -> None:
     config = apply_overrides(preset("nano"), {"optim.lr": 1, "model.num_queries": 60, "augment.sizes": [64, 96]})
     assert config.optim.lr == 1.0 and isinstance(config.optim.lr, float)
     assert config.optim.clip_norm == preset("nano").optim.clip_norm
-    assert isinstance(config.model, RtDetrConfig) and config.model.num_queries == 60
+    assert isinstance(config.model, NanoConfig) and config.model.num_queries == 60
     assert config.augment.sizes == (64, 96)
 
 

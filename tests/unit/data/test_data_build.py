@@ -14,7 +14,7 @@ import torch
 from detronome.config.schema import AugmentConfig, BatchConfig, DataConfig, RunConfig
 from detronome.data import build
 from detronome.data.build import augment_policy, build_eval_batches, build_train_batches, resolve_workers
-from detronome.data.sampler import Share
+from detronome.data.sampler import ALONE, Share
 from detronome.data.split import label_map, open_split
 from detronome.errors import ConfigError, DataError
 from detronome.types import Categories
@@ -175,6 +175,13 @@ def test_workers_that_were_asked_for() -> None:
         resolve_workers(replace(CONFIG, data=DataConfig(workers=-1)), "cpu", SIZES_HW)
 
 
+def test_squares_have_no_longest_side() -> None:
+    square = AugmentConfig(sizes=(1536,), eval_size=1536, square=True)
+    assert augment_policy(square).sizes == (1536,)
+    with pytest.raises(ConfigError, match="1333 is out of range"):
+        augment_policy(replace(square, square=False))
+
+
 def test_all_impossible_augmentations_at_once() -> None:
     config = AugmentConfig(sizes=(), horizontal_flip=1.5, crop_px=(600, 384), crop_fraction=(0.0, 2.0), contrast=-1)
     with pytest.raises(ConfigError) as caught:
@@ -183,3 +190,23 @@ def test_all_impossible_augmentations_at_once() -> None:
         f"augment.{name}" for name in ("sizes", "horizontal_flip", "crop_px", "crop_fraction", "contrast")
     ]
     assert "(600, 384) is out of range" in str(caught.value)
+
+
+def test_squares_of_a_step_have_one_size_whatever_the_ranks(tmp_path: Path, write_coco: WriteCoco) -> None:
+    """Nothing is padded; the size changes from step to step, and a resumed run draws the same."""
+    split = open_split(write_coco(tmp_path, 13), "train")
+    sizes = (16, 24, 32, 40)
+    config = replace(CONFIG, augment=AugmentConfig(sizes=sizes, square=True, eval_size=24, crop="none"))
+    options: dict[str, Any] = {"workers": 0, "device": CPU}
+
+    def sides(start: int, *, share: Share = ALONE) -> list[tuple[int, ...]]:
+        batches = list(build_train_batches(config, split, split.index.categories, start, 12, **options, share=share))
+        assert all(not part.padding_mask.any() for batch in batches for part in batch.parts)
+        return [tuple(batch.parts[0].images.shape[2:]) for batch in batches]
+
+    whole = sides(0)
+    assert set(whole) <= {(side, side) for side in sizes} and len(set(whole)) > 1
+    assert sides(5) == whole[5:]
+    assert sides(0, share=Share(1, 3)) == whole
+    with build_eval_batches(config, split, split.index.categories, batch_size=4, **options) as evaluation:
+        assert {tuple(part.images.shape[2:]) for batch in evaluation for part in batch.parts} == {(24, 24)}

@@ -34,6 +34,7 @@ CROPS = st.sampled_from(
     [
         replace(SMALL, crop="none"),
         *(replace(SMALL, crop=crop, crop_probability=p) for crop in ("detr", "fraction") for p in (0.0, 0.5, 1.0)),
+        replace(SMALL, crop="fraction", square=True),
     ]
 )
 BUCKETS = st.sampled_from([(), ((16, 16), (16, 32), (32, 32)), ((64, 8),), ((100, 100), (20, 12))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from detronome.data.sampler import (
     Share,
+    StepOfImage,
     StepSampler,
     epoch_order,
     epoch_permutation,
@@ -157,3 +159,18 @@ def test_a_step_far_into_a_run_is_found_at_once() -> None:
     assert len(far) == 10**9 - 2
     assert far[0] == sampler(10**12 + 1, 10**12 + 2)[0]
     assert far[10**9 - 3] == sampler(10**12 + 10**9 - 1, 10**12 + 10**9)[0]
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_each_image_knows_its_step(window: int) -> None:
+    shard_of = np.arange(11) // 3 if window else None
+    options: dict[str, Any] = {"shard_of": shard_of, "window": max(window, 1)}
+    step_of = StepOfImage(7, 11, 4, **options)
+    order = epoch_order(7, 11, **options)
+    for epoch in (0, 3, 1):
+        for step in range(2):
+            images = order(epoch)[4 * step : 4 * step + 4].tolist()
+            assert {step_of(epoch, i) for i in images} == {step}
+    assert StepOfImage(7, 3, 8)(0, 2) == 0
+    again = pickle.loads(pickle.dumps(step_of))
+    assert [again(2, i) for i in range(11)] == [step_of(2, i) for i in range(11)]

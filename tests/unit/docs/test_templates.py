@@ -16,7 +16,7 @@ from cyclopts import CycloptsError
 from cyclopts.exceptions import MissingArgumentError
 
 from detronome.cli.commands import app
-from detronome.config.schema import DetrConfig, RtDetrConfig, RunConfig
+from detronome.config.schema import DetrConfig, DFineConfig, NanoConfig, RtDetrConfig, RunConfig
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 DOCS = REPOSITORY / "docs"
@@ -65,9 +65,13 @@ def test_every_setting_named_exists() -> None:
     run = RunConfig()
     sections = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name != "preset"}
     known = {f"{name}.{f.name}" for name, section in sections.items() for f in dataclasses.fields(section)}
-    known |= {f"model.{f.name}" for config in (DetrConfig, RtDetrConfig) for f in dataclasses.fields(config)}
+    known |= {
+        f"model.{f.name}"
+        for config in (DetrConfig, NanoConfig, RtDetrConfig, DFineConfig)
+        for f in dataclasses.fields(config)
+    }
     in_code = {page.name: " ".join(re.findall(r"`([^`\n]+)`", page.read_text())) for page in PAGES}
-    named = re.compile(rf"(?<![\w./])(?:{'|'.join(sections)})\.(?!(?:md|py|yaml)\b)[a-z_]+")
+    named = re.compile(rf"(?<![\w./])(?:{'|'.join(sections)})\.(?!(?:md|py|yaml|safetensors)\b)[a-z_]+")
     found = {(page, setting) for page, text in in_code.items() for setting in named.findall(text)}
     assert found
     assert {(page, setting) for page, setting in found if setting not in known} == set()

@@ -21,7 +21,7 @@ from torch._functorch.aot_autograd import make_boxed_compiler
 
 from detronome.config.convert import apply_overrides
 from detronome.config.presets import preset
-from detronome.config.schema import ActivationCheckpointing, DetrConfig, LossConfig, ModelConfig, RtDetrConfig
+from detronome.config.schema import ActivationCheckpointing, DetrConfig, LossConfig, ModelConfig, NanoConfig
 from detronome.engine.compilation import compile_detectors
 from detronome.engine.ema import ModelEma
 from detronome.engine.events import Event, RunWarned
@@ -51,7 +51,7 @@ FAMILIES: dict[str, ModelConfig] = {
         num_queries=5,
         dropout=0.0,
     ),
-    "rtdetr": RtDetrConfig(
+    "nano": NanoConfig(
         widths=(16, 16, 32),
         depths=(1, 1, 1),
         hidden_dim=16,
@@ -125,8 +125,8 @@ def assert_same_step(compiled: Detector, eager: Detector) -> None:
 @pytest.mark.parametrize(
     ("family", "part"),
     [
-        ("rtdetr", "all"),
-        pytest.param("rtdetr", "none", marks=pytest.mark.slow),
+        ("nano", "all"),
+        pytest.param("nano", "none", marks=pytest.mark.slow),
         pytest.param("detr", "none", marks=pytest.mark.slow),
         pytest.param("detr", "all", marks=pytest.mark.slow),
     ],
@@ -164,7 +164,7 @@ def test_the_oldest_torch_can_compile_too(monkeypatch: pytest.MonkeyPatch) -> No
         return model
 
     monkeypatch.setattr(torch, "compile", compile_as_of_torch_2_11)
-    compile_detectors([built("rtdetr")], on_failure=refuse)
+    compile_detectors([built("nano")], on_failure=refuse)
     assert asked and torch._dynamo.config.recompile_limit == 64
 
 
@@ -221,9 +221,9 @@ def test_a_failing_compiler_is_told_once_and_the_result_is_right(monkeypatch: py
 
     let_inductor(fail, monkeypatch)
     told: list[str] = []
-    model = built("rtdetr", "all")
+    model = built("nano", "all")
     compile_detectors([model], on_failure=told.append)
-    assert_same_step(model, built("rtdetr"))
+    assert_same_step(model, built("nano"))
     assert told == ["no C++ compiler found"]
 
 
@@ -234,9 +234,9 @@ def test_a_compiler_that_fails_at_the_backward_graph_is_told_too(monkeypatch: py
 
     let_inductor(aot_autograd(fw_compiler=make_boxed_compiler(lambda graph, _: graph), bw_compiler=fail), monkeypatch)
     told: list[str] = []
-    model = built("rtdetr")
+    model = built("nano")
     compile_detectors([model], on_failure=told.append)
-    assert_same_step(model, built("rtdetr"))
+    assert_same_step(model, built("nano"))
     assert told == ["no kernel for this device"]
 
 
@@ -246,7 +246,7 @@ def test_lack_of_memory_is_no_failure_of_the_compiler(monkeypatch: pytest.Monkey
         raise torch.OutOfMemoryError("out of memory")
 
     let_inductor(fail, monkeypatch)
-    model = built("rtdetr")
+    model = built("nano")
     compile_detectors([model], on_failure=refuse)
     part = batch_of().parts[0]
     with pytest.raises(RuntimeError, match="out of memory"):

@@ -21,7 +21,7 @@ WEIGHTS = {"loss_ce": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}
 CELLS = {"RBC": 2381, "WBC": 214, "Platelets": 209}
 NANO = RunFacts(
     data=DataFacts(num_images=205, max_objects=28, num_crowded=0, class_objects=CELLS),
-    family="rtdetr",
+    family="nano",
     is_fine_tuned=False,
     is_backbone_pretrained=False,
     num_queries=60,
@@ -160,7 +160,7 @@ def made_up(facts: RunFacts, seed: int, disease: Disease | None = None) -> Itera
     total, num_logs = facts.total_steps, 250
     steps = sorted({*range(10, 210, 10), *(round(i * total / num_logs) for i in range(1, num_logs + 1))})
     step_sigma = noise.uniform(0.03, 0.8)
-    pace = 1 if facts.family == "rtdetr" else 15
+    pace = 1 if facts.family == "nano" else 15
     floor, decay, jump = (
         noise.uniform(0.15, 0.6),
         pace * noise.uniform(50, 600) / total,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.faults.fault_injection import ModuleFault, injected, poisoned_loss, poisoned_weight, with_poisoned_box
 from torch import Tensor, nn
 
-from detronome.config.schema import LossConfig, RtDetrConfig
+from detronome.config.schema import LossConfig, NanoConfig
 from detronome.engine.diagnosis import WHOLE_MODEL, Diagnosis, diagnose
 from detronome.losses.build import build_criterion
 from detronome.losses.set_criterion import SetCriterion
@@ -65,9 +65,9 @@ def detr(
     ).train()
 
 
-def rtdetr(*, checkpoint: bool = False, **changes: object) -> Detector:
+def nano(*, checkpoint: bool = False, **changes: object) -> Detector:
     torch.manual_seed(0)
-    config = RtDetrConfig(
+    config = NanoConfig(
         widths=(16, 16, 32), depths=(1, 1, 1), hidden_dim=16, num_heads=2, num_points=2, ffn_dim=16, num_queries=6
     )
     config = replace(config, **changes)  # type: ignore[arg-type]
@@ -80,9 +80,9 @@ FAMILIES: dict[str, tuple[Callable[[], Detector], LossConfig]] = {
         lambda: detr(norm="frozen", pre_norm=True),
         LossConfig(),
     ),
-    "rtdetr": (rtdetr, LossConfig(classification="quality")),
+    "nano": (nano, LossConfig(classification="quality")),
     "detr, checkpointed activations": (lambda: detr(checkpoint=True), LossConfig()),
-    "rtdetr, checkpointed activations": (lambda: rtdetr(checkpoint=True), LossConfig(classification="quality")),
+    "nano, checkpointed activations": (lambda: nano(checkpoint=True), LossConfig(classification="quality")),
 }
 
 
@@ -95,7 +95,7 @@ def trained(request: pytest.FixtureRequest) -> tuple[Detector, SetCriterion]:
 
 @pytest.fixture(scope="module")
 def tiny() -> tuple[Detector, SetCriterion]:
-    make, loss = FAMILIES["rtdetr"]
+    make, loss = FAMILIES["nano"]
     return make(), build_criterion(loss)
 
 
@@ -392,7 +392,7 @@ def test_a_number_that_harms_nothing_is_not_blamed(tiny: tuple[Detector, SetCrit
         def forward(self, x: Tensor) -> Tensor:
             return x / 0
 
-    model = rtdetr()
+    model = nano()
     unread = Unread()
     model.add_module("unread", unread)
     handle = model.fuse.register_forward_hook(lambda module, args, output: [unread(output), output][1])  # type: ignore[union-attr]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.faults.oom_injection import out_of_memory
 from torch import Tensor
 
-from detronome.config.schema import DetrConfig, LossConfig, ModelConfig, RtDetrConfig
+from detronome.config.schema import DetrConfig, LossConfig, ModelConfig, NanoConfig
 from detronome.engine.evaluator import LossMeter, LossSums, detect_batch, detect_in_pieces, evaluate
 from detronome.engine.micro_batches import MicroBatchSizes
 from detronome.errors import TrainingError
@@ -143,7 +143,7 @@ SMALL_DETR = DetrConfig(
     num_queries=NUM_QUERIES,
     dropout=0.5,
 )
-SMALL_RTDETR = RtDetrConfig(
+SMALL_RTDETR = NanoConfig(
     widths=(16, 16, 32), depths=(1, 1, 1), hidden_dim=16, num_heads=2, ffn_dim=16, num_queries=NUM_QUERIES
 )
 
@@ -179,7 +179,7 @@ def split(counts: Sequence[int]) -> tuple[list[EffectiveBatch], DetectionEvaluat
 
 
 @pytest.mark.parametrize(
-    ("model_config", "loss_config"), [(SMALL_DETR, SOFTMAX), (SMALL_RTDETR, QUALITY)], ids=["detr", "rtdetr"]
+    ("model_config", "loss_config"), [(SMALL_DETR, SOFTMAX), (SMALL_RTDETR, QUALITY)], ids=["detr", "nano"]
 )
 def test_losses_are_measured_on_the_way_without_dropout_and_denoising(
     model_config: ModelConfig, loss_config: LossConfig

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.faults.oom_injection import MESSAGE, out_of_memory
 from torch import Tensor, nn
 
-from detronome.config.schema import DetrConfig, LossConfig, RtDetrConfig
+from detronome.config.schema import DetrConfig, LossConfig, NanoConfig
 from detronome.engine.micro_batches import (
     MicroBatchSizes,
     OutOfMemoryAt,
@@ -227,7 +227,7 @@ def test_no_other_text_is_taken_for_it(text: str) -> None:
 
 def small_model() -> Detector:
     torch.manual_seed(0)
-    config = RtDetrConfig(
+    config = NanoConfig(
         widths=(16, 16, 32), depths=(1, 1, 1), hidden_dim=16, num_heads=2, ffn_dim=16, num_queries=6, denoising_groups=0
     )
     model = build_model(config, 3).train()

@@ -20,7 +20,7 @@ CLASSIC = RunFacts(
     lr=1e-4,
     loss_weights=WEIGHTS,
 )
-NANO = replace(CLASSIC, data=SMALL, family="rtdetr", num_queries=60, total_steps=2500, lr=2e-3)
+NANO = replace(CLASSIC, data=SMALL, family="nano", num_queries=60, total_steps=2500, lr=2e-3)
 
 
 def subjects(facts: RunFacts) -> list[str]:
@@ -48,14 +48,14 @@ def test_facts_are_counted_in_the_index(blocks: Path) -> None:
     assert DataFacts.of(index, num_queries=3).num_crowded == 0
 
 
-@pytest.mark.parametrize("family", ["detr", "rtdetr"])
+@pytest.mark.parametrize("family", ["detr", "nano"])
 def test_more_objects_than_queries(family: str) -> None:
     crowded = replace(SMALL, num_crowded=199)
-    facts = replace(NANO if family == "rtdetr" else CLASSIC, data=crowded, num_queries=3, is_fine_tuned=True)
+    facts = replace(NANO if family == "nano" else CLASSIC, data=crowded, num_queries=3, is_fine_tuned=True)
     (concern,) = prospects(facts)
     assert concern.subject == "too_few_queries"
     assert "199 of 205 training images have more than 3 objects, up to 28" in concern.what
-    assert f"model.num_queries={'auto' if family == 'rtdetr' else 30}" in concern.fix
+    assert f"model.num_queries={'auto' if family == 'nano' else 30}" in concern.fix
 
 
 def test_one_crowded_image_is_told_in_the_singular() -> None:
@@ -107,7 +107,7 @@ def test_classes_with_no_or_few_objects_are_named() -> None:
     ],
 )
 def test_rates_far_from_the_recipe(factor: float, is_fine_tuned: bool, expected: list[str]) -> None:
-    assert subjects(replace(NANO, lr=factor * USUAL_LR["rtdetr"], is_fine_tuned=is_fine_tuned)) == expected
+    assert subjects(replace(NANO, lr=factor * USUAL_LR["nano"], is_fine_tuned=is_fine_tuned)) == expected
 
 
 def test_many_names_are_cut_short() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from detronome.config.convert import apply_overrides, to_dict
 from detronome.config.presets import PRESETS, preset
-from detronome.config.schema import DetrConfig, RtDetrConfig, RunConfig
+from detronome.config.schema import DetrConfig, NanoConfig, RunConfig
 from detronome.engine import resume
 from detronome.engine.resume import judge, reconcile, resume_command
 from detronome.errors import ConfigError
@@ -36,7 +36,7 @@ def held(**others: Any) -> RunConfig:
 def all_keys() -> list[str]:
     keys = []
     for section in dataclasses.fields(RunConfig):
-        records = [DetrConfig, RtDetrConfig] if section.name == "model" else [type(getattr(RunConfig(), section.name))]
+        records = [DetrConfig, NanoConfig] if section.name == "model" else [type(getattr(RunConfig(), section.name))]
         for record in records:
             if not dataclasses.is_dataclass(record):
                 keys.append(section.name)
@@ -127,7 +127,7 @@ def test_another_family_is_told_alone() -> None:
     with pytest.raises(ConfigError) as error:
         reconcile(held(), asked, run=RUN)
     (problem,) = error.value.problems
-    assert problem.what.startswith("model.family is rtdetr in the checkpoint, and detr is asked for")
+    assert problem.what.startswith("model.family is nano in the checkpoint, and detr is asked for")
     assert "--set" not in problem.fix
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detronome.config.schema import DetrConfig, LossConfig, RtDetrConfig
+from detronome.config.schema import DetrConfig, LossConfig, NanoConfig
 from detronome.data.collate import collate
 from detronome.engine import schedule as schedules
 from detronome.engine.ema import ModelEma
@@ -152,7 +152,7 @@ def test_gradient_does_not_depend_on_the_cut(
 def test_gradient_of_the_fast_family_does_not_depend_on_the_cut_either() -> None:
     def run(micro_batch_size: int) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        config = RtDetrConfig(widths=(16, 16, 32), depths=(1, 1, 1), hidden_dim=16, num_heads=2, ffn_dim=16)
+        config = NanoConfig(widths=(16, 16, 32), depths=(1, 1, 1), hidden_dim=16, num_heads=2, ffn_dim=16)
         model = build_model(replace(config, num_queries=6, denoising_groups=0), 3).train()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -8,7 +8,7 @@ import torch
 from tests.faults.oom_injection import out_of_memory
 from torch import Tensor, nn
 
-from detronome.config.schema import LossConfig, RtDetrConfig
+from detronome.config.schema import LossConfig, NanoConfig
 from detronome.engine.ema import ModelEma
 from detronome.engine.micro_batches import MicroBatchSizes, OutOfMemoryAt, attempt, until_it_fits
 from detronome.engine.optim import build_optimizer, materialise_state, optimizer_tensors
@@ -26,7 +26,7 @@ from detronome.models.detector import Detector
 from detronome.types import Batch, EffectiveBatch
 
 CPU = torch.device("cpu")
-CONFIG = RtDetrConfig(
+CONFIG = NanoConfig(
     widths=(16, 16, 32), depths=(1, 1, 1), hidden_dim=16, num_heads=2, ffn_dim=16, num_queries=6, denoising_groups=1
 )
 

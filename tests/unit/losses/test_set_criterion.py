@@ -35,7 +35,7 @@ def make_target(seed: int, count: int) -> Target:
     )
 
 
-@pytest.mark.parametrize(("name", "logits"), [("detr-r50", 5), ("nano", 4)])
+@pytest.mark.parametrize(("name", "logits"), [("detr-r50", 5), ("nano", 4), ("rtdetr-v2-s", 4)])
 def test_images_without_objects_give_a_finite_loss_and_gradient(name: str, logits: int) -> None:
     criterion = build_criterion(preset(name).loss)
     output = make_output(0, 2, 6, logits, aux=1)
@@ -52,7 +52,7 @@ def test_names_follow_the_field() -> None:
     assert set(losses) == {f"{term}{suffix}" for term in terms for suffix in ("", "_0", "_1")}
 
 
-@pytest.mark.parametrize(("name", "logits"), [("detr-r50", 5), ("nano", 4)])
+@pytest.mark.parametrize(("name", "logits"), [("detr-r50", 5), ("nano", 4), ("rtdetr-v2-s", 4)])
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_a_cut_batch_has_the_same_loss(name: str, logits: int, cut: int) -> None:
     criterion = build_criterion(preset(name).loss)

@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from detronome.models.layers.attention import MultiHeadAttention, additive_mask
+from detronome.models.layers.conv_norm import ConvNorm
+from detronome.models.layers.deformable_attention import MultiScaleDeformableAttention
 from detronome.models.layers.dropout import Dropout, dropout
 from detronome.models.layers.frozen_batch_norm import FrozenBatchNorm2d
 from detronome.models.layers.image_normalizer import ImageNormalizer
 from detronome.models.layers.mlp import MLP
-from detronome.models.layers.position_encoding import SinePositionEncoding
+from detronome.models.layers.position_encoding import SinePositionEncoding, cell_position_encoding
+from detronome.models.layers.tokens import tokens_of
 
 
 class TestFrozenBatchNorm:
@@ -174,3 +177,55 @@ def _random_batch_norm() -> tuple[FrozenBatchNorm2d, nn.BatchNorm2d]:
     norm = FrozenBatchNorm2d(5)
     norm.load_state_dict(reference.state_dict())
     return norm, reference
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_tokens_give_batch_norm_the_right_gradient(size: int, memory_format: torch.memory_format) -> None:
+    """Also for a batch of one, whose gradient CPU kernels misread as it comes from the tokens."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(16)
+    feature_map = torch.randn(size, 16, 3, 2).contiguous(memory_format=memory_format)
+    weights = torch.randn(size * 6, 16)
+    projection = nn.Linear(16, 16)
+    cells = tokens_of(norm(feature_map))
+    assert torch.equal(cells[0, 3], norm(feature_map)[0, :, 1, 1])
+    (projection(cells).flatten(0, 1) * weights).sum().backward()
+    torch.testing.assert_close(norm.bias.grad, (weights @ projection.weight).sum(0))
+
+
+def test_cells_know_their_row_and_column() -> None:
+    encoding = cell_position_encoding((2, 3), 8, device=torch.device("cpu")).view(2, 3, 8)
+    rows, columns = encoding[..., :4], encoding[..., 4:]
+    assert torch.equal(rows, rows[:, :1].expand_as(rows)) and torch.equal(columns, columns[:1].expand_as(columns))
+    expected = torch.tensor([math.sin(2), math.sin(0.02), math.cos(2), math.cos(0.02)])
+    torch.testing.assert_close(columns[0, 2], expected)
+    assert torch.equal(rows[0, 0], torch.tensor([0.0, 0, 1, 1]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm_type", [nn.BatchNorm2d, FrozenBatchNorm2d])
+def test_a_fused_convolution_does_what_it_and_its_norm_do(norm_type: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    layer = ConvNorm(4, 6, 3, groups=2, norm=norm_type).eval()
+    for value, (low, high) in zip(
+        (layer.norm.weight, layer.norm.bias, layer.norm.running_mean, layer.norm.running_var),
+        ((0.5, 1.5), (-1, 1), (-1, 1), (0.5, 2)),
+        strict=True,
+    ):
+        value.uniform_(low, high)
+    x = torch.randn(2, 4, 5, 5)
+    weight, bias = layer.fused()
+    torch.testing.assert_close(F.conv2d(x, weight, bias, padding=1, groups=2), layer(x), atol=1e-5, rtol=1e-5)
+
+
+def test_deformable_attention_without_queries_and_around_a_box() -> None:
+    attention = MultiScaleDeformableAttention(16, 2, num_points=(2, 1))
+    memory, shapes = torch.randn(1, 4 * 4 + 2 * 2, 16), [(4, 4), (2, 2)]
+    assert attention(torch.zeros(1, 0, 16), torch.zeros(1, 0, 4), memory, shapes).shape == (1, 0, 16)
+    # With its first weights it heeds all points alike: a box of no size reads the maps at its centre.
+    centre = torch.tensor([[[0.5, 0.5, 0.0, 0.0]]])
+    read = attention(torch.randn(1, 1, 16), centre, memory, shapes)
+    value = attention.value_proj(memory)[0]
+    fine, coarse = value[:16].view(4, 4, 16)[1:3, 1:3].mean((0, 1)), value[16:].mean(0)
+    torch.testing.assert_close(read[0, 0], attention.output_proj((2 * fine + coarse) / 3), atol=1e-5, rtol=1e-5)

@@ -1,19 +1,20 @@
 """Augmentation applied to one image and its boxes in a loader worker.
 
-Shape letters: `H W` height and width of the image as decoded, `h w` after augmentation, `N` boxes, `K` those kept.
+Shape letters: `H W` height and width of the image as decoded, `h w` after augmentation, `N` boxes, `K` those kept,
+`S` segments of a map.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, UInt8
+from jaxtyping import Bool, Float64, Int32, UInt8
 from torch import Tensor
 from torch.nn import functional
 
 from detronome.data.augment.params import AugmentParams, place
 
-__all__ = ["apply_to_boxes", "apply_to_image", "resize"]
+__all__ = ["apply_to_boxes", "apply_to_image", "apply_to_map", "resize"]
 
 _LUMA = (0.299, 0.587, 0.114)
 """ITU-R 601 weights of red, green and blue in grey."""
@@ -68,6 +69,30 @@ def apply_to_boxes(
     return boxes * _ratios((height, width), placement.final_hw), keep
 
 
+def apply_to_map(
+    rows: Int32[np.ndarray, "H W"], num_segments: int, params: AugmentParams, pixels_hw: tuple[int, int]
+) -> tuple[Int32[np.ndarray, "h w"], Bool[np.ndarray, " S"]]:
+    """Return a map of segments in the geometry of the augmented image, and which segments are in the picture.
+
+    Each pixel takes the segment of the nearest one, so no new ones arise at edges. Only a crop takes segments out of
+    the picture: those without a pixel in the window.
+
+    Args:
+        rows: of each pixel, 1 + the number of its segment; 0 for none. Of the image as annotated.
+        num_segments: how many there are.
+        params: what is applied to the image.
+        pixels_hw: height and width of the pixels it is applied to, which may be a reduced copy.
+    """
+    placement = place(params, pixels_hw)
+    top, left, height, width = placement.window
+    window = _nearest(rows, pixels_hw)[top : top + height, left : left + width]
+    keep = np.ones(num_segments, np.bool_)
+    if params.crop is not None:
+        keep = np.bincount(window.ravel(), minlength=num_segments + 1)[1:] > 0
+    window = window[:: -1 if placement.vertical_flip else 1, :: -1 if placement.horizontal_flip else 1]
+    return np.ascontiguousarray(_nearest(window, placement.final_hw)), keep
+
+
 def resize(image: UInt8[np.ndarray, "H W 3"], to_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
     """Return the image resized bilinearly with antialiasing; the image itself when it has that size."""
     return _resize(torch.from_numpy(image), to_hw).numpy()
@@ -76,6 +101,14 @@ def resize(image: UInt8[np.ndarray, "H W 3"], to_hw: tuple[int, int]) -> UInt8[n
 def _ratios(from_hw: tuple[int, int], to_hw: tuple[int, int]) -> Float64[np.ndarray, " 4"]:
     x, y = to_hw[1] / from_hw[1], to_hw[0] / from_hw[0]
     return np.array([x, y, x, y])
+
+
+def _nearest(rows: Int32[np.ndarray, "a b"], to_hw: tuple[int, int]) -> Int32[np.ndarray, "c d"]:
+    """Resize to the nearest pixels, centre to centre, as the image is resized."""
+    if rows.shape == to_hw:
+        return rows
+    y, x = ((2 * np.arange(to) + 1) * size // (2 * to) for size, to in zip(rows.shape, to_hw, strict=True))
+    return rows.take(x, 1).take(y, 0)  # four times as fast as one look-up by pairs
 
 
 def _resize(pixels: UInt8[Tensor, "a b 3"], to_hw: tuple[int, int]) -> UInt8[Tensor, "c d 3"]:

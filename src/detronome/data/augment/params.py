@@ -23,6 +23,7 @@ __all__ = [
     "largest_short_side",
     "place",
     "resized_hw",
+    "step_side",
 ]
 
 _NUM_DRAWS = 12
@@ -30,10 +31,11 @@ _NUM_DRAWS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentPolicy:
-    """What may be drawn. Sizes are short sides in pixels; the meaning of each field is that of `AugmentConfig`."""
+    """What may be drawn. Sizes are short sides, or sides of squares, in pixels; fields are those of `AugmentConfig`."""
 
     sizes: tuple[int, ...]
     max_size: int
+    square: bool
     horizontal_flip: float
     vertical_flip: float
     crop: Literal["none", "detr", "fraction"]
@@ -121,7 +123,9 @@ def place(params: AugmentParams, pixels_hw: tuple[int, int]) -> Placement:
     )
 
 
-def draw(policy: AugmentPolicy, size_hw: tuple[int, int], rng: np.random.Generator) -> AugmentParams:
+def draw(
+    policy: AugmentPolicy, size_hw: tuple[int, int], rng: np.random.Generator, *, side: int | None = None
+) -> AugmentParams:
     """Draw the augmentation of one training image.
 
     Twelve numbers are drawn whatever is decided, each with its own meaning, so that a setting changed for one decision
@@ -131,9 +135,10 @@ def draw(policy: AugmentPolicy, size_hw: tuple[int, int], rng: np.random.Generat
         policy: what may be drawn.
         size_hw: height and width of the image in pixels.
         rng: the image's own generator, `generator("augment", seed, epoch, image_id)`.
+        side: one of the policy's sizes that was drawn for the image's whole step; None draws one for it alone.
     """
     u = rng.random(_NUM_DRAWS).tolist()
-    short_side = _choose(policy.sizes, u[3])
+    short_side = side or _choose(policy.sizes, u[3])
     resize_hw, crop = None, None
     if policy.crop != "none" and u[2] < policy.crop_probability:
         if policy.crop == "detr":
@@ -157,16 +162,26 @@ def draw(policy: AugmentPolicy, size_hw: tuple[int, int], rng: np.random.Generat
         vertical_flip=u[1] < policy.vertical_flip,
         resize_hw=resize_hw,
         crop=crop,
-        final_hw=resized_hw(crop[2:] if crop else size_hw, short_side, policy.max_size),
+        final_hw=_final_hw(policy, crop[2:] if crop else size_hw, short_side, policy.max_size),
         brightness=1.0 + policy.brightness * (2.0 * u[9] - 1.0),
         contrast=1.0 + policy.contrast * (2.0 * u[10] - 1.0),
         saturation=1.0 + policy.saturation * (2.0 * u[11] - 1.0),
     )
 
 
+def step_side(policy: AugmentPolicy, rng: np.random.Generator) -> int:
+    """Draw the size of all images of a training step: squares of one size need no padding.
+
+    Args:
+        policy: what may be drawn.
+        rng: the step's own generator, `generator("side", seed, epoch, step of the epoch)`.
+    """
+    return _choose(policy.sizes, rng.random())
+
+
 def evaluation_params(policy: AugmentPolicy, size_hw: tuple[int, int]) -> AugmentParams:
     """Return what every image gets at evaluation and prediction: the resize alone."""
-    return AugmentParams(size_hw=size_hw, final_hw=resized_hw(size_hw, policy.eval_size, policy.eval_max_size))
+    return AugmentParams(size_hw=size_hw, final_hw=_final_hw(policy, size_hw, policy.eval_size, policy.eval_max_size))
 
 
 def largest_short_side(policy: AugmentPolicy) -> int:
@@ -199,6 +214,10 @@ def resized_hw(size_hw: tuple[int, int], short_side: int, max_size: int | None =
     if width < height:
         return int(short_side * height / width), short_side
     return short_side, int(short_side * width / height)
+
+
+def _final_hw(policy: AugmentPolicy, size_hw: tuple[int, int], side: int, max_size: int) -> tuple[int, int]:
+    return (side, side) if policy.square else resized_hw(size_hw, side, max_size)
 
 
 def _choose(options: tuple[int, ...], u: float) -> int:

@@ -12,8 +12,10 @@ from jaxtyping import UInt8
 from detronome.data.check.findings import SHOWN, Finding
 from detronome.data.check.image_names import is_there
 from detronome.data.check.panoptic_kinds import PANOPTIC_KINDS
-from detronome.data.check.panoptic_map import MapSegments, UnfitMapError, measure_map, read_map
-from detronome.data.check.panoptic_records import (
+from detronome.data.check.panoptic_map import MapSegments, measure_map
+from detronome.data.check.tally import Tally
+from detronome.data.coco.panoptic_map import UnfitMapError, read_map
+from detronome.data.coco.panoptic_records import (
     Category,
     Image,
     MapAnnotation,
@@ -22,28 +24,11 @@ from detronome.data.check.panoptic_records import (
     is_whole,
     read_panoptic,
 )
-from detronome.data.check.tally import Tally
 from detronome.data.store.decode import ImageError
 from detronome.errors import DataError
+from detronome.ops.segment_ids import LARGEST_SEGMENT_ID
 
-__all__ = ["check_panoptic", "find_panoptic"]
-
-_LARGEST_ID = 256**3 - 1
-_PREFIX = "panoptic_"
-
-
-def find_panoptic(data_dir: Path) -> list[tuple[Path, Path]]:
-    """Return (annotation file, folder of maps) of each panoptic split in a data folder, sorted.
-
-    Files are `annotations/panoptic_<split>.json`, with the maps in a folder of the same name beside the file or in
-    `data_dir`; a file directly in `data_dir` counts if that folder lies beside it. The folder need not exist.
-    """
-    beside = [path for path in data_dir.glob(f"{_PREFIX}*.json") if path.with_suffix("").is_dir()]
-    found = []
-    for json_file in sorted([*data_dir.glob(f"annotations/{_PREFIX}*.json"), *beside]):
-        candidates = [json_file.with_suffix(""), data_dir / json_file.stem]
-        found.append((json_file, next((folder for folder in candidates if folder.is_dir()), candidates[0])))
-    return found
+__all__ = ["check_panoptic", "check_panoptic_records"]
 
 
 def check_panoptic(
@@ -70,14 +55,11 @@ def check_panoptic(
         problem = error.problems[0]
         found.add("panoptic_file_unreadable", " in ".join(filter(None, (problem.what, problem.where))))
         return found.findings(str(json_file)), {"panoptic files": 1, "panoptic maps": 0, "panoptic segments": 0}
-    images = _images(file.images, found)
-    categories = _categories(file.categories, found)
-    annotations = _annotations(file, images, found)
+    images, annotations = check_panoptic_records(file, found)
     if images_dir is not None:
         _check_image_files(images.values(), images_dir, found)
     num_maps = 0
     for i, annotation in enumerate(annotations):
-        _check_segments(annotation, categories, found)
         num_maps += _check_map(annotation, images[int(annotation.image_id)], png_dir, found)
         if on_progress is not None:
             on_progress(i + 1, len(annotations))
@@ -85,6 +67,20 @@ def check_panoptic(
     num_segments = sum(len(annotation.segments_info) for annotation in file.annotations)
     checked = {"panoptic files": 1, "panoptic maps": num_maps, "panoptic segments": num_segments}
     return found.findings(str(json_file)), checked
+
+
+def check_panoptic_records(file: PanopticFile, found: Tally) -> tuple[dict[int, Image], list[MapAnnotation]]:
+    """Tell what is wrong with the records by themselves, without any map.
+
+    Returns:
+        The images with a sound id and size, by id, and the annotations that have a map and such an image of their own.
+    """
+    images = _images(file.images, found)
+    categories = _categories(file.categories, found)
+    annotations = _annotations(file, images, found)
+    for annotation in annotations:
+        _check_segments(annotation, categories, found)
+    return images, annotations
 
 
 def _images(records: list[Image], found: Tally) -> dict[int, Image]:
@@ -171,7 +167,7 @@ def _check_segments(annotation: MapAnnotation, categories: set[int], found: Tall
     seen: set[int] = set()
     for segment in annotation.segments_info:
         name = _segment(segment, annotation)
-        if not is_whole(segment.id) or not 1 <= segment.id <= _LARGEST_ID:
+        if not is_whole(segment.id) or not 1 <= segment.id <= LARGEST_SEGMENT_ID:
             found.add("panoptic_segment_id", name)
         elif int(segment.id) in seen:
             found.add("panoptic_segment_twice", name)
@@ -221,7 +217,7 @@ def _compare(annotation: MapAnnotation, colours: UInt8[np.ndarray, "H W 3"], nam
         assert row is not None
         found.add("panoptic_segment_unlisted", f"segment {segment_id} of {name}: {measured.areas[row]} pixels")
     for segment in annotation.segments_info:
-        if is_whole(segment.id) and 1 <= segment.id <= _LARGEST_ID:
+        if is_whole(segment.id) and 1 <= segment.id <= LARGEST_SEGMENT_ID:
             _compare_segment(segment, _segment(segment, annotation), measured, found)
 
 

@@ -20,10 +20,11 @@ from detronome.data.check.images import check_images
 from detronome.data.check.leakage import check_leakage
 from detronome.data.check.locate import Located, fix_targets, locate, next_step, with_the_rest
 from detronome.data.check.manifest import write_manifest
-from detronome.data.check.panoptic import check_panoptic, find_panoptic
+from detronome.data.check.panoptic import check_panoptic
 from detronome.data.check.splits import check_splits
 from detronome.data.check.structure import unreadable_findings
 from detronome.data.check.table import AnnotationTable, read_table
+from detronome.data.coco.panoptic_files import find_panoptic
 from detronome.data.layout import find_split
 from detronome.data.split_files import SplitFiles
 from detronome.data.store.index import AnnotationIndex

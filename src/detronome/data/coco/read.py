@@ -80,6 +80,8 @@ class CocoAnnotations:
     area: Float64[np.ndarray, " A"]
     """Square pixels; width x height where the file has none."""
     iscrowd: Bool[np.ndarray, " A"]
+    map_names: list[str] | None = None
+    """Of panoptic annotations: the file of each image's map."""
 
 
 def read_annotations(annotation_file: Path) -> CocoAnnotations:

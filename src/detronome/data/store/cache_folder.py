@@ -22,8 +22,9 @@ from detronome.errors import DataError, Problem
 
 __all__ = ["CacheEntry", "CacheKind", "cache_folders", "cache_roots", "list_entries", "remove_entries"]
 
-CacheKind = Literal["index", "converted", "checked", "shards", "pixels"]
-"""Compiled annotation files, annotations converted to COCO, verdicts on image files, fetched shards, decoded images."""
+CacheKind = Literal["index", "converted", "checked", "shards", "pixels", "weights"]
+"""Compiled annotation files, annotations converted to COCO, verdicts on image files, fetched shards, decoded images,
+downloaded weights."""
 
 _UNFINISHED_S = 3600.0
 """Hidden entries younger than this are being written, perhaps by another process."""

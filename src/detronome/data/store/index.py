@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
+from detronome.data.coco.panoptic import read_panoptic_annotations
 from detronome.data.coco.read import CocoAnnotations, read_annotations
+from detronome.data.split_files import AnnotationKind
 from detronome.data.store.cache_folder import cache_folders
 from detronome.errors import DataError
 from detronome.runtime.files import atomic_directory, sha256_of, write_atomic
@@ -50,6 +52,8 @@ _COLUMNS = (
     "area",
     "iscrowd",
 )
+_MAP_COLUMNS = ("map_name_bytes", "map_name_offsets")
+"""Of panoptic annotations only."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class ImageRecord:
 class AnnotationIndex:
     """The annotations of one file, image by image, in the file's order. Use `AnnotationIndex.open`.
 
+    The segments of panoptic annotations are annotations like others; their pixels stay in the maps.
+
     Pickling keeps only where the columns lie, so each process maps them anew.
     """
 
@@ -73,22 +79,32 @@ class AnnotationIndex:
         self._folder = folder
         self._annotation_file = annotation_file
         meta = json.loads((folder / _META).read_text())
-        self.categories = Categories(tuple(meta["category_ids"]), tuple(meta["category_names"]))
+        is_thing = meta.get("is_thing")
+        self.categories = Categories(
+            tuple(meta["category_ids"]), tuple(meta["category_names"]), None if is_thing is None else tuple(is_thing)
+        )
         """Sorted by id; labels are indices into it."""
         self.fingerprint: str = meta["fingerprint"]
         """SHA-256 of ids, sizes and annotations: equal for files that train alike, whatever their formatting."""
         self.max_objects_per_image: int = meta["max_objects_per_image"]
-        """Most annotations of one image, crowd regions aside."""
+        """Most annotations of one image, crowd regions aside; panoptic crowds are learnt as objects, and count."""
         self.num_objects: int = meta["num_objects"]
-        """All annotations of the file, crowd regions aside."""
+        """All annotations of the file, counted alike."""
+        self.kind: AnnotationKind = meta.get("kind", "instances")
+        """What the file holds."""
         # As base-class views: indexing the memmap subclass costs several microseconds more, each time.
         self._columns: dict[str, np.ndarray[Any, Any]] = {
-            name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in _COLUMNS
+            name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+            for name in (*_COLUMNS, *(_MAP_COLUMNS if self.kind == "panoptic" else ()))
         }
 
     @classmethod
-    def open(cls, annotation_file: Path) -> AnnotationIndex:
+    def open(cls, annotation_file: Path, kind: AnnotationKind = "instances") -> AnnotationIndex:
         """Return the index of a COCO annotation file, compiled now if there is none for the file as it is.
+
+        Args:
+            annotation_file: the file.
+            kind: what it holds.
 
         Raises:
             DataError: the file cannot be read, is not sound COCO JSON, or changes while it is read.
@@ -97,10 +113,12 @@ class AnnotationIndex:
         try:
             before = _identity(annotation_file)
             name = f"v{_SCHEMA}-{_content_hash(annotation_file, before, folders)}"
+            name += "" if kind == "instances" else f"-{kind}"
             found = cls._load_any(folders, name, annotation_file)
             if found is not None:
                 return found
-            compiled = read_annotations(annotation_file)
+            read = read_annotations if kind == "instances" else read_panoptic_annotations
+            compiled = read(annotation_file)
             is_changed = _identity(annotation_file) != before
         except OSError as error:
             raise DataError(
@@ -144,7 +162,7 @@ class AnnotationIndex:
             return None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._folder, self._annotation_file)
+        return _reopen, (self._folder, self._annotation_file, self.kind)
 
     def __len__(self) -> int:
         return len(self._columns["image_ids"])
@@ -190,9 +208,14 @@ class AnnotationIndex:
         return np.diff(self._columns["offsets"])
 
     @property
+    def is_object(self) -> Bool[np.ndarray, " A"]:
+        """Whether an annotation is something to learn: no crowd region, but panoptic crowds are."""
+        return _is_object(self.iscrowd, self.kind)
+
+    @property
     def num_objects_per_image(self) -> Int64[np.ndarray, " I"]:
-        """How many annotations each image has, crowd regions aside."""
-        return _objects_per_image(self.iscrowd, self._columns["offsets"])
+        """How many annotations each image has, crowd regions aside; panoptic crowds count."""
+        return _objects_per_image(self.iscrowd, self._columns["offsets"], self.kind)
 
     def image(self, i: int) -> ImageRecord:
         """Return image `i` of the file, counted from 0."""
@@ -203,6 +226,17 @@ class AnnotationIndex:
             file_name=columns["name_bytes"][start:stop].tobytes().decode(),
             size_hw=(int(columns["sizes_hw"][i, 0]), int(columns["sizes_hw"][i, 1])),
         )
+
+    def annotation_ids(self, i: int) -> Int64[np.ndarray, " T"]:
+        """Return the ids of the annotations of image `i`, as a copy: of its segments, where they are panoptic."""
+        columns = self._columns
+        ids: Int64[np.ndarray, " T"] = columns["annotation_ids"][columns["offsets"][i] : columns["offsets"][i + 1]]
+        return ids.copy()
+
+    def map_name(self, i: int) -> str:
+        """Return the file of the panoptic map of image `i`, relative to the folder of the maps."""
+        start, stop = self._columns["map_name_offsets"][i], self._columns["map_name_offsets"][i + 1]
+        return self._columns["map_name_bytes"][start:stop].tobytes().decode()
 
     def annotations(
         self, i: int
@@ -226,11 +260,11 @@ class AnnotationIndex:
         return labels
 
 
-def _reopen(folder: Path, annotation_file: Path) -> AnnotationIndex:
+def _reopen(folder: Path, annotation_file: Path, kind: AnnotationKind) -> AnnotationIndex:
     try:
         return AnnotationIndex(folder, annotation_file)
     except (OSError, ValueError, KeyError):
-        return AnnotationIndex.open(annotation_file)
+        return AnnotationIndex.open(annotation_file, kind)
 
 
 def _identity(annotation_file: Path) -> list[int]:
@@ -258,18 +292,20 @@ def _content_hash(annotation_file: Path, identity: list[int], folders: list[Path
 
 
 def _write(folder: Path, annotations: CocoAnnotations, annotation_file: Path) -> None:
-    names = [name.encode() for name in annotations.file_names]
+    kind: AnnotationKind = "instances" if annotations.map_names is None else "panoptic"
     columns: dict[str, np.ndarray[Any, Any]] = {
         "sizes_hw": np.column_stack([annotations.heights, annotations.widths]),
-        "name_bytes": np.frombuffer(b"".join(names), np.uint8),
-        "name_offsets": np.concatenate(([0], np.cumsum([len(name) for name in names]))).astype(np.int64),
+        **_text_columns("name", annotations.file_names),
+        **({} if annotations.map_names is None else _text_columns("map_name", annotations.map_names)),
     }
     columns.update((name, getattr(annotations, name)) for name in _COLUMNS if name not in columns)
-    objects = _objects_per_image(annotations.iscrowd, annotations.offsets)
+    objects = _objects_per_image(annotations.iscrowd, annotations.offsets, kind)
     meta = {
         "annotation_file": str(annotation_file.resolve()),
         "category_ids": annotations.categories.ids,
         "category_names": annotations.categories.names,
+        "is_thing": annotations.categories.is_thing,
+        "kind": kind,
         "fingerprint": _fingerprint(annotations),
         "max_objects_per_image": int(objects.max()),
         "num_objects": int(objects.sum()),
@@ -280,8 +316,22 @@ def _write(folder: Path, annotations: CocoAnnotations, annotation_file: Path) ->
         (temporary / _META).write_text(json.dumps(meta))
 
 
-def _objects_per_image(iscrowd: Bool[np.ndarray, " A"], offsets: Int64[np.ndarray, " I+1"]) -> Int64[np.ndarray, " I"]:
-    return np.diff(np.concatenate(([0], np.cumsum(~iscrowd)))[offsets])
+def _text_columns(name: str, texts: list[str]) -> dict[str, np.ndarray[Any, Any]]:
+    encoded = [text.encode() for text in texts]
+    return {
+        f"{name}_bytes": np.frombuffer(b"".join(encoded), np.uint8),
+        f"{name}_offsets": np.concatenate(([0], np.cumsum([len(text) for text in encoded]))).astype(np.int64),
+    }
+
+
+def _objects_per_image(
+    iscrowd: Bool[np.ndarray, " A"], offsets: Int64[np.ndarray, " I+1"], kind: AnnotationKind
+) -> Int64[np.ndarray, " I"]:
+    return np.diff(np.concatenate(([0], np.cumsum(_is_object(iscrowd, kind))))[offsets])
+
+
+def _is_object(iscrowd: Bool[np.ndarray, " A"], kind: AnnotationKind) -> Bool[np.ndarray, " A"]:
+    return ~iscrowd if kind == "instances" else np.ones_like(iscrowd)
 
 
 def _fingerprint(annotations: CocoAnnotations) -> str:

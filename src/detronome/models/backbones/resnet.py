@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
-from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detronome.errors import CheckpointError, ConfigError, Problem, nearest_name_hint
+from detronome.errors import ConfigError, nearest_name_hint
+from detronome.models.backbones.pretrained import download_weights, fill_backbone, read_weights
 from detronome.models.layers.activation_checkpointing import CheckpointedSequential, checkpointed
+from detronome.models.layers.conv_norm import conv_norm
 from detronome.models.layers.frozen_batch_norm import FrozenBatchNorm2d
 
 __all__ = ["ResNetBackbone", "load_resnet_weights"]
@@ -140,19 +141,8 @@ class _Body(nn.Module):
         return tuple(maps)
 
     def _stem(self, x: Tensor) -> Tensor:
-        x = F.relu(_conv_norm(x, self.conv1, self.bn1), inplace=True)
+        x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
-
-
-def _conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
-    """Apply a convolution and its norm. A frozen norm is folded into the weights: it then costs no pass over the
-    activations, forward or backward, and keeps none of them for the gradient."""
-    if not isinstance(norm, FrozenBatchNorm2d):
-        return norm(conv(x))
-    assert isinstance(conv, nn.Conv2d)
-    scale, shift = norm.scale_and_shift()
-    weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation)
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, norm: type[nn.Module]) -> nn.Sequential | None:
@@ -172,9 +162,9 @@ class _Block(nn.Module):
         shortcut = x
         if self.downsample is not None:
             conv, norm = self.downsample
-            shortcut = _conv_norm(x, conv, norm)
+            shortcut = conv_norm(x, conv, norm)
         for index in range(1, self.num_convs + 1):
-            x = _conv_norm(x, getattr(self, f"conv{index}"), getattr(self, f"bn{index}"))
+            x = conv_norm(x, getattr(self, f"conv{index}"), getattr(self, f"bn{index}"))
             if index < self.num_convs:
                 x = F.relu(x, inplace=True)
         return F.relu(x.add_(shortcut), inplace=True)
@@ -223,66 +213,14 @@ def load_resnet_weights(backbone: ResNetBackbone, name: str, weights: str) -> No
     """
     if weights == "none":
         return
-    state = _download(name) if weights == "imagenet" else _read(Path(weights))
-    wanted = backbone.body.state_dict()
-    problems = [
-        Problem(what=f"{key} is missing", where=weights)
-        if key not in state
-        else Problem(what=f"{key} has shape {tuple(state[key].shape)}, not {tuple(value.shape)}", where=weights)
-        for key, value in wanted.items()
-        if not key.endswith("num_batches_tracked") and (key not in state or state[key].shape != value.shape)
-    ]
-    if problems:
-        extra = [Problem(what=f"and {len(problems) - 3} more like these")] if len(problems) > 3 else []
-        fix = Problem(
-            what=f"these are not weights for {name}",
-            where=weights,
-            fix="give a state dict of torchvision's network of that name, or `--set model.backbone=...` to match it",
-        )
-        raise CheckpointError([fix, *problems[:3], *extra])
-    # strict=False: the file may hold the classifier, and lack counters of batches that nothing reads.
-    backbone.body.load_state_dict(state, strict=False)
+    state = _download(name) if weights == "imagenet" else read_weights(Path(weights))
+    fill_backbone(backbone.body, state, name=name, where=weights)
 
 
 def _download(name: str) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
     entry = get_model_weights(name)["IMAGENET1K_V1"]
-    try:
-        return dict(entry.get_state_dict(progress=False, check_hash=True))
-    except (URLError, OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the ImageNet weights of {name} could not be downloaded: {error}",
-            where=str(entry.url),
-            fix="download that file elsewhere and `--set model.backbone_weights=FILE`; or start from random weights "
-            "with `--set model.backbone_weights=none` (then `--set model.backbone_norm=trainable "
-            "--set model.frozen_stages=0` too)",
-        ) from error
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(
-            "the file with the backbone's weights does not exist",
-            where=str(path),
-            fix="`--set model.backbone_weights=` takes `imagenet`, `none` or the path of a .pth or .safetensors file",
-        )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"the backbone's weights cannot be read: {error}",
-            where=str(path),
-            fix="give a plain state dict, saved with torch.save(network.state_dict(), FILE) or as safetensors",
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(
-            "the file with the backbone's weights is not a plain state dict",
-            where=str(path),
-            fix="save only network.state_dict()",
-        )
-    return state
+    return download_weights(
+        lambda: entry.get_state_dict(progress=False, check_hash=True), name=name, url=str(entry.url)
+    )

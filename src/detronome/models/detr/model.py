@@ -1,26 +1,43 @@
 """Classic DETR: a backbone, a transformer and two heads, with the reference's state-dict keys (arXiv 2005.12872).
 
-Shape letters: `B` batch, `H W` padded image height and width, `Q` queries.
+Shape letters: `B` batch, `H W` padded image height and width, `h w` those of the last feature map, `Q` queries,
+`D` hidden dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from detronome.models.backbones.resnet import ResNetBackbone
+from detronome.models.backbones.timm_backbone import TimmBackbone
 from detronome.models.detector import Detector
 from detronome.models.detr.transformer import Transformer
-from detronome.models.layers.image_normalizer import ImageNormalizer
+from detronome.models.layers.image_normalizer import IMAGENET_MEAN, IMAGENET_STD, ImageNormalizer
 from detronome.models.layers.mlp import MLP
 from detronome.models.layers.position_encoding import SinePositionEncoding
 from detronome.types import ModelOutput, Target
 
-__all__ = ["DETR"]
+__all__ = ["DETR", "DetrStates"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetrStates:
+    """What DETR has computed on the way to its predictions, for heads that build on it."""
+
+    projected: Float[Tensor, "B D h w"]
+    """The feature map as the encoder was given it."""
+    padding_mask: Bool[Tensor, "B h w"]
+    """True on the feature map's padding."""
+    memory: Float[Tensor, "B D h w"]
+    """The encoder's output."""
+    decoded: Float[Tensor, "B Q D"]
+    """The last decoder layer's output."""
 
 
 class DETR(Detector):
@@ -37,6 +54,8 @@ class DETR(Detector):
         num_queries: the most objects that can be found in an image.
         dropout: probability, in the transformer.
         pre_norm: normalise before each block of the transformer instead of after.
+        image_mean: of the RGB values 0-1 that the backbone was trained on.
+        image_std: likewise.
         channels_last: memory layout of the images; the backbone has its own setting.
         checkpoint_transformer: compute each layer again in backward instead of keeping what it computes.
     """
@@ -45,7 +64,7 @@ class DETR(Detector):
 
     def __init__(
         self,
-        backbone: ResNetBackbone,
+        backbone: ResNetBackbone | TimmBackbone,
         *,
         num_classes: int,
         hidden_dim: int = 256,
@@ -56,13 +75,17 @@ class DETR(Detector):
         num_queries: int = 100,
         dropout: float = 0.1,
         pre_norm: bool = False,
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
         channels_last: bool = True,
         checkpoint_transformer: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_queries = num_queries
-        self.normalizer = ImageNormalizer(channels_last=channels_last)
+        self.hidden_dim = hidden_dim
+        self.num_heads = num_heads
+        self.normalizer = ImageNormalizer(mean=image_mean, std=image_std, channels_last=channels_last)
         self.backbone = nn.ModuleList([backbone, SinePositionEncoding(hidden_dim)])
         self.input_proj = nn.Conv2d(backbone.out_channels[-1], hidden_dim, kernel_size=1)
         self.transformer = Transformer(
@@ -96,14 +119,26 @@ class DETR(Detector):
             float32 logits and boxes, under autocast too; `aux_outputs` holds the earlier decoder layers in training
             and is empty in evaluation.
         """
-        backbone, encode_positions = self.backbone
-        features = backbone(self.normalizer(images, padding_mask))[-1]
-        mask = _shrink(padding_mask, (features.shape[-2], features.shape[-1]))
-        tokens = self.input_proj(features).flatten(2).transpose(1, 2)
-        decoded, _ = self.transformer(
+        return self.detect(self.feature_maps(images, padding_mask)[-1], padding_mask)[0]
+
+    def feature_maps(
+        self, images: UInt8[Tensor, "B 3 H W"], padding_mask: Bool[Tensor, "B H W"]
+    ) -> tuple[Float[Tensor, "B _ _ _"], ...]:
+        """Return the backbone's maps of strides 4, 8, 16 and 32 (16 if dilated)."""
+        maps: tuple[Tensor, ...] = self.backbone[0](self.normalizer(images, padding_mask))
+        return maps
+
+    def detect(
+        self, feature_map: Float[Tensor, "B _ h w"], padding_mask: Bool[Tensor, "B H W"]
+    ) -> tuple[ModelOutput, DetrStates]:
+        """Return what `forward` does, given the backbone's last map, and what was computed on the way."""
+        mask = _shrink(padding_mask, (feature_map.shape[-2], feature_map.shape[-1]))
+        projected = self.input_proj(feature_map)
+        tokens = projected.flatten(2).transpose(1, 2)
+        decoded, memory = self.transformer(
             tokens,
             mask.flatten(1),
-            encode_positions(mask).flatten(1, 2).to(tokens.dtype),
+            self.backbone[1](mask).flatten(1, 2).to(tokens.dtype),
             self.query_embed.weight,
             all_layers=self.training,
         )
@@ -112,7 +147,13 @@ class DETR(Detector):
             ModelOutput(pred_logits=layer_logits, pred_boxes=layer_boxes)
             for layer_logits, layer_boxes in zip(logits.unbind(0), boxes.unbind(0), strict=True)
         )
-        return ModelOutput(pred_logits=last.pred_logits, pred_boxes=last.pred_boxes, aux_outputs=tuple(earlier))
+        output = ModelOutput(pred_logits=last.pred_logits, pred_boxes=last.pred_boxes, aux_outputs=tuple(earlier))
+        return output, DetrStates(
+            projected=projected,
+            padding_mask=mask,
+            memory=memory.transpose(1, 2).unflatten(2, mask.shape[1:]),
+            decoded=decoded[-1],
+        )
 
     def parts_to_compile(self) -> list[nn.Module]:
         return [self.backbone[0], *self.transformer.encoder.layers, *self.transformer.decoder.layers]

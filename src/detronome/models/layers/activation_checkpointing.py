@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,14 @@ from torch.utils.checkpoint import checkpoint
 
 __all__ = ["CheckpointedSequential", "checkpointed", "is_computed_again"]
 
+_Result = TypeVar("_Result")
+
 _is_computed_again: ContextVar[bool] = ContextVar("_is_computed_again", default=False)
 
 
 def checkpointed(
-    run: Callable[..., Tensor], *args: Tensor | None, enabled: bool, norms_in: Iterable[nn.Module] = ()
-) -> Tensor:
+    run: Callable[..., _Result], *args: Tensor | None, enabled: bool, norms_in: Iterable[nn.Module] = ()
+) -> _Result:
     """Return `run(*args)`; when `enabled`, without keeping what `run` computes on the way.
 
     Args:

@@ -1,6 +1,6 @@
 """Multi-head attention.
 
-Shape letters: `B` batch, `Q` queries, `K` keys, `D` embedding dimension.
+Shape letters: `B` batch, `Q` queries, `K` keys, `D` embedding dimension, `*S` any shape.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detronome.models.layers.dropout import dropout
 
-__all__ = ["MultiHeadAttention", "additive_mask"]
+__all__ = ["MultiHeadAttention", "additive_mask", "forbidden_scores"]
 
 
 _MASKED_SCORE = -3e4
@@ -27,8 +27,12 @@ def additive_mask(padding_mask: Bool[Tensor, "B K"]) -> Float[Tensor, "B 1 1 K"]
     """
     if padding_mask.device.type == "cpu" and not torch.compiler.is_compiling() and not padding_mask.any():
         return None
-    mask = torch.zeros(padding_mask.shape, device=padding_mask.device)
-    return mask.masked_fill_(padding_mask, _MASKED_SCORE)[:, None, None, :]
+    return forbidden_scores(padding_mask)[:, None, None, :]
+
+
+def forbidden_scores(forbidden: Bool[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """Return what to add to attention scores so that forbidden pairs get no weight; see `additive_mask`."""
+    return torch.zeros(forbidden.shape, device=forbidden.device).masked_fill_(forbidden, _MASKED_SCORE)
 
 
 class MultiHeadAttention(nn.Module):
@@ -57,12 +61,12 @@ class MultiHeadAttention(nn.Module):
         query: Float[Tensor, "B Q D"],
         key: Float[Tensor, "B K D"],
         value: Float[Tensor, "B K D"],
-        mask: Float[Tensor, "B 1 1 K"] | None = None,
+        mask: Float[Tensor, "#B 1 #Q K"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
         """Attend from each query to all keys.
 
         Passing the same tensor as query and key saves a matrix product's launch. `mask` is added to the scores; see
-        `additive_mask`.
+        `additive_mask`. It may differ by query, and be the same for all images.
         """
         dim = query.shape[-1]
         if query is key:

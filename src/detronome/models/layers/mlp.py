@@ -22,6 +22,13 @@ class MLP(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(widths))
 
+    def start_at_zero(self) -> None:
+        """Let the output be 0 until something is learnt."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
     def forward(self, x: Float[Tensor, "*S D_in"]) -> Float[Tensor, "*S D_out"]:
         """Transform the last dimension."""
         *hidden, last = self.layers

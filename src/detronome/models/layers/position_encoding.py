@@ -1,4 +1,4 @@
-"""Sine position encoding of a feature map.
+"""Sine position encodings of a feature map.
 
 Shape letters: `B` batch, `H W` height and width of the feature map, `D` hidden dimension.
 """
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor, nn
 
-__all__ = ["SinePositionEncoding"]
+__all__ = ["SinePositionEncoding", "cell_position_encoding"]
 
 
 class SinePositionEncoding(nn.Module):
@@ -42,3 +42,24 @@ class SinePositionEncoding(nn.Module):
             angle = (position / (size + 1e-6) * (2 * math.pi)).unsqueeze(-1) / wavelength
             axes.append(torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2))
         return torch.cat(axes, dim=-1)
+
+
+def cell_position_encoding(
+    size_hw: tuple[int, int], hidden_dim: int, *, device: torch.device, temperature: float = 10000.0
+) -> Float32[Tensor, "S D"]:
+    """Return an encoding of each cell's row and column, counted from 0, cells row by row (RT-DETR, arXiv 2304.08069).
+
+    A quarter of the channels each: sine of the row, cosine of the row, sine of the column, cosine of the column.
+
+    Args:
+        size_hw: height and width of the map; `S` is their product.
+        hidden_dim: channels in all, a multiple of 4.
+        device: where to make it.
+        temperature: ratio of the lowest to the highest wavelength.
+    """
+    height, width = size_hw
+    quarter = hidden_dim // 4
+    frequency = temperature ** -(torch.arange(quarter, dtype=torch.float32, device=device) / quarter)
+    rows = torch.arange(height, dtype=torch.float32, device=device).repeat_interleave(width)[:, None] * frequency
+    columns = torch.arange(width, dtype=torch.float32, device=device).repeat(height)[:, None] * frequency
+    return torch.cat((rows.sin(), rows.cos(), columns.sin(), columns.cos()), dim=-1)

@@ -1,1 +1,1 @@
-"""The fast family: queries selected from the feature map, deformable decoder, denoising."""
+"""RT-DETRv2 (arXiv 2304.08069, 2407.17140): hybrid encoder, selected queries, deformable decoder."""

@@ -156,6 +156,7 @@ class MemoryPlanner:
                 num_images=num_images,
                 objects_per_image=counts,
                 num_classes=max(len(self._train.index.categories), 1),
+                with_masks=self._train.maps is not None,
             ).parts
             traced = self._tracer(precision, checkpointing).training(
                 _without_data(batch), has_gradients=num_images < self._share

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from detronome.config.schema import DetrConfig, RunConfig
+from detronome.config.schema import RunConfig, WithPretrainedBackbone
 from detronome.engine.build import build_plan, build_step
 from detronome.engine.evaluator import detect_batch
 from detronome.engine.optim import materialise_state
@@ -39,10 +39,11 @@ _STAGES: Mapping[Section, Stage] = {
     Section.REDUCE: "update",
     Section.UPDATE: "update",
 }
-_HEADS = ("class_embed", "bbox_embed")
+_HEADS = ("class_embed", "bbox_embed", "score_head", "bbox_head", "bbox_attention", "mask_head")
 _PARTS: Mapping[str, Cause] = {
     "backbone": Cause.BACKBONE,
     "decoder": Cause.DECODER,
+    "encoder": Cause.ENCODER,
     "transformer.decoder": Cause.DECODER,
     "transformer.encoder": Cause.ENCODER,
     # The fast family's encoder is what lies between the backbone's maps and the tokens.
@@ -81,7 +82,7 @@ class StepTracer:
 
     def __init__(self, config: RunConfig, *, num_images: int, num_classes: int, device_type: DeviceType) -> None:
         config = replace(config, batch=replace(config.batch, micro_batch_size=1))
-        if isinstance(config.model, DetrConfig):
+        if isinstance(config.model, WithPretrainedBackbone):
             config = replace(config, model=replace(config.model, backbone_weights="none"))
         resolved = Resolved(config)
         resolved.device = torch.device("meta")
@@ -193,6 +194,7 @@ class _Announcer(Progress):
 
 def _cause_of(name: str) -> Cause | None:
     """Return what a module's memory is booked to; None: to the module around it."""
+    name = name.removeprefix("detr.")  # of a model with masks
     if any(f".{head}" in f".{name}" for head in _HEADS):
         return Cause.HEADS
     for part, cause in _PARTS.items():

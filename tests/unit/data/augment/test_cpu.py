@@ -219,3 +219,15 @@ def test_colour_factors_do_what_they_say() -> None:
     np.testing.assert_allclose(jittered(contrast=0.0), (image @ grey).mean(), atol=0.51)
     np.testing.assert_allclose(jittered(saturation=0.0)[..., 0], image @ grey, atol=0.51)
     np.testing.assert_array_equal(image, photo(16, 16))
+
+
+def test_boxes_follow_into_a_square() -> None:
+    """A quarter of the picture stays that quarter, wherever the aspect goes."""
+    square = augment_policy(AugmentConfig(sizes=(64,), square=True, crop="none", horizontal_flip=0.0))
+    params = draw(square, (100, 400), generator("square"))
+    image = np.zeros((100, 400, 3), np.uint8)
+    image[50:, 100:300] = 255
+    result = apply_to_image(image, params)
+    boxes, _ = apply_to_boxes(np.array([[100.0, 50.0, 300.0, 100.0]]), params)
+    assert result.shape == (3, 64, 64) and boxes.tolist() == [[16.0, 32.0, 48.0, 64.0]]
+    assert (result[:, 34:, 18:46] == 255).all() and (result[:, :30] == 0).all() and (result[:, :, :14] == 0).all()

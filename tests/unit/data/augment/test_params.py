@@ -136,3 +136,12 @@ def test_the_same_key_draws_the_same() -> None:
 
 def test_evaluation_only_resizes() -> None:
     assert evaluation_params(DETR, (480, 640)) == AugmentParams(size_hw=(480, 640), final_hw=(800, 1066))
+
+
+def test_squares_leave_the_aspect() -> None:
+    """Whatever the image and its crop; and nothing else changes."""
+    square = replace(SMALL, square=True)
+    for size_hw in ((480, 640), (640, 480), (33, 2000), (128, 128)):
+        kept, squared = many(SMALL, size_hw, 20), many(square, size_hw, 20)
+        assert [replace(params, final_hw=(128, 128)) for params in kept] == squared
+        assert evaluation_params(square, size_hw).final_hw == (square.eval_size, square.eval_size)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detronome.data.check.findings import Finding
-from detronome.data.check.panoptic import check_panoptic, find_panoptic
+from detronome.data.check.panoptic import check_panoptic
 from detronome.data.check.panoptic_kinds import PANOPTIC_KINDS
 from detronome.data.check.panoptic_map import measure_map
+from detronome.data.coco.panoptic_files import find_panoptic
 
 Json = dict[str, Any]
 

@@ -9,7 +9,7 @@ from torch.utils import _foreach_utils, checkpoint
 from torch.utils.checkpoint import _allowed_determinism_checks_to_fns
 
 from detronome.config.presets import preset
-from detronome.config.schema import DetrConfig, RtDetrConfig, RunConfig
+from detronome.config.schema import DetrConfig, NanoConfig, RunConfig
 from detronome.data.split import DataSplit
 from detronome.errors import ConfigError
 from detronome.models.detr.model import DETR
@@ -26,7 +26,7 @@ TOLERANCE = 0.10
 def small(family: str, **train: object) -> RunConfig:
     """Return a run of a model small enough to be run for real in a test, with images of one shape."""
     config = preset("nano")
-    model: DetrConfig | RtDetrConfig = replace(config.model, num_queries=25)  # type: ignore[arg-type]
+    model: DetrConfig | NanoConfig = replace(config.model, num_queries=25)  # type: ignore[arg-type]
     if family == "detr":
         config = preset("detr-r18")
         model = DetrConfig(

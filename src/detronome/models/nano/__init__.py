@@ -1,0 +1,1 @@
+"""The fast family: queries selected from the feature map, deformable decoder, denoising."""

@@ -1,0 +1,1 @@
+"""Panoptic segmentation: DETR with a mask for each query, and the segments made from them."""

@@ -1,0 +1,1 @@
+"""Trained weights of other origin: official files and Hugging Face models, read safely and loaded whole."""
