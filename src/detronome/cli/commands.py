@@ -27,6 +27,11 @@ app = App(
 app.command("detronome.cli.demo:demo", help="Embedded data: train, evaluate, pictures, report, in minutes on a CPU.")
 app.command("detronome.cli.data:app", name="data", help="Download, check, convert, look at and prepare data sets.")
 app.command(
+    "detronome.cli.doctor:doctor",
+    help="Examine packages and machine, or explain an error; works without torch.",
+    help_epilogue="Exit codes: 0 all is well, 1 warnings, 2 failures; of --explain: 0 the cause is found, 1 it is not.",
+)
+app.command(
     "detronome.cli.train:train",
     help="Train on a data folder.",
     help_epilogue="Ctrl-C, SIGTERM and SIGUSR1 save within a step and end with the line that goes on with the run; a "

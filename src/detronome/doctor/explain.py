@@ -1,0 +1,151 @@
+"""From a pasted text to its cause: the earliest symptom that is not a mere consequence of another one."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from detronome.doctor.symptoms import SYMPTOMS, Symptom
+
+__all__ = ["Explanation", "Match", "explain_error"]
+
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f]")
+_LONGEST_LINE = 200
+_SAME_ERROR_LINES = 12
+"""So many lines after a general symptom belong to the same error."""
+_PACKAGES = {
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "sklearn": "scikit-learn",
+    "skimage": "scikit-image",
+    "tensorboard": "'detronome[tensorboard]'",
+    "wandb": "'detronome[wandb]'",
+    "mlflow": "'detronome[mlflow]'",
+    "optuna": "'detronome[search]'",
+    "starlette": "'detronome[serve]'",
+    "uvicorn": "'detronome[serve]'",
+    "timm": "'detronome[timm]'",
+    "supervision": "'detronome[supervision]'",
+    "fsspec": "'detronome[cloud]'",
+    "onnx": "'detronome[onnx]'",
+    "onnxscript": "'detronome[onnx]'",
+    "onnxruntime": "'detronome[onnx]'",
+    "openvino": "'detronome[openvino]'",
+    "nncf": "'detronome[int8]'",
+    "av": "'detronome[video]'",
+    "detronome": "detronome",
+}
+"""What to install for a module whose package has another name, or for which we have an extra."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """A symptom that was found in a text."""
+
+    name: str
+    cause: str
+    fix: Sequence[str]
+    line: int
+    """From 1."""
+    text: str
+    """The line."""
+    is_consequence: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What a text says: the cause, and what else was recognised in it."""
+
+    num_lines: int
+    best: Match | None
+    others: Sequence[Match]
+    last_error: str
+    """The last line that looks like an error, for a text that nobody knows."""
+
+    def to_record(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+def explain_error(text: str) -> Explanation:
+    """Return the cause of the errors in a text: a message, a traceback, a whole log of several ranks.
+
+    Causes come before their consequences, so the earliest symptom counts; those that always follow from something else
+    count only where there is nothing else.
+    """
+    clean = _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    starts = [0]
+    starts += [place + 1 for place, letter in enumerate(clean) if letter == "\n"]
+    lines = clean.split("\n")
+    taken: list[tuple[int, int]] = []
+    found: list[tuple[Symptom, Match]] = []
+    for symptom in SYMPTOMS:
+        for hit in symptom.pattern.finditer(clean):
+            # A general symptom does not repeat what a special one, which comes before it, has said of the same words.
+            if any(begin < hit.end() and hit.start() < end for begin, end in taken):
+                continue
+            taken.append(hit.span())
+            found.append((symptom, _match(symptom, hit, lines, starts)))
+            break
+    matches = [match for _, match in sorted(found, key=lambda pair: _rank(pair[0], pair[1], found))]
+    return Explanation(
+        num_lines=len(clean.strip("\n").split("\n")) if clean.strip() else 0,
+        best=matches[0] if matches else None,
+        others=matches[1:],
+        last_error=_last_error(lines),
+    )
+
+
+def _rank(symptom: Symptom, match: Match, found: Sequence[tuple[Symptom, Match]]) -> tuple[bool, bool, int]:
+    """Return what matches are sorted by: a general one stands back where the next lines say more."""
+    is_specified = symptom.is_general and any(
+        not (other.is_general or other.is_consequence) and 0 <= its.line - match.line <= _SAME_ERROR_LINES
+        for other, its in found
+    )
+    return symptom.is_consequence, is_specified, match.line
+
+
+def _match(symptom: Symptom, hit: re.Match[str], lines: Sequence[str], starts: Sequence[int]) -> Match:
+    groups = {key: value for key, value in hit.groupdict().items() if value}
+    at = bisect_right(starts, hit.start("at") if "at" in groups else hit.start()) - 1
+    name = next((value for key, value in groups.items() if key != "at"), "")
+    words = {**groups, "name": name, "package": _PACKAGES.get(name.split(".")[0], name.split(".")[0])}
+    return Match(
+        name=symptom.name,
+        cause=_fill(symptom.cause, words),
+        fix=[_fill(step, words) for step in symptom.fix],
+        line=at + 1,
+        text=_cut(lines[at].strip(), hit[0]),
+        is_consequence=symptom.is_consequence,
+    )
+
+
+def _fill(text: str, words: dict[str, str]) -> str:
+    for name, value in words.items():
+        text = text.replace("{" + name + "}", value)
+    return text
+
+
+def _cut(line: str, found: str) -> str:
+    """Return a line, of a long one the part around what was found."""
+    if len(line) <= _LONGEST_LINE:
+        return line
+    begin = max(0, line.find(found) - 40)
+    part = line[begin : begin + _LONGEST_LINE]
+    return ("... " if begin else "") + part + (" ..." if begin + _LONGEST_LINE < len(line) else "")
+
+
+_ERROR_LINE = re.compile(
+    r"^\s*(?:\[?\w*rank\d+\]?:\s*)?(?:[\w.]+(?:Error|Exception|Interrupt|Exit)\b.*|(?:error|fatal)\b.*)", re.IGNORECASE
+)
+
+
+def _last_error(lines: Sequence[str]) -> str:
+    for line in reversed(lines):
+        if _ERROR_LINE.match(line):
+            return _cut(line.strip(), line.strip())
+    return next((_cut(line.strip(), line.strip()) for line in reversed(lines) if line.strip()), "")

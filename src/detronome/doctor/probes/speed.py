@@ -1,0 +1,60 @@
+"""How fast a processor computes and decodes. Run alone: other probes would take part of it."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Callable
+
+from detronome.doctor.findings import Facts
+
+__all__ = ["decoding", "matrices"]
+
+_BUDGET_S = 0.6
+_MOST = 400
+_HEIGHT, _WIDTH = 480, 640
+_SIZE = 512
+
+
+def decoding() -> Facts:
+    """Decode a picture of the size of a COCO photo again and again, in one thread."""
+    import numpy as np
+    import simplejpeg
+
+    # Noise at several scales has about as many bytes as a photo.
+    generator = np.random.default_rng(0)
+    picture = np.zeros((_HEIGHT, _WIDTH, 3))
+    for scale in (2, 8, 32):
+        noise = generator.normal(0, 4 * scale**0.5, (_HEIGHT // scale, _WIDTH // scale, 3))
+        picture += noise.repeat(scale, 0).repeat(scale, 1)
+    pixels = np.ascontiguousarray(np.clip(picture + 128, 0, 255).astype(np.uint8))
+    jpeg = simplejpeg.encode_jpeg(pixels, quality=90, colorspace="RGB")
+    facts = {"bytes": len(jpeg), **_rate(lambda: simplejpeg.decode_jpeg(jpeg, "RGB", strict=True))}
+    try:
+        from PIL import Image
+    except ImportError:
+        return facts
+    slow = _rate(lambda: Image.open(io.BytesIO(jpeg)).load())
+    return facts | {"pillow_per_s": slow["per_cpu_s"]}
+
+
+def _rate(call: Callable[[], object]) -> Facts:
+    """Return calls by second of the processor, and how much of the time this process had one."""
+    call()
+    begin, begin_cpu, count = time.perf_counter(), time.process_time(), 0
+    while count < _MOST and time.perf_counter() - begin < _BUDGET_S:
+        call()
+        count += 1
+    wall, cpu = time.perf_counter() - begin, max(1e-9, time.process_time() - begin_cpu)
+    return {"per_cpu_s": count / cpu, "share": min(1.0, cpu / wall), "count": count}
+
+
+def matrices() -> Facts:
+    """Multiply matrices of float32 in one thread."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+    import numpy as np
+
+    a = np.ones((_SIZE, _SIZE), dtype=np.float32)
+    found = _rate(lambda: a @ a)
+    return {"gflops": 2 * _SIZE**3 * found["per_cpu_s"] / 1e9, "share": found["share"]}

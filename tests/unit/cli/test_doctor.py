@@ -1,0 +1,226 @@
+"""`detronome doctor`: what it prints, how it ends, and that it starts at once without torch."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from detronome.cli import main
+from detronome.doctor.findings import Examination, Finding, Severity
+
+BUS_ERROR = "RuntimeError: DataLoader worker (pid 4211) is killed by signal: Bus error. "
+FINDINGS = [
+    Finding(group="packages", check="python", what="3.12.3, virtual environment", evidence="/env/bin/python"),
+    Finding(
+        group="packages",
+        check="onnx",
+        severity=Severity.FAILURE,
+        what="onnx 1.16.0 should not be used: loading a model can read files outside its folder",
+        cause="CVE-2026-27489",
+        fix="pip install --upgrade 'onnx>=1.21'",
+    ),
+    Finding(
+        group="machine",
+        check="open files",
+        severity=Severity.WARNING,
+        what="a process may hold 256 files open",
+        cause="a low limit",
+        fix="ulimit -n 65536   # in this shell",
+        evidence="soft 256",
+    ),
+]
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(["doctor", *arguments])
+    out, err = capsys.readouterr()
+    code = end.value.code
+    return (code if isinstance(code, int) else 0), out, err
+
+
+@pytest.fixture
+def examined(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
+    """Let the examination find what the test puts into the list."""
+    import detronome.doctor.examination as module
+
+    findings: list[Finding] = []
+
+    def examine(on_stage: object = None) -> Examination:
+        return Examination(
+            version="1.2.3",
+            python="3.12.3",
+            executable="/env/bin/python",
+            platform="Linux",
+            findings=findings,
+            seconds=4.2,
+        )
+
+    monkeypatch.setattr(module, "examine_environment", examine)
+    return findings
+
+
+def test_what_is_wrong_is_told_with_cause_and_command(
+    examined: list[Finding], capsys: pytest.CaptureFixture[str]
+) -> None:
+    examined += FINDINGS
+    code, out, err = run([], capsys)
+    assert (code, err) == (2, "")
+    assert (
+        out
+        == """\
+Detronome 1.2.3 · Python 3.12.3 · Linux
+/env/bin/python
+
+packages
+  ✔ python      3.12.3, virtual environment
+  ✘ onnx        onnx 1.16.0 should not be used: loading a model can read files outside its folder
+                cause  CVE-2026-27489
+                fix    pip install --upgrade 'onnx>=1.21'
+
+machine
+  ▲ open files  a process may hold 256 files open
+                cause  a low limit
+                fix    ulimit -n 65536   # in this shell
+                seen   soft 256
+
+1 failure, 1 warning; 1 check is sound, 4.2 s
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("kept", "code", "verdict"), [([0], 0, "all is well"), ([0, 2], 1, "1 warning;"), ([], 0, "all")]
+)
+def test_the_exit_code_tells_the_worst(
+    kept: list[int], code: int, verdict: str, examined: list[Finding], capsys: pytest.CaptureFixture[str]
+) -> None:
+    examined += [FINDINGS[place] for place in kept]
+    found, out, _ = run([], capsys)
+    assert found == code
+    assert out.splitlines()[-1].startswith(verdict)
+
+
+def test_json(examined: list[Finding], capsys: pytest.CaptureFixture[str]) -> None:
+    examined += FINDINGS
+    code, out, _ = run(["--json"], capsys)
+    record = json.loads(out)
+    assert code == record["exit_code"] == 2
+    assert record["findings"][2] == {
+        "check": "open files",
+        "severity": "warning",
+        "what": "a process may hold 256 files open",
+        "cause": "a low limit",
+        "fix": "ulimit -n 65536   # in this shell",
+        "evidence": "soft 256",
+        "group": "machine",
+    }
+
+
+def test_an_error_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(["--explain", BUS_ERROR], capsys)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "shared memory too small"
+    assert lines[1].startswith("  cause  /dev/shm is too small")
+    assert lines[2].startswith("  fix    docker run --shm-size=8g")
+    assert lines[-1] == f"  seen   {BUS_ERROR.strip()}"
+    assert run(["--explain", *BUS_ERROR.split()], capsys)[1].startswith(lines[0])  # the quotes were forgotten
+
+
+def test_a_file_and_a_pipe_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"starting\n{BUS_ERROR}\nRuntimeError: DataLoader worker (pid(s) 4211) exited unexpectedly\n"
+    (tmp_path / "train.log").write_text(text)
+    for arguments in (["--explain", str(tmp_path / "train.log")], ["--explain"]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        code, out, _ = run(arguments, capsys)
+        assert code == 0 and out.startswith("shared memory too small")
+        assert f"  seen   line 2 of 3: {BUS_ERROR.strip()}" in out
+        assert "  also   worker ended (line 3)" in out
+    record = json.loads(run(["--explain", str(tmp_path / "train.log"), "--json"], capsys)[1])
+    assert record["best"]["line"] == 2 and record["others"][0]["is_consequence"]
+
+
+def test_what_is_only_a_consequence_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(["--explain", "RuntimeError: CUDA error: device-side assert triggered"], capsys)
+    assert "look for an earlier error" in out
+
+
+def test_an_unknown_text_is_not_guessed_at(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(["--explain", "ValueError: the frobnicator is bent"], capsys)
+    assert code == 1
+    assert out.startswith("nothing in this text is known to the doctor\n  seen   ValueError: the frobnicator is bent\n")
+    assert "detronome doctor --json" in out
+
+
+def test_no_text_is_a_mistake(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b" \n")))
+    code, out, err = run(["--explain"], capsys)
+    assert (code, out) == (1, "") and "there is no text to explain" in err
+
+
+def test_a_terminal_that_speaks_no_unicode(examined: list[Finding]) -> None:
+    script = (
+        "import sys; from detronome.doctor import examination as e; from detronome.doctor.findings import *\n"
+        "f = [Finding(group='g', check='c', severity=Severity.WARNING, what='w', fix='f')]\n"
+        "e.examine_environment = lambda *a: Examination("
+        "version='1', python='3', executable='x', platform='p', findings=f, seconds=1.0)\n"
+        "from detronome.cli import main; main(['doctor'])"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1, done.stderr
+    assert "Detronome 1, Python 3, p" in done.stdout and "  ! c  w" in done.stdout
+
+
+def test_it_imports_nothing_that_could_be_missing() -> None:
+    script = """
+import sys
+from detronome.cli import main
+for arguments in (["--help"], ["doctor", "--help"], ["doctor", "--explain", "received 0 items of ancdata"]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert not end.code, (arguments, end.code)
+import detronome.doctor.examination
+ours = {"cyclopts", "rich", "attr", "attrs", "docstring_parser", "rich_rst", "pygments", "markdown_it", "mdurl"}
+editable = {name for name in sys.modules if name.startswith("_")}
+print(sorted({n.split(".")[0] for n in sys.modules} - sys.stdlib_module_names - ours - editable), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "['detronome']"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"], ["doctor", "--explain", "Bus error"]])
+def test_it_answers_within_half_a_second_of_the_processor(arguments: list[str]) -> None:
+    command = [sys.executable, "-c", "from detronome.cli import main; main()", *arguments]
+    seconds = []
+    for _ in range(3):  # the first one may compile bytecode
+        begin = os.times()
+        subprocess.run(command, capture_output=True, check=True)
+        end = os.times()
+        seconds.append(end.children_user - begin.children_user + end.children_system - begin.children_system)
+    assert min(seconds) < 0.5
+
+
+def test_this_environment_is_examined_in_less_than_twenty_seconds_of_the_processor(tmp_path: Path) -> None:
+    """The whole, for real: whatever it finds, it says so in time, and leaves nothing behind."""
+    command = [sys.executable, "-c", "from detronome.cli import main; main()", "doctor", "--json"]
+    begin, wall = os.times(), time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    end = os.times()
+    record = json.loads(done.stdout)
+    assert done.returncode == record["exit_code"]
+    spent = end.children_user - begin.children_user + end.children_system - begin.children_system
+    assert spent < 20 and record["seconds"] <= time.monotonic() - wall
+    checks = {finding["check"] for finding in record["findings"]}
+    assert {"python", "torch", "calls", "ranks", "processors", "memory", "working folder", "GPU", "decoding"} <= checks
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,369 @@
+"""What the rules make of facts that no machine at hand has."""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterable
+from importlib.metadata import requires
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cyclopts import CycloptsError
+from cyclopts.exceptions import MissingArgumentError
+
+from detronome.cli.commands import app
+from detronome.doctor import examination as examination_module
+from detronome.doctor.calls import judge_calls
+from detronome.doctor.child import Answer, Batch
+from detronome.doctor.examination import examine_environment
+from detronome.doctor.findings import Examination, Finding, Severity
+from detronome.doctor.install import Installer
+from detronome.doctor.machine import judge_gpu, judge_machine, judge_speed
+from detronome.doctor.packages import _PAIR, Inventory, judge_packages, judge_python
+from detronome.doctor.releases import TORCH_RELEASES, torch_release
+
+GIB = 2**30
+PIP = Installer(command="pip")
+PYTHON: dict[str, Any] = {
+    "version": "3.12.3",
+    "release": [3, 12, 3],
+    "is_final": True,
+    "implementation": "CPython",
+    "is_64_bit": True,
+    "is_free_threaded": False,
+    "executable": "/env/bin/python",
+    "prefix": "/env",
+    "is_virtual": True,
+    "libc": ["glibc", "2.39"],
+    "system": "Linux",
+    "marker": {"python_version": "3.12", "sys_platform": "linux"},
+}
+
+
+def answered(probe: str, **facts: Any) -> Answer:
+    return Answer(probe=probe, end="answered", facts=facts)
+
+
+def inventory(versions: dict[str, str] | None = None, **python: Any) -> Inventory:
+    packages = {
+        name: {"version": version, "place": "/env/site", "requires": []} for name, version in (versions or {}).items()
+    }
+    facts = {
+        "packages": packages,
+        "twice": {},
+        "leftovers": [],
+        "origins": {},
+        "shadows": [],
+        "folder": "/home/u/project",
+    }
+    return Inventory(python={**PYTHON, **python}, packages=facts, installer=PIP)
+
+
+Wrong = list[tuple[str, Severity, str]]
+
+
+def wrong(findings: Iterable[Finding]) -> Wrong:
+    return [(f.check, f.severity, f.what) for f in findings if f.severity is not Severity.OK]
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"version": "3.10.14", "release": [3, 10, 14]}, "not supported"),
+        ({"version": "3.15.2", "release": [3, 15, 2]}, "not supported"),
+        ({"version": "3.14.0rc1", "is_final": False}, "pre-release"),
+        ({"is_64_bit": False}, "32 bit"),
+        ({"implementation": "PyPy"}, "PyPy"),
+        ({"libc": ["", ""]}, "no glibc"),
+        ({"libc": ["glibc", "2.17"]}, "too old"),
+    ],
+)
+def test_a_python_that_does_not_serve(facts: dict[str, Any], words: str) -> None:
+    ((_, severity, what),) = wrong(judge_python(inventory(**facts)))
+    assert severity is Severity.FAILURE and words in what
+
+
+@pytest.mark.parametrize("release", [[3, 11, 0], [3, 12, 1], [3, 13, 5], [3, 14, 1]])
+def test_a_python_that_serves(release: list[int]) -> None:
+    assert wrong(judge_python(inventory(release=release))) == []
+    assert wrong(judge_python(inventory(system="Darwin", libc=["", ""]))) == []
+
+
+def test_nothing_installed_is_no_crash() -> None:
+    assert wrong(judge_packages(inventory())) == []
+
+
+@pytest.mark.parametrize("row", TORCH_RELEASES, ids=lambda row: f"torch {row.torch}")
+def test_each_row_of_the_table_is_a_pair_and_no_other_torchvision_goes_with_it(row: Any) -> None:
+    def pair_findings(torch: tuple[int, int], torchvision: tuple[int, int]) -> list[str]:
+        versions = {
+            "torch": f"{torch[0]}.{torch[1]}.1",
+            "torchvision": f"{torchvision[0]}.{torchvision[1]}.1",
+            "numpy": "1.26.4" if row.is_for_numpy_1 else "2.4.6",
+        }
+        python = {"release": [*row.newest_python, 0]}
+        return [
+            what for check, _, what in wrong(judge_packages(inventory(versions, **python))) if check == "torchvision"
+        ]
+
+    assert pair_findings(row.torch, row.torchvision) == []
+    for other in {one.torchvision for one in TORCH_RELEASES} - {row.torchvision}:
+        assert any("not a pair" in what for what in pair_findings(row.torch, other)), other
+    assert torch_release((*row.torch, 1)) == row
+
+
+@pytest.mark.parametrize(
+    ("versions", "python", "check"),
+    [
+        ({"torch": "2.2.2", "torchvision": "0.17.2", "numpy": "2.0.0"}, {}, "numpy"),
+        ({"torch": "2.5.1", "torchvision": "0.20.1"}, {"release": [3, 13, 0]}, "torch"),
+        ({"pycocotools": "2.0.7", "numpy": "2.1.0"}, {}, "pycocotools"),
+        ({"pycocotools": "2.0.10", "numpy": "2.4.0"}, {"release": [3, 14, 0]}, "pycocotools"),
+        ({"pycocotools": "2.0.2", "numpy": "1.26.4"}, {}, "pycocotools"),
+    ],
+)
+def test_versions_that_do_not_go_together(versions: dict[str, str], python: dict[str, Any], check: str) -> None:
+    found = wrong(judge_packages(inventory(versions, **python)))
+    assert check in [one for one, severity, _ in found if severity is Severity.FAILURE]
+
+
+def test_the_pair_that_is_advised_is_what_we_ask_for() -> None:
+    ours = {line for line in requires("detronome") or () if line.startswith(("torch>", "torchvision>"))}
+    assert set(_PAIR) == ours
+
+
+MACHINE: dict[str, dict[str, Any]] = {
+    "machine.processors": {
+        "machine": "x86_64",
+        "present": 64,
+        "bound": 64,
+        "usable": 2,
+        "omp_threads": "",
+        "name": "A CPU",
+        "flags": ["avx2"],
+    },
+    "machine.memory": {"total_bytes": 64 * GIB, "available_bytes": 60 * GIB},
+    "machine.shared_memory": {"is_there": True, "total_bytes": 32 * GIB, "free_bytes": 32 * GIB},
+    "machine.open_files": {"soft": 1024, "hard": 1048576},
+    "machine.disks": {
+        "disks": [
+            {
+                "use": "working folder",
+                "folder": "/home/u/project",
+                "file_system": "ext4",
+                "free_bytes": 100 * GIB,
+                "total_bytes": 200 * GIB,
+                "write_s": 0.1,
+                "write_bytes": 2**24,
+                "is_whole": True,
+                "locks": True,
+            }
+        ]
+    },
+    "machine.compiler": {"compiler": "", "headers": ""},
+    "torch_calls.import_torch": {"version": "2.15.0", "cuda": None, "hip": None, "threads": 2},
+}
+
+
+def machine(**changes: dict[str, Any]) -> Wrong:
+    facts = {name: {**values, **changes.get(name.split(".")[1], {})} for name, values in MACHINE.items()}
+    if "disk" in changes:
+        facts["machine.disks"] = {"disks": [{**MACHINE["machine.disks"]["disks"][0], **changes["disk"]}]}
+    return wrong(judge_machine({name: answered(name, **values) for name, values in facts.items()}))
+
+
+def test_a_sound_machine_gives_no_alarm() -> None:
+    assert machine() == []
+    assert machine(open_files={"soft": None, "hard": None}) == []
+    assert machine(shared_memory={"is_there": False}) == []
+    assert machine(processors={"machine": "aarch64", "flags": []}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "words"),
+    [
+        ({"processors": {"flags": ["sse2"]}}, "processors", "no AVX2"),
+        ({"import_torch": {"threads": 64}}, "threads", "64 threads where 2"),
+        ({"memory": {"available_bytes": GIB}}, "memory", "1.0 GiB of 64.0 GiB"),
+        ({"shared_memory": {"free_bytes": 64 * 2**20}}, "shared memory", "64 MiB free"),
+        ({"open_files": {"soft": 256}}, "open files", "256 files"),
+        ({"disk": {"free_bytes": GIB}}, "working folder", "1.0 GiB free"),
+        ({"disk": {"write_s": 10.0}}, "working folder", "1.6 MiB/s"),
+        ({"disk": {"is_whole": False}}, "working folder", "does not keep"),
+        ({"disk": {"locks": False}}, "working folder", "no locks"),
+        ({"disk": {"error": "OSError: Read-only file system", "errno": 30}}, "working folder", "cannot be written"),
+        ({"disk": {"error": "OSError: No space left on device", "errno": 28}}, "working folder", "disk is full"),
+    ],
+)
+def test_what_a_machine_lacks(changes: dict[str, Any], check: str, words: str) -> None:
+    ((told, _, what),) = machine(**changes)
+    assert told == check and words in what
+
+
+def test_a_disk_that_hangs_is_told() -> None:
+    answers = {name: answered(name, **values) for name, values in MACHINE.items()}
+    answers["machine.disks"] = Answer(probe="machine.disks", end="timed out")
+    ((check, severity, what),) = wrong(judge_machine(answers))
+    assert (check, severity) == ("disks", Severity.WARNING) and "no answer in time" in what
+
+
+def gpu(driver: dict[str, Any], torch: dict[str, Any], devices: Answer | None = None) -> Wrong:
+    facts = {
+        "device_files": 1,
+        "kernel_module": "NVRM",
+        "visible": None,
+        "library_path": "",
+        "is_nvml_there": True,
+        "driver": "580.65.06",
+        "cuda": "13.0",
+        "devices": [{"name": "A GPU", "total_bytes": 80 * GIB, "used_bytes": GIB, "capability": "sm_90"}],
+        **driver,
+    }
+    answers = {
+        "gpu.driver": answered("gpu.driver", **facts),
+        "torch_calls.import_torch": answered(
+            "torch_calls.import_torch", **{"version": "2.15.0", "cuda": "13.2", "hip": None, "threads": 1, **torch}
+        ),
+        "torch_calls.devices": devices
+        or answered("torch_calls.devices", is_available=True, devices=[], built_for=["sm_80", "sm_90"]),
+    }
+    return wrong(judge_gpu(answers, PIP))
+
+
+def test_a_gpu_that_works() -> None:
+    assert gpu({}, {}) == []
+    assert gpu({"driver": "525.60"}, {"cuda": "12.6"}) == []
+    assert gpu({"devices": [], "device_files": 0, "kernel_module": ""}, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("built_for", "is_fine"),
+    [(["sm_80"], True), (["sm_89"], True), (["sm_90"], False), (["sm_75"], False), (["sm_75", "compute_75"], True)],
+)
+def test_which_code_a_gpu_runs(built_for: list[str], is_fine: bool) -> None:
+    devices = answered("torch_calls.devices", is_available=True, devices=[], built_for=built_for)
+    card = [{"name": "L4", "total_bytes": GIB, "used_bytes": 0, "capability": "sm_89"}]
+    assert (gpu({"devices": card}, {}, devices) == []) == is_fine
+
+
+@pytest.mark.parametrize(
+    ("driver", "torch", "devices", "words"),
+    [
+        ({"driver": "550.54"}, {}, None, "too old"),
+        ({"driver": "470.10"}, {"cuda": "12.6"}, None, "needs 525"),
+        ({}, {"cuda": None}, None, "CPU build"),
+        ({"visible": "-1"}, {}, None, "hides all"),
+        ({}, {}, Answer(probe="d", end="died", error="was ended by SIGSEGV"), "computation on the GPU fails"),
+        ({}, {}, Answer(probe="d", end="timed out"), "does not answer"),
+        ({}, {}, answered("d", is_available=False, devices=[], reason="CUDA unknown error"), "cannot start CUDA"),
+        ({"devices": [], "error": "NVMLError: Driver/library version mismatch"}, {}, None, "updated"),
+        ({"devices": [], "error": "NVMLError: no", "is_nvml_there": True}, {}, None, "does not answer"),
+    ],
+)
+def test_a_gpu_that_does_not_work(driver: dict[str, Any], torch: dict[str, Any], devices: Answer, words: str) -> None:
+    ((check, _, what),) = gpu(driver, torch, devices)
+    assert check == "GPU" and words in what
+
+
+def test_memory_that_others_hold() -> None:
+    card = [{"name": "A", "total_bytes": 80 * GIB, "used_bytes": 70 * GIB, "capability": "sm_90"}]
+    assert [check for check, _, _ in gpu({"devices": card}, {})] == ["GPU memory"]
+
+
+def test_slow_decoding() -> None:
+    def speed(rate: float) -> Wrong:
+        decoding = answered("speed.decoding", per_cpu_s=rate, share=1.0, pillow_per_s=20.0)
+        return wrong(judge_speed({"speed.decoding": decoding, "speed.matrices": Answer(probe="m")}, 4))
+
+    assert speed(400.0) == []
+    assert [check for check, _, _ in speed(20.0)] == ["decoding"]
+
+
+def calls(**ends: Answer) -> Wrong:
+    batches = examination_module._SIDE_BY_SIDE
+    answers = {probe: answered(probe) for batch in batches for probe in batch.probes}
+    answers["torch_calls.import_torch"] = answered(
+        "torch_calls.import_torch", version="2.15.0", cuda=None, hip=None, path="/x", seconds=1.0
+    )
+    answers["torch_calls.ranks"] = answered("r", is_available=True, backend="gloo", nccl=None, seconds=0.1)
+    answers["torch_calls.worker_tensor"] = answered("w", strategy="file_descriptor")
+    answers["machine.start_methods"] = answered("s", default="forkserver", seconds={"forkserver": 0.1})
+    answers |= {name.replace("__", "."): answer for name, answer in ends.items()}
+    packages = {"simplejpeg", "pillow", "scipy", "safetensors", "hotcoco", "numpy", "torch", "torchvision"}
+    return wrong(judge_calls(answers, inventory(dict.fromkeys(packages, "1.0")), []))
+
+
+def test_calls_that_all_answer() -> None:
+    assert calls() == []
+
+
+def test_a_call_that_hangs_is_a_warning() -> None:
+    ((check, severity, what),) = calls(compiled__hotcoco=Answer(probe="h", end="timed out"))
+    assert (check, severity) == ("hotcoco", Severity.WARNING) and "no answer in time" in what
+
+
+def test_an_nccl_that_can_hang_and_workers_that_cannot_send() -> None:
+    nccl = answered("r", is_available=True, backend="nccl", nccl="2.28.5", seconds=0.1)
+    assert [check for check, _, _ in calls(torch_calls__ranks=nccl)] == ["ranks"]
+    good = answered("r", is_available=True, backend="nccl", nccl="2.30.7", seconds=0.1)
+    assert calls(torch_calls__ranks=good) == []
+    error = "Traceback\nRuntimeError: received 0 items of ancdata"
+    ((check, _, what),) = calls(torch_calls__worker_tensor=Answer(probe="w", end="raised", error=error))
+    assert check == "loader workers" and "too many open files" in what
+
+
+def test_the_worst_finding_gives_the_exit_code() -> None:
+    def examined(*severities: Severity) -> Examination:
+        findings = [Finding(check="c", severity=severity, what="w") for severity in severities]
+        return Examination(version="", python="", executable="", platform="", findings=findings, seconds=0.0)
+
+    assert examined().exit_code == 0
+    assert examined(Severity.OK, Severity.WARNING, Severity.OK).exit_code == 1
+    assert examined(Severity.FAILURE, Severity.WARNING).exit_code == 2
+    record = json.loads(json.dumps(examined(Severity.FAILURE).to_record()))
+    assert record["verdict"] == "failure" and record["findings"][0]["severity"] == "failure"
+
+
+def test_a_python_that_tells_nothing_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(batch: Batch, stop: object = None) -> dict[str, Answer]:
+        return {probe: Answer(probe=probe, end="died", error="gone") for probe in batch.probes}
+
+    monkeypatch.setattr(examination_module, "run_batch", nothing)
+    stages: list[str] = []
+    found = examine_environment(stages.append)
+    assert found.exit_code == 2 and len(found.findings) == 1 and len(stages) == 2
+    assert found.executable == sys.executable
+
+
+def test_commands_are_for_the_environment() -> None:
+    assert (
+        PIP.install("torch>=2.11", upgrade=True, again=True) == "pip install --upgrade --force-reinstall 'torch>=2.11'"
+    )
+    uv = Installer(command="uv pip", options="--python /a/python ")
+    assert uv.install("a", again=True) == "uv pip install --python /a/python --reinstall a"
+    assert uv.uninstall(["a", "b"]) == "uv pip uninstall --python /a/python a b"
+    assert PIP.uninstall(["a"]) == "pip uninstall -y a"
+    assert uv.translate("pip install --force-reinstall a 'b>=2'") == (
+        "uv pip install --python /a/python --reinstall a 'b>=2'"
+    )
+    assert PIP.translate("pip install --force-reinstall a") == "pip install --force-reinstall a"
+
+
+def commands_in_rules() -> list[str]:
+    folder = Path(examination_module.__file__).parent
+    text = "".join((folder / f"{name}.py").read_text() for name in ("machine", "calls", "packages"))
+    return [
+        part for line in re.findall(r'"(detronome (?:data|train|doctor) [^"]+)"', text) for part in line.split(" && ")
+    ]
+
+
+@pytest.mark.parametrize("command", commands_in_rules())
+def test_every_command_of_ours_that_a_rule_advises_exists(command: str) -> None:
+    try:
+        app.parse_args(shlex.split(command.partition("   #")[0])[1:], print_error=False, exit_on_error=False)
+    except MissingArgumentError:
+        pass
+    except CycloptsError as error:
+        pytest.fail(str(error))
