@@ -117,7 +117,7 @@ class DETR(Detector):
 
         Returns:
             float32 logits and boxes, under autocast too; `aux_outputs` holds the earlier decoder layers in training
-            and is empty in evaluation.
+            and is empty in evaluation, without `all_layers`.
         """
         return self.detect(self.feature_maps(images, padding_mask)[-1], padding_mask)[0]
 
@@ -140,7 +140,7 @@ class DETR(Detector):
             mask.flatten(1),
             self.backbone[1](mask).flatten(1, 2).to(tokens.dtype),
             self.query_embed.weight,
-            all_layers=self.training,
+            all_layers=self.training or self.all_layers,
         )
         logits, boxes = self._heads(decoded)
         *earlier, last = (

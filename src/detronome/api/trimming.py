@@ -1,0 +1,460 @@
+"""Trimming a trained model: making a smaller one of it, and finding out which smaller one is worth having."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from detronome.api.arguments import one_process, whole_number
+from detronome.api.asked import open_a_split
+from detronome.api.folders import may_write, numbered, writing
+from detronome.api.runs import measure
+from detronome.api.training import Run, train
+from detronome.config.convert import from_dict
+from detronome.config.schema import DetrConfig, RunConfig
+from detronome.data.layout import available_splits
+from detronome.data.split_files import resolve_name
+from detronome.deploy.exported import is_exported
+from detronome.deploy.sweep import Sweep, SweepPoint, rank_queries, sweep, sweep_extents
+from detronome.deploy.trim import Extent, check_extent, extent_of, has_learned_queries, trimmed
+from detronome.engine.checkpoint import Checkpoint, write_checkpoint
+from detronome.engine.events import Observer
+from detronome.errors import ConfigError
+from detronome.model import Model, load
+from detronome.report.trade_off import TradeOff, draw_trade_offs
+from detronome.runtime.device import describe_environment
+from detronome.runtime.files import write_atomic
+
+__all__ = ["TrimSweep", "Trimmed", "trim", "trim_sweep"]
+
+_FINE_TUNE_LR = 0.1
+"""Of the rates that the model was trained with: it is to recover, not to learn anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trimmed:
+    """A trimmed model on disk."""
+
+    folder: Path
+    """A checkpoint, or the run that fine-tuned it; what `load` takes."""
+    extent: Extent
+    whole: Extent
+    """Of the model that it was made of."""
+    split: str = ""
+    """What the metrics were measured on; empty where no data were given."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """AP, AP50, ..., before any fine-tuning."""
+    whole_metrics: Mapping[str, float] = field(default_factory=dict)
+    """Of the model that it was made of."""
+    run: Run | None = None
+    """The fine-tuning, where it was asked for."""
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def model(self) -> Model:
+        """The trimmed model, loaded."""
+        return load(self.folder)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "folder": str(self.folder),
+            **_extent_record(self.extent),
+            "whole": _extent_record(self.whole),
+            "split": self.split or None,
+            "metrics": dict(self.metrics),
+            "whole_metrics": dict(self.whole_metrics),
+            "fine_tuned_metrics": self.run.metrics if self.run else None,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrimSweep:
+    """What trimming a model in several ways costs and gains."""
+
+    result: Sweep
+    recommended: SweepPoint
+    """The fastest that loses no more than the tolerance, and is proven to be faster than the whole model; or that."""
+    tolerance: float
+    split: str
+    environment: Mapping[str, str]
+    """Machine and versions."""
+    notes: tuple[str, ...]
+    trimmed: Trimmed | None = None
+    """The recommended model on disk, where that was asked for."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        front = self.result.front()
+        return {
+            "metric": self.result.metric,
+            "tolerance": self.tolerance,
+            "split": self.split,
+            "num_images": self.result.num_images,
+            "recommended": _extent_record(self.recommended.extent),
+            "points": [_point_record(point, self.result, is_on_front=point in front) for point in self.result.points],
+            "trimmed": self.trimmed.to_json() if self.trimmed else None,
+            "environment": dict(self.environment),
+            "notes": list(self.notes),
+        }
+
+
+def trim(
+    model: str | Path | Model,
+    data: str | Path | None = None,
+    *,
+    decoder_layers: int | None = None,
+    queries: int | None = None,
+    image_size: int | None = None,
+    out: str | Path | None = None,
+    split: str = "val",
+    fine_tune: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    observers: Sequence[Observer] = (),
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> Trimmed:
+    """Make a smaller, faster model of a trained one: fewer decoder layers, queries, pixels. Nothing is trained, unless
+    `fine_tune` asks for it.
+
+    Args:
+        model: a `Model`, or what `load` takes: a run, a checkpoint, published weights.
+        data: the data folder: measures what trimming costs, and tells which learned queries are worth keeping (classic
+            DETR; on the training split where there is one).
+        decoder_layers: to keep; the first ones.
+        queries: to keep.
+        image_size: short side at evaluation and prediction, or side of squares, in pixels.
+        out: the new folder; by default `runs/<preset>-trimmed`, numbered.
+        split: of the data, to measure on.
+        fine_tune: epochs of training afterwards, on `data`; `out` is an ordinary run then.
+        settings: dotted settings of the fine-tuning; by default a tenth of the model's rates, falling to 0.
+        device: where to compute, for a model that is not loaded yet.
+        observers: are told how the fine-tuning goes.
+        on_progress: is told what is done next.
+
+    Raises:
+        ConfigError: the model cannot be trimmed to that, or the folder exists.
+        CheckpointError, DataError: the model or the data cannot be used, or their categories differ.
+    """
+    one_process("trim")
+    if decoder_layers is None and queries is None and image_size is None:
+        raise ConfigError(
+            "nothing is said to be trimmed",
+            where="trim",
+            fix="give --decoder-layers, --queries or --image-size, or DATA to find out what is worth it",
+        )
+    _check_fine_tuning(fine_tune, data)
+    loaded = _trimmable(model, device)
+    folder = _new_folder(out, loaded.config)
+    extent = _asked_extent(loaded.config, decoder_layers, queries, image_size)
+    best_queries: Sequence[int] = ()
+    notes = _mask_notes(loaded.config, extent)
+    if has_learned_queries(loaded.config.model) and extent.num_queries < extent_of(loaded.config).num_queries:
+        if data is None:
+            raise ConfigError(
+                "the model's queries are learned, and which ones are worth keeping shows on data",
+                where="--queries",
+                fix="name the data folder too: detronome trim CHECKPOINT DATA --queries N",
+            )
+        best_queries, note = _ranked_queries(loaded, data, split, on_progress)
+        notes += note
+    smaller = trimmed(loaded.checkpoint, extent, best_queries=best_queries, source=str(loaded.source))
+    metrics: Mapping[str, float] = {}
+    whole_metrics: Mapping[str, float] = {}
+    if data is not None:
+        data_split = open_a_split(data, split, loaded.config)
+        on_progress(f"measuring the whole model on {split}")
+        whole_metrics = measure(loaded, data_split)[0].numbers
+        on_progress(f"measuring {extent}")
+        metrics = measure(_as_model(smaller, loaded), data_split)[0].numbers
+    return _published(
+        smaller,
+        loaded,
+        folder,
+        Trimmed(
+            folder=folder,
+            extent=extent,
+            whole=extent_of(loaded.config),
+            split=split if data is not None else "",
+            metrics=metrics,
+            whole_metrics=whole_metrics,
+            notes=notes,
+        ),
+        data=data,
+        fine_tune=fine_tune,
+        settings=settings,
+        observers=observers,
+    )
+
+
+def trim_sweep(
+    model: str | Path | Model,
+    data: str | Path,
+    *,
+    decoder_layers: Sequence[int] = (),
+    queries: Sequence[int] = (),
+    image_sizes: Sequence[int] = (),
+    split: str = "val",
+    tolerance: float = 0.01,
+    rounds: int = 30,
+    out: str | Path | None = None,
+    picture: str | Path | None = None,
+    fine_tune: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    observers: Sequence[Observer] = (),
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> TrimSweep:
+    """Measure accuracy and latency of a model trimmed in many ways, and recommend one of them.
+
+    Recommended is the fastest, by the median of the ratios to the whole model, of those that lose at most `tolerance`
+    and are proven to be faster. Nothing is written, unless `out` or `picture` ask for it.
+
+    Args:
+        model: as for `trim`.
+        data: the data folder.
+        decoder_layers: depths to try; by default all.
+        queries: numbers of queries; by default all, half and a quarter, where these are enough for the fullest image.
+        image_sizes: sizes of images; by default the model's, and about 0.8 and 0.65 of it.
+        split: of the data, to measure on.
+        tolerance: how much of the deciding metric (the one that chose the checkpoint, as a rule AP) may be lost, 0-1.
+        rounds: timed turns of each trimmed model, one image at a time.
+        out: a new folder for the recommended model, as `trim` makes it.
+        picture: a PNG file for the accuracy against the latency.
+        fine_tune: as for `trim`, of the recommended model; needs `out`.
+        settings: as for `trim`.
+        device: where to compute, for a model that is not loaded yet.
+        observers: as for `trim`.
+        on_progress: is told what is measured next.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: as for `trim`.
+    """
+    one_process("trim")
+    whole_number(rounds, "rounds", least=1, of_what="{} rounds measure nothing")
+    if not 0 <= tolerance <= 1:
+        raise ConfigError(f"a tolerance of {tolerance!r}", where="--tolerance", fix="give a number from 0 to 1")
+    if fine_tune and out is None:
+        raise ConfigError(
+            "a fine-tuned model needs a folder", where="--fine-tune", fix="name a new one for it with --out"
+        )
+    _check_fine_tuning(fine_tune, data)
+    loaded = _trimmable(model, device)
+    folder = None if out is None else _new_folder(out, loaded.config)
+    if picture is not None:
+        may_write(Path(picture), option="--picture")
+    data_split = open_a_split(data, split, loaded.config)
+    extents = sweep_extents(
+        loaded.config,
+        decoder_layers=decoder_layers,
+        queries=queries,
+        image_sizes=image_sizes,
+        most_objects=data_split.index.max_objects_per_image,
+    )
+    whole, best_queries, notes = extents[0], list[int](), _mask_notes(loaded.config, extents[-1])
+    if has_learned_queries(loaded.config.model) and any(e.num_queries < whole.num_queries for e in extents):
+        best_queries, note = _ranked_queries(loaded, data, split, on_progress)
+        notes += note
+    result = sweep(
+        loaded.checkpoint,
+        data_split,
+        extents,
+        device=loaded.device,
+        best_queries=best_queries,
+        rounds=rounds,
+        on_progress=on_progress,
+    )
+    best = result.recommended(tolerance)
+    if picture is not None:
+        with writing(Path(picture), option="--picture"):
+            write_atomic(Path(picture), draw_trade_offs(_trade_offs(result, best), metric=result.metric))
+    published = None
+    if folder is not None:
+        published = _published(
+            trimmed(loaded.checkpoint, best.extent, best_queries=best_queries, source=str(loaded.source)),
+            loaded,
+            folder,
+            Trimmed(
+                folder=folder,
+                extent=best.extent,
+                whole=whole,
+                split=split,
+                metrics=best.metrics,
+                whole_metrics=result.whole.metrics,
+                notes=notes,
+            ),
+            data=data,
+            fine_tune=fine_tune,
+            settings=settings,
+            observers=observers,
+        )
+    return TrimSweep(
+        result=result,
+        recommended=best,
+        tolerance=tolerance,
+        split=split,
+        environment=describe_environment(loaded.device),
+        notes=(*notes, *result.notes),
+        trimmed=published,
+    )
+
+
+def _trimmable(model: str | Path | Model, device: str) -> Model:
+    if not isinstance(model, Model):
+        if is_exported(Path(model)):
+            raise ConfigError(
+                "the graph of an exported file is fixed",
+                where=str(model),
+                fix="trim the checkpoint that it was exported from, and export the result",
+            )
+        model = load(model, device=device)
+    return model
+
+
+def _new_folder(out: str | Path | None, config: RunConfig) -> Path:
+    folder = numbered(Path("runs") / f"{config.preset}-trimmed") if out is None else Path(out)
+    if folder.exists():
+        raise ConfigError("exists already", where=str(folder), fix="choose another --out")
+    return folder
+
+
+def _check_fine_tuning(epochs: int, data: str | Path | None) -> None:
+    whole_number(epochs, "--fine-tune", least=0, of_what="{} epochs of fine-tuning")
+    if epochs and data is None:
+        raise ConfigError(
+            "fine-tuning needs data", where="--fine-tune", fix="detronome trim CHECKPOINT DATA --fine-tune EPOCHS"
+        )
+
+
+def _asked_extent(config: RunConfig, decoder_layers: int | None, queries: int | None, image_size: int | None) -> Extent:
+    """Return what to keep; what is not said stays as it is.
+
+    Raises:
+        ConfigError: the model cannot be trimmed to that, or would stay as it is.
+    """
+    whole = extent_of(config)
+    extent = Extent(
+        decoder_layers=whole.decoder_layers if decoder_layers is None else decoder_layers,
+        num_queries=whole.num_queries if queries is None else queries,
+        image_size=whole.image_size if image_size is None else image_size,
+    )
+    check_extent(config, extent)
+    if extent == whole:
+        raise ConfigError(f"the model is as asked for already: {whole}", where="trim", fix="ask for less of it")
+    return extent
+
+
+def _mask_notes(config: RunConfig, extent: Extent) -> tuple[str, ...]:
+    is_shallower = extent.decoder_layers < extent_of(config).decoder_layers
+    if not (isinstance(config.model, DetrConfig) and config.model.mask_head and is_shallower):
+        return ()
+    return (
+        "the mask head has only ever seen the last decoder layer: masks of an earlier one are worse than its boxes; "
+        "--fine-tune with --set train.freeze=detr trains the mask head alone",
+    )
+
+
+def _ranked_queries(
+    loaded: Model, data: str | Path, split: str, on_progress: Callable[[str], None]
+) -> tuple[list[int], tuple[str, ...]]:
+    """Return learned queries by their use, and on what it was measured."""
+    names = available_splits(data, loaded.config.data.annotations)
+    # Not on the images that the accuracy is measured on, if there are others.
+    name = "train" if resolve_name("train", names) is not None else split
+    on_progress(f"which queries find objects, on {name}")
+    data_split = open_a_split(data, name, loaded.config)
+    ranked = rank_queries(loaded.checkpoint, data_split, device=loaded.device)
+    return ranked, (f"those learned queries are kept that found most of the objects in the split {name!r}",)
+
+
+def _as_model(checkpoint: Checkpoint, loaded: Model) -> Model:
+    return Model(checkpoint, source=loaded.source, device=str(loaded.device))
+
+
+def _published(
+    checkpoint: Checkpoint,
+    loaded: Model,
+    folder: Path,
+    record: Trimmed,
+    *,
+    data: str | Path | None,
+    fine_tune: int,
+    settings: Mapping[str, Any] | None,
+    observers: Sequence[Observer],
+) -> Trimmed:
+    """Write a trimmed model: as a checkpoint, or as the run that fine-tunes it."""
+    known = {name: None if math.isnan(value) else value for name, value in record.metrics.items()}
+    checkpoint = replace(checkpoint, state=replace(checkpoint.state, best_metrics=known))
+    if not fine_tune:
+        write_checkpoint(checkpoint, folder)
+        return record
+    assert data is not None
+    run = train(
+        data,
+        model=_as_model(checkpoint, loaded),
+        epochs=fine_tune,
+        out=folder,
+        settings={**_fine_tuning(from_dict(checkpoint.config)), **(settings or {})},
+        observers=observers,
+    )
+    return replace(record, run=run)
+
+
+def _fine_tuning(config: RunConfig) -> dict[str, Any]:
+    """Return the settings of a short training that ends well: low rates that fall to 0, and an evaluation an epoch."""
+    return {
+        "optim.lr": _FINE_TUNE_LR * config.optim.lr,
+        "optim.backbone_lr": _FINE_TUNE_LR * config.optim.backbone_lr,
+        "schedule.kind": "cosine",
+        "schedule.warmup_steps": 0,
+        "train.eval_epochs": 1,
+    }
+
+
+def _trade_offs(result: Sweep, best: SweepPoint) -> list[TradeOff]:
+    front = result.front()
+    return [
+        TradeOff(
+            group=f"{point.extent.image_size} px",
+            label=_short(point.extent),
+            time=1 / point.speedup.ratio,
+            time_interval=(1 / point.speedup.high, 1 / point.speedup.low),
+            quality=point.metrics[result.metric],
+            is_on_front=point in front,
+            is_recommended=point is best,
+        )
+        for point in result.points
+    ]
+
+
+def _short(extent: Extent) -> str:
+    layers = "1 layer" if extent.decoder_layers == 1 else f"{extent.decoder_layers} layers"
+    return f"{layers}, {extent.num_queries} queries"
+
+
+def _extent_record(extent: Extent) -> dict[str, int]:
+    return {
+        "decoder_layers": extent.decoder_layers,
+        "queries": extent.num_queries,
+        "image_size": extent.image_size,
+    }
+
+
+def _point_record(point: SweepPoint, result: Sweep, *, is_on_front: bool) -> dict[str, Any]:
+    low, high = point.latency_iqr_s
+    return {
+        **_extent_record(point.extent),
+        "metrics": dict(point.metrics),
+        "loss": result.loss(point),
+        "latency_ms": 1e3 * point.latency_s,
+        "latency_iqr_ms": [1e3 * low, 1e3 * high],
+        "speedup": point.speedup.ratio,
+        "speedup_95": [point.speedup.low, point.speedup.high],
+        "rounds": len(point.latencies_s),
+        "is_on_front": is_on_front,
+    }

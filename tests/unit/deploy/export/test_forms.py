@@ -1,0 +1,149 @@
+"""Every form of every family says what the model says, for any batch and size, with padding and without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.deploy.export.forms import CPU, FORMS, folder_of, form_of
+from tests.unit.deploy.tiny_models import CATEGORIES, FAMILIES, assert_close, config_of, model_of, picture
+from torch import Tensor
+
+from detronome.deploy.export.description import Form
+from detronome.deploy.export.graph import INPUT_NAMES, OUTPUT_NAMES
+from detronome.deploy.export.onnx import OPSET
+from detronome.deploy.export.self_check import compare_outputs
+from detronome.deploy.predictor import build_predictor
+from detronome.errors import CheckpointError
+from detronome.models.detector import Detector
+from detronome.types import ModelOutput
+
+Sizes = list[tuple[int, int]]
+BATCHES: list[Sizes] = [
+    [(64, 64)],
+    [(65, 97)],
+    [(40, 130), (64, 64)],
+    [(101, 33), (57, 77), (101, 77)],
+    [(96, 64)] * 5,
+]
+
+
+def batch_of(sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Return pictures of these sizes, padded to the largest height and width."""
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    images = torch.zeros(len(sizes), 3, height, width, dtype=torch.uint8)
+    padding_mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
+    for b, (h, w) in enumerate(sizes):
+        images[b, :, :h, :w] = torch.from_numpy(picture(h, w, 31 * b + h)).permute(2, 0, 1)
+        padding_mask[b, :h, :w] = False
+    return images, padding_mask
+
+
+def run(detector: Detector, batch: tuple[Tensor, Tensor]) -> ModelOutput:
+    with torch.inference_mode():
+        output: ModelOutput = detector(*batch)
+    return output
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_same_outputs(family: str, form: Form) -> None:
+    """Although the graph was captured from a batch of two without padding."""
+    model, exported = model_of(family), form_of(family, form)
+    for sizes in BATCHES:
+        batch = batch_of(sizes)
+        ours, theirs = run(model, batch), run(exported, batch)
+        assert theirs.pred_logits.shape == ours.pred_logits.shape
+        assert theirs.pred_logits.dtype == torch.float32
+        difference, _ = compare_outputs(model, exported, [batch])
+        assert max(difference.largest_score, difference.largest_box) < 1e-4, (sizes, difference)
+        if exported.activation == "softmax":  # learned queries keep their places
+            torch.testing.assert_close(theirs.pred_logits, ours.pred_logits, atol=1e-3, rtol=1e-4)
+            torch.testing.assert_close(theirs.pred_boxes, ours.pred_boxes, atol=1e-5, rtol=0)
+        assert (theirs.masks is None) == (ours.masks is None) == (family != "panoptic")
+        if ours.masks is not None and theirs.masks is not None:
+            assert theirs.masks.padded_size_hw == ours.masks.padded_size_hw
+            torch.testing.assert_close(theirs.masks.all(), ours.masks.all(), atol=1e-3, rtol=1e-4)
+            image, query = torch.tensor([len(sizes) - 1, 0]), torch.tensor([1, 3])
+            torch.testing.assert_close(theirs.masks.of(image, query), ours.masks.of(image, query), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(sizes=st.lists(st.tuples(st.integers(33, 150), st.integers(33, 150)), min_size=1, max_size=3))
+@settings(max_examples=8)
+def test_any_batch_and_size(family: str, sizes: Sizes) -> None:
+    batch = batch_of(sizes)
+    difference, masks = compare_outputs(model_of(family), form_of(family, "onnx"), [batch])
+    assert max(difference.median_score, difference.median_box) < 1e-4
+    assert masks is None or masks < 1e-3
+
+
+@pytest.mark.parametrize("family", ["detr", "panoptic", "rtdetr"])
+def test_a_predictor_takes_every_form(family: str) -> None:
+    config = config_of(family)
+    images = [picture(70, 50, 0), picture(64, 64, 1), picture(40, 90, 2)]
+    expected = build_predictor(config, model_of(family), CATEGORIES, CPU).predict(images)
+    for form in FORMS:
+        found = build_predictor(config, form_of(family, form), CATEGORIES, CPU).predict(images)
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other)
+
+
+def test_the_onnx_file_is_one_file_that_says_what_it_takes() -> None:
+    model = onnx.load(folder_of("panoptic") / "model.onnx", load_external_data=False)
+    onnx.checker.check_model(model)
+    assert [(one.domain, one.version) for one in model.opset_import if one.domain == ""] == [("", OPSET)]
+    assert tuple(one.name for one in model.graph.input) == INPUT_NAMES
+    assert tuple(one.name for one in model.graph.output) == OUTPUT_NAMES
+    kinds = [one.type.tensor_type.elem_type for one in model.graph.input]
+    assert kinds == [onnx.TensorProto.UINT8, onnx.TensorProto.BOOL]
+    images = model.graph.input[0].type.tensor_type.shape.dim
+    assert [bool(one.dim_param) for one in images] == [True, False, True, True]
+    norms = {"BatchNormalization"} & {node.op_type for node in model.graph.node}
+    assert not norms, "folded into the convolutions"
+
+
+def test_ten_lines_without_this_library() -> None:
+    """As docs/export.md has them."""
+    text = (Path(__file__).parents[4] / "docs" / "export.md").read_text()
+    code = text.partition("```python\n# without Detronome\n")[2].partition("```")[0]
+    file = folder_of("detr") / "model.onnx"
+    pixels = picture(64, 80, 3)
+    from PIL import Image
+
+    photo = file.with_name("photo.png")
+    Image.fromarray(pixels).save(photo)
+    names = {"model.onnx": str(file), "photo.jpg": str(photo)}
+    for name, path in names.items():
+        assert name in code
+        code = code.replace(name, path)
+    space: dict[str, object] = {}
+    exec(code, space)
+    found = space["found"]
+    assert isinstance(found, list) and len(found) == 6
+    with torch.inference_mode():
+        output = model_of("detr")(*batch_of_pixels(pixels))
+    best = output.pred_logits[0].softmax(-1)[:, :-1].max(-1)
+    np.testing.assert_allclose([score for _, score, _ in found], best.values.sort(descending=True).values, atol=1e-4)
+
+
+def batch_of_pixels(pixels: np.ndarray) -> tuple[Tensor, Tensor]:
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return images, torch.zeros(1, *pixels.shape[:2], dtype=torch.bool)
+
+
+def test_images_that_are_too_small_for_the_queries_are_an_error_with_a_reason() -> None:
+    with pytest.raises(CheckpointError, match="cannot run on 1 images of 8x8 pixels"):
+        form_of("nano", "onnx")(*batch_of([(8, 8)]))
+
+
+def test_it_stays_in_eval_mode() -> None:
+    exported = form_of("nano", "onnx")
+    assert not exported.eval().training
+    with pytest.raises(CheckpointError, match="cannot be trained"):
+        exported.train()
