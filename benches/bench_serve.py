@@ -1,5 +1,8 @@
 """What `detronome serve` does under load: its capacity, three times its capacity, malformed bodies, and the end.
 
+Where other programs use the machine too, goodput and capacity are also given for each second of processor time that the
+model's process got (`per_model_cpu_s_median`), and how late the client itself was (`client_late_s`).
+
 The server is started on a free port of this machine and ended again. Client and server share the machine, so the client
 is kept cheap (`http_load.py`), and figures are those of the pair. Every answer of 200 is compared with what the same
 image gave alone.
@@ -164,19 +167,27 @@ async def overload(
     client = Client(url)
     await closed_loop(client, requests, connections=4, until=lambda begun: begun >= 100)
     connections = 3 * options.max_batch
+    workers = server.children(recursive=True)
+    cpu_s = cpu_seconds(workers)
     capacities = [await measure_capacity(client, requests, connections, options.capacity_s)]
+    efficiencies = [capacities[-1] * options.capacity_s / (cpu_seconds(workers) - cpu_s)]
     answers: list[Answer] = []
-    ratios, goods, sent, client_cpus = [], [], [], []
+    ratios, cpu_ratios, goods, sent, client_cpus = [], [], [], [], []
     memory = [memory_bytes(server)]
     for _ in range(options.rounds):
         cpu, started, seconds = time.process_time(), time.monotonic(), options.seconds / options.rounds
         sent.append(options.factor * capacities[-1])
+        cpu_s = cpu_seconds(workers)
         part = await open_loop(client, requests, rate=sent[-1], seconds=seconds)
+        efficiency = sum(a.status == 200 for a in part) / (cpu_seconds(workers) - cpu_s)
         client_cpus.append((time.process_time() - cpu) / (time.monotonic() - started))
         goods.append(sum(a.status == 200 and a.ended <= started + seconds for a in part) / seconds)
         answers += part
         memory.append(memory_bytes(server))
+        cpu_s = cpu_seconds(workers)
         capacities.append(await measure_capacity(client, requests, connections, options.capacity_s))
+        efficiencies.append(capacities[-1] * options.capacity_s / (cpu_seconds(workers) - cpu_s))
+        cpu_ratios.append(efficiency / statistics.fmean(efficiencies[-2:]))
         ratios.append(goods[-1] / statistics.fmean(capacities[-2:]))
     client.close()
     accepted = sorted(answer.seconds for answer in answers if answer.status == 200)
@@ -193,12 +204,14 @@ async def overload(
         "goodput_per_s": goods,
         "goodput_of_capacity": ratios,
         "goodput_of_capacity_median": ratio,
+        "per_model_cpu_s_median": statistics.median(cpu_ratios),
         "accepted_s": quantiles(accepted),
         "refused_s": quantiles(refused),
         "late": sum(answer.seconds > options.timeout + GRACE_S for answer in answers),
         "without_retry_after": sum(answer.status in (429, 503) and not answer.retry_after for answer in answers),
         "answers_of_other_images": wrong,
         "memory_bytes": memory,
+        "client_late_s": quantiles(sorted(answer.late for answer in answers)),
         "client_cpus": statistics.fmean(client_cpus),
         "load": os.getloadavg()[0],
     }
@@ -345,6 +358,11 @@ def difference(one: Sequence[float], other: Sequence[float]) -> float:
 def is_wrong(answer: Answer, alone: Sequence[Sequence[float]]) -> bool:
     """Return whether an answer is another one's than that of its own image; batches change roundings."""
     return difference(scores(answer), alone[answer.index]) > 0.003
+
+
+def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
+    """Return the processor time that processes have used."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def memory_bytes(server: psutil.Process) -> int:

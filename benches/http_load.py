@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 __all__ = ["Answer", "Client", "closed_loop", "open_loop", "post"]
@@ -29,6 +29,8 @@ class Answer:
     """On the monotonic clock."""
     retry_after: bool
     body: bytes
+    late: float = 0.0
+    """How much later than planned it was sent: the client's own trouble."""
 
 
 def post(path: str, body: bytes, *, content_type: str = "image/jpeg") -> bytes:
@@ -116,6 +118,11 @@ async def closed_loop(
 
 async def open_loop(client: Client, requests: Sequence[bytes], *, rate: float, seconds: float) -> list[Answer]:
     """Send requests at even times, whether or not the earlier ones are answered."""
+
+    async def send(index: int, planned: float) -> Answer:
+        late = time.monotonic() - planned
+        return replace(await client.send(requests[index], index), late=late)
+
     tasks: list[asyncio.Task[Answer]] = []
     started = time.monotonic()
     for number in range(round(rate * seconds)):
@@ -123,5 +130,5 @@ async def open_loop(client: Client, requests: Sequence[bytes], *, rate: float, s
         if wait_s > 0:
             await asyncio.sleep(wait_s)
         index = number % len(requests)
-        tasks.append(asyncio.create_task(client.send(requests[index], index)))
+        tasks.append(asyncio.create_task(send(index, started + number / rate)))
     return list(await asyncio.gather(*tasks))

@@ -277,7 +277,8 @@ def load(
             fix=f"train it: dt.train(DATA, model={str(source)!r}), or load a run folder",
         )
     folder = find_checkpoint(Path(source))
-    return Model(load_checkpoint(folder), source=folder, device=device)
+    checkpoint = load_checkpoint(folder)
+    return Model(checkpoint, source=folder, device=device, notes=[checkpoint.origin] if checkpoint.origin else ())
 
 
 def _load_published(source: str | Path, preset: str | None, device: str, on_event: Listener | None) -> Model:

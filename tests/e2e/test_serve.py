@@ -77,7 +77,9 @@ def test_a_server_from_its_start_to_its_end(blocks: Path, tiny_run: Path, tmp_pa
     images = sorted((blocks / "images").glob("*.png"))
     model = dt.load(tiny_run, device="cpu")
     alone = [model.predict(image, score=0) for image in images]
-    with serving(tiny_run, tmp_path, "--device", "cpu", "--max-batch", "4", "--timeout", "60") as server:
+    with serving(
+        tiny_run, tmp_path, "--device", "cpu", "--max-batch", "4", "--max-queue", "100", "--timeout", "60"
+    ) as server:
         port = server.port
         # Answers are those of the model, each of its own image, however they were batched.
         answers: dict[int, dict[str, object]] = {}

@@ -65,7 +65,7 @@ class Benchmark:
     num_images: int
     """On which AP was measured; 0 where it was not."""
     shapes_hw: Sequence[tuple[int, int]]
-    """Height and width in pixels of what entered the network, in batches of one image."""
+    """Heights and widths in pixels of what entered the network, in the smallest batches."""
     threads: int
     is_on_cpu: bool
     environment: Mapping[str, str]
@@ -209,7 +209,7 @@ def benchmark(
         data=str(data),
         split=split,
         num_images=len(session.evaluated),
-        shapes_hw=sorted({call.shape_hw for call in calls[min(calls)]}),
+        shapes_hw=sorted({call.shape_hw for call in next(iter(calls.values()))}),
         threads=threads,
         is_on_cpu=where.type == "cpu",
         environment=_environment(where, threads),
@@ -337,7 +337,7 @@ def _calls(
     policy, buckets = augment_policy(config.augment), padded_shapes(config)
     sizes = split.index.sizes_hw
     shapes = [(i, padded_shape(tuple(sizes[i].tolist()), policy, buckets)) for i in images]
-    return {size: calls_of(shapes, size, most=_MOST_CALLS) for size in batch_sizes}
+    return {size: calls_of(shapes, size, most=_MOST_CALLS) for size in sorted(set(batch_sizes))}
 
 
 def _names(sources: Sequence[str], *, taken: Sequence[str]) -> list[str]:

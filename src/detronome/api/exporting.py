@@ -18,7 +18,7 @@ import torch
 from detronome.api.arguments import one_of
 from detronome.api.asked import open_a_split
 from detronome.api.folders import may_write, writing
-from detronome.config.convert import to_dict
+from detronome.config.convert import apply_overrides, to_dict
 from detronome.config.schema import RunConfig
 from detronome.data.split import DataSplit
 from detronome.deploy.export.description import (
@@ -155,7 +155,7 @@ def export(
             activation=detector.activation,
             num_queries=detector.num_queries,
             has_masks=config.model.family == "detr" and config.model.mask_head,
-            config=to_dict(config),
+            config=to_dict(apply_overrides(config, {"data.root": ""})),  # nobody else's business
             categories=loaded.categories,
             metrics=loaded.metrics,
             step=state.step,
@@ -211,12 +211,14 @@ def _require_packages(form: Form) -> dict[str, str]:
     """Return the versions of what writes the form."""
     needed_for = f"exporting to {form}"
     versions = {name: version(name) for name in ("detronome", "torch")}
-    if form == "tensorrt":
-        versions |= require_tensorrt(needed_for=needed_for)
+    if form != "torch":
+        versions |= require_onnx(needed_for=needed_for, extra=form)  # the others read it
+    if form == "onnx":
+        versions |= require_onnx(needed_for="checking the file", runs=True)
     if form == "openvino":
         versions |= require_openvino(needed_for=needed_for)
-    if form != "torch":
-        versions |= require_onnx(needed_for=needed_for)  # the others read it
+    if form == "tensorrt":
+        versions |= require_tensorrt(needed_for=needed_for)
     return versions
 
 

@@ -33,7 +33,7 @@ def predict(
     score: float = 0.5,
     max_detections: int | None = None,
     classes: _Names = None,
-    recursive: Annotated[bool, Parameter(negative=())] = False,
+    recursive: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     annotations: Path | None = None,
     tile: str | None = None,
     overlap: float = 0.2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,56 +84,63 @@ def trim(
         auto, cpu, cuda, cuda:N or mps.
     """
     from detronome import api
+    from detronome.report.console import ConsoleProgress
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-
-    def tell(what: str) -> None:
-        console.print(Text(what, style="dim"))
-
     axes = (decoder_layers or [], queries or [], image_size or [])
-    if not (sweep or max(map(len, axes)) > 1 or (data is not None and not any(axes))):
-        done = api.trim(
-            checkpoint,
-            data,
-            decoder_layers=_only(decoder_layers),
-            queries=_only(queries),
-            image_size=_only(image_size),
-            out=out,
-            split=split,
-            fine_tune=fine_tune,
-            settings=parse_settings(settings),
-            device=device,
-            on_progress=tell,
-        )
-        print_json(done.to_json()) if json else _print_trimmed(done)
-        return
-    if data is None:
+    is_sweep = sweep or max(map(len, axes)) > 1 or (data is not None and not any(axes))
+    if is_sweep and data is None:
         raise ConfigError(
             "a sweep measures on data", where="detronome trim", fix="detronome trim CHECKPOINT DATA --sweep"
         )
-    found = api.trim_sweep(
-        checkpoint,
-        data,
-        decoder_layers=axes[0],
-        queries=axes[1],
-        image_sizes=axes[2],
-        split=split,
-        tolerance=tolerance,
-        rounds=rounds,
-        out=out,
-        picture=picture,
-        fine_tune=fine_tune,
-        settings=parse_settings(settings),
-        device=device,
-        on_progress=tell,
-    )
+    if picture is not None and not is_sweep:
+        raise ConfigError("a single model makes no picture", where="--picture", fix="leave it out, or add --sweep")
+    found: TrimSweep | None = None
+    with closing(ConsoleProgress()) as progress:
+        if is_sweep and data is not None:
+            found = api.trim_sweep(
+                checkpoint,
+                data,
+                decoder_layers=axes[0],
+                queries=axes[1],
+                image_sizes=axes[2],
+                split=split,
+                tolerance=tolerance,
+                rounds=rounds,
+                out=out,
+                picture=picture,
+                fine_tune=fine_tune,
+                settings=parse_settings(settings),
+                device=device,
+                observers=[progress],
+                on_progress=lambda what: console.print(Text(what, style="dim")),
+            )
+            done = found.trimmed
+        else:
+            done = api.trim(
+                checkpoint,
+                data,
+                decoder_layers=_only(decoder_layers),
+                queries=_only(queries),
+                image_size=_only(image_size),
+                out=out,
+                split=split,
+                fine_tune=fine_tune,
+                settings=parse_settings(settings),
+                device=device,
+                observers=[progress],
+                on_progress=lambda what: console.print(Text(what, style="dim")),
+            )
     if json:
-        print_json(found.to_json())
+        result = found or done
+        assert result is not None
+        print_json(result.to_json())
         return
-    _print_sweep(found)
-    if found.trimmed is not None:
-        _print_trimmed(found.trimmed)
-    elif found.recommended is not found.result.whole:
+    if found is not None:
+        _print_sweep(found)
+    if done is not None:
+        _print_trimmed(done)
+    elif found is not None and data is not None and found.recommended is not found.result.whole:
         print_line(f"next  {_command(checkpoint, data, found.recommended.extent)}")
     if picture is not None:
         print_line(f"picture  {picture}")
@@ -164,21 +172,26 @@ def _print_sweep(found: TrimSweep) -> None:
             _mark(point, found, is_on_front=point in front),
         )
     print_table(table)
+    within = f"within {found.tolerance:g} {result.metric} of the whole model"
+    if found.recommended is result.whole:
+        print_line(f"recommended: the model as it is, for nothing {within} is proven to be faster")
+    else:
+        print_line(f"recommended: {found.recommended.extent}, the fastest {within}")
+    machine = found.environment
+    threads = "1 thread" if machine["threads"] == "1" else f"{machine['threads']} threads"
     print_line(
-        f"recommended: {found.recommended.extent}, the fastest within {found.tolerance:g} {result.metric} of the whole "
-        f"model ({found.split}, {result.num_images} images; {found.environment['device']}, "
-        f"{found.environment['threads']} threads, one image at a time, in turn)"
+        f"measured on {result.num_images} images ({found.split}), times: {machine['device']}, {threads}, one image "
+        f"at a time, {len(result.whole.latencies_s)} rounds in turn"
     )
     for note in found.notes:
         print_notice(note)
 
 
 def _mark(point: SweepPoint, found: TrimSweep, *, is_on_front: bool) -> Text:
+    words = "the whole model" if point is found.result.whole else "front" if is_on_front else ""
     if point is found.recommended:
-        return Text("recommended", style="bold green")
-    if point is found.result.whole:
-        return Text("the whole model")
-    return Text("front" if is_on_front else "", style="dim")
+        return Text(f"{words}, recommended", style="bold green")
+    return Text(words, style="dim")
 
 
 def _print_trimmed(done: Trimmed) -> None:
@@ -186,7 +199,7 @@ def _print_trimmed(done: Trimmed) -> None:
     if done.metrics:
         print_line(f"{_change(done.whole_metrics, done.metrics)} ({done.split})")
     if done.run is not None:
-        print_line(f"fine-tuned: {_change(done.metrics, done.run.metrics)}")
+        print_line(f"fine-tuned: {_change(done.metrics, done.fine_tuned_metrics)} ({done.split})")
     for note in done.notes:
         print_notice(note)
     print_line(f"{'run' if done.run else 'checkpoint'}  {done.folder}")

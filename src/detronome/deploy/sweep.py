@@ -192,12 +192,14 @@ def sweep(
             where=str(split.files.annotation_file),
             fix="name another split",
         )
+    has_masks = build_panoptic_meter(config, split, checkpoint.categories) is not None
+    metric = config.train.metric if has_masks or config.train.metric != "PQ" else "AP"
     base = detector_of(checkpoint).to(device)
     shared = replace(checkpoint, model=base.state_dict())
     metrics: dict[Extent, Mapping[str, float]] = {}
     quarantine = build_quarantine(config, split)
     for size in dict.fromkeys(extent.image_size for extent in extents):
-        on_progress(f"{config.train.metric} at {size} px")
+        on_progress(f"{metric} at {size} px")
         same_size = [extent for extent in extents if extent.image_size == size]
         metrics |= _qualities(shared, same_size, split, best_queries=best_queries, device=device, quarantine=quarantine)
     on_progress(f"latency of {len(extents)} models in turn")
@@ -213,7 +215,7 @@ def sweep(
             )
             for extent, own in zip(extents, latencies, strict=True)
         ),
-        metric=config.train.metric,
+        metric=metric,
         num_images=len(split.index),
         notes=tuple(f"image id {image.image_id} was left out: {image.what}" for image in quarantine.drain()),
     )
@@ -245,7 +247,7 @@ def _qualities(
     qualities: dict[Extent, Mapping[str, float]] = {}
     for extent in extents:
         evaluator.reset()
-        evaluator.add(found[extent])
+        evaluator.add(found.get(extent, []))
         qualities[extent] = evaluator.compute(max_detections=config.eval.max_detections).numbers
     return qualities
 

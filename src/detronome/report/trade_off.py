@@ -59,6 +59,7 @@ def draw_trade_offs(points: Sequence[TradeOff], *, metric: str) -> bytes:
     axes.set_xlabel("time of an image, the whole model's is 1; median and 95 %", color=_TEXT)
     axes.set_ylabel(metric, color=_TEXT)
     axes.legend(frameon=False, labelcolor=_TEXT)
+    figure.draw_without_rendering()  # places the axes, and so the points
     _label(axes, sorted(front, key=lambda point: not point.is_recommended))
     buffer = io.BytesIO()
     with warnings.catch_warnings():
@@ -78,7 +79,6 @@ def _draw_group(axes: Axes, points: Sequence[TradeOff], name: str, number: int) 
 
 def _label(axes: Axes, points: Sequence[TradeOff]) -> None:
     """Write labels beside points, but where one that comes first would be covered."""
-    axes.figure.draw_without_rendering()  # places the axes, and so the points
     taken: list[tuple[float, float]] = []
     for point in points:
         x, y = axes.transData.transform((point.time, point.quality))

@@ -43,7 +43,7 @@ class Form:
 
 FORMS = (
     Form(name="eager", backend="PyTorch", precision="fp32", what="as it was trained"),
-    Form(name="optimized", backend="PyTorch", precision="fp32", what="norms folded, projections fused"),
+    Form(name="optimized", backend="PyTorch", precision="fp32", what="norms folded, oneDNN layouts"),
     Form(name="optimized-bf16", backend="PyTorch", precision="bf16", what="optimized, in bf16"),
     Form(name="optimized-fp16", backend="PyTorch", precision="fp16", what="optimized, in fp16", devices=("cuda",)),
     Form(

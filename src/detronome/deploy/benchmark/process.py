@@ -93,7 +93,9 @@ class FormProcess:
     def __enter__(self) -> FormProcess:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._process.kill()  # nobody waits for what it is at
         self.close()
 
     def _death(self) -> str:

@@ -133,6 +133,7 @@ def quantize_openvino(fp32_file: Path, out: Path, batches: Iterable[CalibrationB
     inputs = _calibration_inputs(batches)
     require_openvino(needed_for="INT8 with OpenVINO")
     import openvino
+    from openvino.passes import ConstantFolding, Manager
 
     try:
         with without_usage_reports(), _quiet():
@@ -141,6 +142,10 @@ def quantize_openvino(fp32_file: Path, out: Path, batches: Iterable[CalibrationB
         raise MissingExtraError("nncf", extra="int8", needed_for="INT8 with OpenVINO") from error
     with _quiet():
         model = openvino.Core().read_model(fp32_file)
+        # Attention's three projections are slices of one weight: as they stand, they are not recognised as weights.
+        folding = Manager()
+        folding.register_pass(ConstantFolding())
+        folding.run_passes(model)
         quantized = nncf.quantize(
             model,
             nncf.Dataset(inputs),

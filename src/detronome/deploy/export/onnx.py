@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,21 +25,25 @@ __all__ = ["OPSET", "open_onnx", "require_onnx", "write_onnx"]
 
 OPSET = 18
 """What torch's exporter makes without converting; ONNX Runtime, OpenVINO and TensorRT have read it for years."""
-_EXTRA = "onnx"
 
 
-def require_onnx(*, needed_for: str) -> dict[str, str]:
-    """Return the versions of the packages that write and run ONNX.
+def require_onnx(*, needed_for: str, extra: str = "onnx", runs: bool = False) -> dict[str, str]:
+    """Return the versions of the packages that write ONNX, or that run it.
+
+    Args:
+        needed_for: names what asks for them.
+        extra: of ours, which brings them.
+        runs: for running it.
 
     Raises:
         MissingExtraError: one of them is not installed.
     """
     versions = {}
-    for package in ("onnx", "onnxscript", "onnxruntime"):
+    for package in ("onnx", "onnxruntime") if runs else ("onnx", "onnxscript"):
         try:
-            module = __import__(package)
+            module = import_module(package)
         except ImportError as error:
-            raise MissingExtraError(package, extra=_EXTRA, needed_for=needed_for) from error
+            raise MissingExtraError(package, extra=extra, needed_for=needed_for) from error
         versions[package] = str(module.__version__)
     return versions
 
@@ -90,7 +95,7 @@ def open_onnx(path: Path, *, device: torch.device, threads: int | None = None) -
         CheckpointError: the file cannot be run, or points to other files.
         ConfigError: the installed ONNX Runtime does not know the device.
     """
-    require_onnx(needed_for=f"running {path.name}")
+    require_onnx(needed_for=f"running {path.name}", runs=True)
     import onnx
     import onnxruntime
     from google.protobuf.message import DecodeError
@@ -107,11 +112,12 @@ def open_onnx(path: Path, *, device: torch.device, threads: int | None = None) -
             fix="use a file as `detronome export` writes it: one file, the weights inside",
         )
     del model
+    providers = _providers(device)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=_providers(device))
+        session = onnxruntime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # ONNX Runtime has a kind of error for each status, without a common one
         raise CheckpointError(
             f"ONNX Runtime cannot load the file: {_first_line(error)}",

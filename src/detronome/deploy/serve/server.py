@@ -116,9 +116,11 @@ async def _serve(app: Any, service: Service, listener: socket.socket, on_ready: 
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
+        if not 0 <= port <= 65535:
+            raise OverflowError("a port is a number from 0 to 65535")
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-        # Connections inherit it. asyncio sets it for sockets of a named protocol alone, which these are not, and without
+        # Connections inherit it. asyncio sets it for sockets of a named protocol alone, which these are not; without
         # it the second half of each answer waits 40 ms for the client's acknowledgement of the first.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener

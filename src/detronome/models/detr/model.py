@@ -162,7 +162,7 @@ class DETR(Detector):
         """Apply the heads to all decoder layers at once, without autocast: they are small, and bfloat16 would place a
         box's edge only to about a pixel."""
         with torch.autocast(decoded.device.type, enabled=False):
-            decoded = decoded.to(self.class_embed.weight.dtype)
+            decoded = decoded.to(self.query_embed.weight.dtype)
             return self.class_embed(decoded).float(), self.bbox_embed(decoded).float().sigmoid()
 
 

@@ -82,19 +82,8 @@ def test_int8_is_near_and_leaves_the_original_alone(runtime: str, family: str, t
 def test_weights_take_a_byte_each(runtime: str, tmp_path: Path) -> None:
     name, quantize, _ = RUNTIMES[runtime]
     quantize(folder_of("detr") / name, tmp_path / name, [batch((64, 64))])
-    before, after = (
-        sum(file.stat().st_size for file in folder.glob("model.*") if file.suffix in (".onnx", ".bin"))
-        for folder in (_only(folder_of("detr"), name, tmp_path / "fp32"), tmp_path)
-    )
-    assert after < 0.3 * before
-
-
-def _only(folder: Path, name: str, to: Path) -> Path:
-    to.mkdir()
-    for file in folder.glob(name.replace(".xml", ".*") if name.endswith(".xml") else name):
-        if file.suffix in (".xml", ".bin", ".onnx") and (name.endswith(".onnx") or file.suffix != ".onnx"):
-            (to / file.name).write_bytes(file.read_bytes())
-    return to
+    weights = Path(name).with_suffix(".bin" if runtime == "openvino" else ".onnx")
+    assert (tmp_path / weights).stat().st_size < 0.3 * (folder_of("detr") / weights).stat().st_size
 
 
 def onnx_float_widths(file: Path) -> list[int]:
@@ -123,7 +112,10 @@ def test_the_heads_stay_float_and_nothing_else(runtime: str, tmp_path: Path) -> 
     name, quantize, _ = RUNTIMES[runtime]
     widths = {"onnx": onnx_float_widths, "openvino": openvino_float_widths}[runtime]
     quantize(folder_of("detr") / name, tmp_path / name, [batch((64, 64))])
-    assert widths(tmp_path / name) == sorted([len(CATEGORIES) + 1, 32, 32, 4])
+    heads = [len(CATEGORIES) + 1, 32, 32, 4]
+    # NNCF sees that the first attention among learned queries is the same for every image, and leaves it.
+    constant = [64, 32, 32, 32] if runtime == "openvino" else []
+    assert widths(tmp_path / name) == sorted(heads + constant)
     # Two decoder layers refine boxes and place points; scores and boxes of all cells choose the queries.
     quantize(folder_of("nano") / name, tmp_path / f"nano-{name}", [batch((64, 64))])
     found = widths(tmp_path / f"nano-{name}")
@@ -172,8 +164,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
     root = tmp_path_factory.mktemp("scenes")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETRONOME_CACHE", str(root / "cache"))
-        write_scenes(root / "data", num_train=600, num_val=100, seed=0)
-        yield dt.train(root / "data", model="nano", epochs=8, out=root / "run").folder, root / "data"
+        write_scenes(root / "data", num_train=1000, num_val=100)
+        yield dt.train(root / "data", model="demo", epochs=8, out=root / "run").folder, root / "data"
 
 
 @pytest.mark.slow
