@@ -166,10 +166,11 @@ async def overload(
     """Measure the capacity and load with a multiple of it, in turn: a shared machine's speed drifts within a minute."""
     client = Client(url)
     await closed_loop(client, requests, connections=4, until=lambda begun: begun >= 100)
-    connections = 3 * options.max_batch
+    connections = 2 * options.max_batch
+    patient = [re.sub(rb"&timeout=[\d.]+", b"", request, count=1) for request in requests]
     workers = server.children(recursive=True)
     cpu_s = cpu_seconds(workers)
-    capacities = [await measure_capacity(client, requests, connections, options.capacity_s)]
+    capacities = [await measure_capacity(client, patient, connections, options.capacity_s)]
     efficiencies = [capacities[-1] * options.capacity_s / (cpu_seconds(workers) - cpu_s)]
     answers: list[Answer] = []
     ratios, cpu_ratios, goods, sent, client_cpus = [], [], [], [], []
@@ -185,7 +186,7 @@ async def overload(
         answers += part
         memory.append(memory_bytes(server))
         cpu_s = cpu_seconds(workers)
-        capacities.append(await measure_capacity(client, requests, connections, options.capacity_s))
+        capacities.append(await measure_capacity(client, patient, connections, options.capacity_s))
         efficiencies.append(capacities[-1] * options.capacity_s / (cpu_seconds(workers) - cpu_s))
         cpu_ratios.append(efficiency / statistics.fmean(efficiencies[-2:]))
         ratios.append(goods[-1] / statistics.fmean(capacities[-2:]))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -192,8 +192,15 @@ class Model:
             compiled: use torch.compile: the first images take longer, on a CPU minutes.
 
         Raises:
+            ConfigError: there is no such precision.
             CheckpointError: it was loaded from an exported file, which has its own form.
         """
+        if precision not in get_args(Precision):
+            raise ConfigError(
+                f"there is no precision {precision!r} here",
+                where="precision",
+                fix=f"use one of {', '.join(get_args(Precision))}; for INT8, export the model",
+            )
         _ = self.checkpoint
         self.form = optimized(self.detector, precision=precision, compiled=compiled)
         self.__dict__.pop("_predictor", None)

@@ -16,7 +16,11 @@ from torch import nn
 import detronome as dt
 from detronome.api import exporting
 from detronome.cli import main
+from detronome.config.presets import preset
+from detronome.data.augment.params import evaluation_params
+from detronome.data.build import augment_policy
 from detronome.deploy.export.description import description_of
+from detronome.deploy.export.self_check import synthetic_batches
 from detronome.models.detector import Detector
 
 Settings = dict[str, Any]
@@ -147,6 +151,22 @@ def test_what_cannot_be_is_told_before_any_work(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(dt.ConfigError, match=told):
         dt.export(dt.load(_untrained(tmp_path)) if "out" in arguments else "no model", **arguments)
+
+
+@pytest.mark.parametrize("name", ["nano", "detr-r50", "rtdetr-v2-s", "demo"])
+def test_an_engine_is_built_for_all_that_it_will_see(name: str) -> None:
+    """TensorRT itself needs a GPU; what it is asked for does not."""
+    config = preset(name)
+    (_, *smallest), usual, (most, *largest) = exporting._shapes_of(config)
+    side = min(config.augment.eval_size, exporting._SYNTHETIC_SIDE_PX)
+    shapes = [tuple(images.shape[:1] + images.shape[2:]) for images, _ in synthetic_batches(side)]
+    for count, height, width in (
+        *shapes,
+        usual,
+        (8, *evaluation_params(augment_policy(config.augment), (3, 4)).final_hw),
+    ):
+        assert 1 <= count <= most
+        assert smallest[0] <= height <= largest[0] and smallest[1] <= width <= largest[1], (height, width)
 
 
 def _untrained(folder: Path) -> Path:

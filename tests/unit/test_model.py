@@ -13,6 +13,7 @@ from detronome.config.convert import to_dict
 from detronome.deploy.optimize import OptimizedDetector
 from detronome.engine.checkpoint import Checkpoint
 from detronome.engine.state import TrainingState
+from detronome.errors import ConfigError
 from detronome.model import Model
 
 
@@ -66,3 +67,8 @@ def test_another_precision_is_used_from_then_on() -> None:
     assert isinstance(loaded.form, OptimizedDetector) and loaded.form.precision == "bf16"
     assert not np.array_equal(before.scores, after.scores)
     np.testing.assert_allclose(before.scores, after.scores, atol=0.1)
+
+
+def test_a_precision_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no precision 'int8'"):
+        model().optimize(precision="int8")  # type: ignore[arg-type]

@@ -335,7 +335,7 @@ def _check(
     accuracy = None
     if splits is not None:
         accuracy = compare_accuracy(
-            original.to(device),
+            original if device.type == "cpu" else copy.deepcopy(original).to(device),
             exported,
             config=config,
             categories=model.categories,

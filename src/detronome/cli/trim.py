@@ -74,7 +74,7 @@ def trim(
     settings
         Settings of the fine-tuning.
     out
-        New folder for the trimmed model, of a sweep for the recommended one; by default runs/<preset>-trimmed, and none
+        New folder for the trimmed model, of a sweep for the recommended one; by default runs/PRESET-trimmed, and none
         of a sweep.
     picture
         Sweep: PNG file for accuracy against latency.

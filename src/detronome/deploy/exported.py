@@ -45,7 +45,7 @@ class ExportedDetector(Detector):
 
     def __init__(self, session: Session, description: Description, path: Path) -> None:
         super().__init__()
-        self.activation = description.activation
+        self.activation = description.activation  # type: ignore[misc]  # that of this one detector
         self.num_queries = description.num_queries
         self.description = description
         self.path = path
@@ -95,7 +95,7 @@ class ExportedDetector(Detector):
         return []
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Masks:
     """The masks of all queries, which the graph has computed already."""
 

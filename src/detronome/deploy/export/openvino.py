@@ -40,7 +40,11 @@ def write_openvino(onnx_file: Path, path: Path) -> None:
     Args:
         onnx_file: as `write_onnx` writes it.
         path: of the `.xml`; the `.bin` goes beside it.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
     """
+    require_openvino(needed_for="exporting to openvino")
     import openvino
 
     # Not convert_model: it reports its use to a server.
