@@ -161,10 +161,12 @@ def _times(batch: BatchRecord, *, is_on_cpu: bool) -> list[str]:
 
 
 def _quality(form: FormRecord, first: FormRecord) -> list[str]:
-    if form.metrics is None:
-        return ["-", "", ""]
-    lost = "" if form is first or first.metrics is None else f"{first.metrics['AP'] - form.metrics['AP']:+.4f}"
     apart = f"{form.difference.largest_score:.1g}" if form.difference else ""
+    if form.metrics is None:
+        return ["-", "", apart]
+    lost = ""
+    if form is not first and first.metrics is not None:
+        lost = f"{round(first.metrics['AP'] - form.metrics['AP'], 4) + 0.0:+.4f}"  # + 0.0: no minus before zero
     return [format_fixed(form.metrics["AP"]), lost, apart]
 
 

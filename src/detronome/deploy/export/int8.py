@@ -153,7 +153,7 @@ def quantize_openvino(fp32_file: Path, out: Path, batches: Iterable[CalibrationB
             model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.MIXED,
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                # SmoothQuant off: it moves ranges from activations into weights, and cost 0.06 AP (docs/int8.md).
+                # SmoothQuant off: it moves ranges from activations into weights, and cost up to 0.06 AP (docs/int8.md).
                 smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)
             ),
             ignored_scope=nncf.IgnoredScope(names=_openvino_graph(model).float_operations()),

@@ -146,17 +146,15 @@ def batch_of_pixels(pixels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_images_with_fewer_cells_than_queries(form: Form) -> None:
-    """They give fewer queries, as with the model itself, or an error that says why not."""
+    """They give fewer queries, as with the model itself; torch's program says that it cannot."""
     batch = batch_of([(8, 16)])
     expected = run(model_of("nano"), batch)
-    assert expected.pred_boxes.shape[1] == 2
-    try:
-        found = run(form_of("nano", form), batch)
-    except CheckpointError as error:
-        print("RAISED", form)
-        assert "cannot run on 1 images of 8x16 pixels" in str(error)
+    assert expected.pred_boxes.shape[1] == 2 < model_of("nano").num_queries
+    if form == "torch":
+        with pytest.raises(CheckpointError, match="cannot run on 1 images of 8x16 pixels"):
+            run(form_of("nano", form), batch)
     else:
-        print("RAN", form, found.pred_boxes.shape)
+        found = run(form_of("nano", form), batch)
         torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
 
 
