@@ -81,7 +81,7 @@ def quantize_onnx(fp32_file: Path, out: Path, batches: Iterable[CalibrationBatch
         MissingExtraError: ONNX or ONNX Runtime is not installed.
     """
     inputs = _calibration_inputs(batches)
-    require_onnx(needed_for="INT8 with ONNX Runtime")
+    require_onnx(needed_for="INT8 with ONNX Runtime", runs=True)
     import onnx
     from onnxruntime.quantization import (
         CalibrationDataReader,
