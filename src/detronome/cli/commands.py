@@ -42,7 +42,7 @@ app.command(
     help="Answer over HTTP: find objects in images that are sent.",
     help_epilogue="SIGTERM and Ctrl-C let what has begun finish, and end with exit code 0; a second one ends at once.",
 )
-app.command("detronome.cli.export:export", help="Write a model for ONNX Runtime, OpenVINO, torch or TensorRT, and prove it.")
+app.command("detronome.cli.export:export", help="Write a model for ONNX Runtime, OpenVINO, torch or TensorRT, checked.")
 app.command("detronome.cli.search:search", help="Find settings that give a higher AP, trial after trial.")
 app.command("detronome.cli.profile:profile", help="Say what a step waits for, with proof, and what to change.")
 app.command("detronome.cli.tune:tune", help="Find settings that make a run faster, each proven by measurement.")
