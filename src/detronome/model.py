@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, overload
@@ -34,7 +35,7 @@ from detronome.runtime.device import resolve_device
 from detronome.runtime.precision import Precision
 from detronome.types import Categories, Detections, PanopticPrediction
 from detronome.weights.pretrained import load_pretrained
-from detronome.weights.sources import is_pretrained_source
+from detronome.weights.sources import has_published_weights, is_pretrained_source
 
 if TYPE_CHECKING:
     import supervision
@@ -282,6 +283,14 @@ def load(
             f"{str(source)!r} is a preset: it has no trained weights yet",
             where="load",
             fix=f"train it: dt.train(DATA, model={str(source)!r}), or load a run folder",
+        )
+    if not os.path.lexists(source):
+        near = get_close_matches(str(source), filter(has_published_weights, PRESETS), n=1)
+        known = "a run folder, a file or folder with weights, a model's id on huggingface.co, or a preset with weights"
+        raise CheckpointError(
+            f"{str(source)!r} does not exist",
+            where=str(source),
+            fix=f"did you mean {near[0]!r}?" if near else f"name {known} (detronome models)",
         )
     folder = find_checkpoint(Path(source))
     checkpoint = load_checkpoint(folder)
