@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -134,6 +135,25 @@ def test_all_formats_tell_the_same(model: dt.Model, photos: Path, blocks: Path, 
     assert len(accepted.anns) == len(records)
 
 
+def test_every_file_name_gets_its_records(model: dt.Model, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    names = {
+        b"caf\xe9.png": "caf\\xe9.png",
+        b"a\rb.png": "a\rb.png",
+        b'"=1,2".png': '"=1,2".png',
+        "日本.png".encode(): "日本.png",
+    }
+    for name in names:
+        shutil.copy(photos / "a.png", os.fsencode(folder) + b"/" + name)
+    done = dt.predict(model, folder, out=tmp_path / "out", formats=["pictures", "coco", "yolo", "csv"], score=0)
+    assert done.num_images == len(list((tmp_path / "out").glob("*.jpg"))) == len(names)
+    records = json.loads((tmp_path / "out" / "detections.json").read_text())
+    table = read_csv(tmp_path / "out" / "detections.csv")
+    assert {record["file_name"] for record in records} == {row["file"] for row in table} == set(names.values())
+    assert len(table) == len(records) and {row["name"] for row in table} <= {"red", "blue"}
+
+
 def test_a_batch_changes_nothing(model: dt.Model, photos: Path, tmp_path: Path) -> None:
     results = []
     for batch_size in (1, 3):
@@ -216,6 +236,10 @@ def test_unreadable_images_do_not_keep_the_others_from_their_results(
         ({"tile": 64, "overlap": 1.5}, "overlap"),
         ({"every": 0}, "every is 0"),
         ({"score": 50, "batch_size": 0}, "batch-size is 0"),
+        ({"score": 2}, "score is 2"),
+        ({"score": float("nan")}, "score is nan"),
+        ({"on_error": "skp"}, "'skp' is not known"),
+        ({"if_exists": "overwrite"}, "'overwrite' is not known"),
         ({"classes": []}, "no class is named"),
     ],
 )

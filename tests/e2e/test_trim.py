@@ -56,7 +56,7 @@ def test_a_trimmed_model_loads_is_measured_predicts_and_learns(
 def test_a_sweep_recommends_draws_and_writes(command: Any, tiny_run: Path, blocks: Path, tmp_path: Path) -> None:
     picture, small = tmp_path / "sweep.png", tmp_path / "best"
     code, out, _ = command(
-        tiny_run, blocks, "--queries", 25, 8, "--tolerance", 1, "--rounds", 2, "--picture", picture, "--out", small,
+        tiny_run, blocks, "--queries", 25, 8, "--tolerance", 1, "--rounds", 6, "--picture", picture, "--out", small,
         "--json",
     )  # fmt: skip
     assert code == 0
@@ -80,7 +80,7 @@ def test_a_sweep_without_out_writes_nothing_and_says_what_to_do_next(
     command: Any, tiny_run: Path, blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = command(tiny_run, blocks, "--image-size", 64, "--rounds", 1, "--sweep")
+    code, out, err = command(tiny_run, blocks, "--image-size", 64, "--rounds", 6, "--sweep")
     assert code == 0 and not list(tmp_path.iterdir())
     assert "the whole model" in out and "recommended" in out
     assert "latency of" in err
@@ -151,7 +151,9 @@ def test_mistakes_are_told_with_their_fix(command: Any, tiny_run: Path, blocks: 
         ((tiny_run, "--decoder-layers", 1, "--fine-tune", 2), "fine-tuning needs data"),
         ((tiny_run, blocks, "--fine-tune", 1), "a fine-tuned model needs a folder"),
         ((tiny_run, blocks, "--tolerance", 2), "a tolerance of 2"),
-        ((tiny_run, blocks, "--rounds", 0), "0 rounds measure nothing"),
+        ((tiny_run, blocks, "--rounds", 5), "5 rounds prove nothing"),
+        ((tiny_run, "--decoder-layers", 1, "--set", "optim.lr=1e-3"), "settings are those of fine-tuning"),
+        ((tiny_run, blocks, "--sweep", "--out", "/proc/detronome/small"), "cannot write there"),
         ((tiny_run, blocks, "--picture", tmp_path), "cannot write there"),
         ((tmp_path / "model.onnx", "--decoder-layers", 1), "the graph of an exported file is fixed"),
         ((tmp_path / "nothing", "--decoder-layers", 1), "does not exist"),

@@ -163,6 +163,12 @@ def benchmark(
     one_process("benchmark")
     threads = usable_cpus() if threads is None else threads
     _check(batch_sizes, threads, images, seconds, image_size)
+    if forms is not None and is_exported(Path(model)):
+        raise ConfigError(
+            "an exported file is measured as it is, and has no other forms",
+            where="forms",
+            fix="leave them out, or name the checkpoint that it was exported from",
+        )
     folder = Path(out)
     sources = [str(model), *map(str, also)]
     loaded = load(model, device=device)
@@ -292,7 +298,7 @@ class _Exporter:
             _Recipe(
                 weights=self._weights,
                 form=form.name,
-                data=f"{Path(subject.data).resolve()} {subject.split}" if form.precision == "int8" else "",
+                data=str(Path(subject.data).resolve()) if form.precision == "int8" else "",
                 detronome=version("detronome"),
             )
         )

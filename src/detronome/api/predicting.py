@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
+from detronome.api.arguments import one_of
 from detronome.api.folders import may_write, writing
 from detronome.config.schema import DetrConfig
 from detronome.data.coco.image_ids import read_image_ids
@@ -23,15 +24,18 @@ from detronome.errors import ConfigError, DataError, Problem, first_few, nearest
 from detronome.model import Model, load
 from detronome.report.results.coco import CocoWriter, PanopticWriter
 from detronome.report.results.found import Found, ResultWriter
+from detronome.report.results.growing_file import partial_name
 from detronome.report.results.pictures import PictureWriter, draw_detections
 from detronome.report.results.table import CsvWriter
 from detronome.report.results.yolo import YoloWriter
-from detronome.types import Categories, Detections, Predictor
+from detronome.types import Categories, Detections, PanopticPrediction, Predictor
 from detronome.weights.coco import NO_NAME
 
 __all__ = ["Predictions", "predict"]
 
 Format = Literal["pictures", "coco", "yolo", "csv"]
+OnError = Literal["skip", "stop"]
+IfExists = Literal["error", "replace"]
 _T = TypeVar("_T")
 
 _BATCH_SIZE = 4
@@ -87,8 +91,8 @@ def predict(
     tile_whole: bool = True,
     every: int = 1,
     batch_size: int | None = None,
-    on_error: Literal["skip", "stop"] = "skip",
-    if_exists: Literal["error", "replace"] = "error",
+    on_error: OnError = "skip",
+    if_exists: IfExists = "error",
     device: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
@@ -114,8 +118,8 @@ def predict(
         tile_whole: look at the whole image too.
         every: of a video, each N-th frame only.
         batch_size: the most images, tiles or frames that go through the model at once.
-        on_error: `skip` leaves out what cannot be read and says so in the result; `stop` reads everything first, and
-            writes nothing if something cannot be read.
+        on_error: `skip` leaves out what cannot be read and says so in the result; `stop` first reads every image and
+            opens every video, writes nothing if one cannot be read, and ends where a video proves damaged later.
         if_exists: when `out` holds such results: an error, or `replace` files of the same names.
         device: where to compute, for a model that is not loaded yet.
         on_progress: told of (images and frames done, how many there are as far as known).
@@ -126,6 +130,8 @@ def predict(
         DataError: nothing is found under a name, nothing can be read, or, with `stop`, something cannot.
         MissingExtraError: there is a video, and PyAV is not installed.
     """
+    one_of(on_error, OnError, "on_error")
+    one_of(if_exists, IfExists, "if_exists")
     asked = _asked_formats(formats)
     tile_hw = None if tile is None else _tile_hw(tile)
     _require_positive(score=score, max_detections=max_detections, every=every, batch_size=batch_size)
@@ -226,7 +232,8 @@ class _Results:
         source, frame = picture.source, picture.frame
         found = Found(
             name=source.name if frame is None else f"{source.name}/{frame:06d}",
-            file_name=source.file_name,
+            # Names need not be Unicode; text in a file must.
+            file_name=os.fsencode(source.file_name).decode("utf-8", "backslashreplace"),
             pixels=picture.pixels,
             detections=detections,
             score=score,
@@ -277,8 +284,19 @@ def _predictor(model: Model, max_detections: int | None, batch_size: int) -> Pre
 def _chosen(detections: Detections, category_ids: Sequence[int] | None, most: int | None) -> Detections:
     """Return the detections of the wanted categories, the first so many of them."""
     if category_ids is not None:
-        detections = detections.take(np.isin(detections.labels, category_ids))
+        panoptic = detections.panoptic
+        detections = replace(
+            detections.take(np.isin(detections.labels, category_ids)),
+            panoptic=None if panoptic is None else _segments_of(panoptic, category_ids),
+        )
     return detections if most is None else detections.take(slice(most))
+
+
+def _segments_of(panoptic: PanopticPrediction, category_ids: Sequence[int]) -> PanopticPrediction:
+    """Return the map with the segments of some categories; pixels of others are void."""
+    segments = tuple(segment for segment in panoptic.segments if segment.category_id in category_ids)
+    is_kept = np.isin(panoptic.segment_ids, [segment.id for segment in segments])
+    return replace(panoptic, segments=segments, segment_ids=panoptic.segment_ids * is_kept)
 
 
 def _survey(inputs: Sequence[Input], every: int, *, are_drawn: bool) -> tuple[int, tuple[str, ...]]:
@@ -359,14 +377,15 @@ def _require_free(
 
 
 def _planned_files(out: Path, inputs: Sequence[Input], formats: Sequence[Format], has_masks: bool) -> Iterator[Path]:
-    if "coco" in formats:
-        yield out / "detections.json"
-    if "csv" in formats:
-        yield out / "detections.csv"
+    growing = [
+        *([out / "detections.json"] if "coco" in formats else []),
+        *([out / "detections.csv"] if "csv" in formats else []),
+        *([out / "panoptic.json"] if has_masks and "coco" in formats else []),
+    ]
+    yield from growing
+    yield from map(partial_name, growing)
     if "yolo" in formats:
         yield out / "classes.txt"
-    if has_masks and "coco" in formats:
-        yield out / "panoptic.json"
     for one in inputs:
         if "pictures" in formats:
             yield out / (f"{one.name}.mp4" if one.is_video else f"{one.name}.jpg")

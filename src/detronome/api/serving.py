@@ -33,8 +33,9 @@ def serve(
 ) -> None:
     """Answer predictions over HTTP until the process is told to stop; see docs/serving.md.
 
-    The model runs in a process of its own. Images that come one by one go through it in batches. What cannot be
-    answered in time is refused at once, and after SIGTERM or Ctrl-C what has begun is finished.
+    The model runs in a process of its own, the only one that imports torch: a script that calls this needs
+    `if __name__ == "__main__":`. Images that come one by one go through it in batches. What cannot be answered in time
+    is refused at once, and after SIGTERM or Ctrl-C what has begun is finished.
 
     Args:
         checkpoint: anything that `load` takes, an exported file included.
@@ -55,7 +56,7 @@ def serve(
     from detronome.deploy.serve.model_process import ModelProcess
     from detronome.deploy.serve.server import serve as run_server
     from detronome.deploy.serve.service import Service
-    from detronome.model import Prediction
+    from detronome.report.results.pictures import draw_detections
     from detronome.runtime.processors import usable_cpus
 
     limits = limits or Limits()
@@ -66,7 +67,7 @@ def serve(
     def draw(
         image: UInt8[np.ndarray, "H W 3"], detections: Detections, categories: Categories
     ) -> UInt8[np.ndarray, "H2 W2 3"]:
-        return Prediction(detections=detections, image=image, categories=categories).draw()
+        return draw_detections(image, detections, categories.by_id)
 
     open_model = partial(_open_model, str(checkpoint), device=device, threads=threads, batch_size=limits.max_batch)
     service = Service(ModelProcess(open_model), draw=draw, limits=limits)

@@ -34,6 +34,8 @@ __all__ = ["TrimSweep", "Trimmed", "trim", "trim_sweep"]
 _FINE_TUNE_LR = 0.5
 """Of the rates that the model was trained with: it is to recover, not to learn anew. A tenth recovered less (docs)."""
 _SQUARE_STEP_PX = 32
+_FEWEST_ROUNDS = 6
+"""Fewer have no 95 % interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +153,7 @@ def trim(
             where="trim",
             fix="give --decoder-layers, --queries or --image-size, or DATA to find out what is worth it",
         )
-    _check_fine_tuning(fine_tune, data)
+    _check_fine_tuning(fine_tune, data, settings)
     loaded = _trimmable(model, device)
     folder = _new_folder(out, loaded.config)
     extent = _asked_extent(loaded.config, decoder_layers, queries, image_size)
@@ -226,7 +228,7 @@ def trim_sweep(
         image_sizes: sizes of images; by default the model's, and about 0.8 and 0.65 of it.
         split: of the data, to measure on.
         tolerance: how much of the deciding metric (the one that chose the checkpoint, as a rule AP) may be lost, 0-1.
-        rounds: timed turns of each trimmed model, one image at a time.
+        rounds: timed turns of each trimmed model, one image at a time; at least six.
         out: a new folder for the recommended model, as `trim` makes it.
         picture: a PNG file for the accuracy against the latency.
         fine_tune: as for `trim`, of the recommended model; needs `out`.
@@ -239,14 +241,14 @@ def trim_sweep(
         ConfigError, CheckpointError, DataError: as for `trim`.
     """
     one_process("trim")
-    whole_number(rounds, "rounds", least=1, of_what="{} rounds measure nothing")
+    whole_number(rounds, "--rounds", least=_FEWEST_ROUNDS, of_what="{} rounds prove nothing")
     if not 0 <= tolerance <= 1:
         raise ConfigError(f"a tolerance of {tolerance!r}", where="--tolerance", fix="give a number from 0 to 1")
     if fine_tune and out is None:
         raise ConfigError(
             "a fine-tuned model needs a folder", where="--fine-tune", fix="name a new one for it with --out"
         )
-    _check_fine_tuning(fine_tune, data)
+    _check_fine_tuning(fine_tune, data, settings)
     loaded = _trimmable(model, device)
     folder = None if out is None else _new_folder(out, loaded.config)
     if picture is not None:
@@ -323,11 +325,18 @@ def _new_folder(out: str | Path | None, config: RunConfig) -> Path:
     folder = numbered(Path("runs") / f"{config.preset}-trimmed") if out is None else Path(out)
     if folder.exists():
         raise ConfigError("exists already", where=str(folder), fix="choose another --out")
+    may_write(folder)
     return folder
 
 
-def _check_fine_tuning(epochs: int, data: str | Path | None) -> None:
+def _check_fine_tuning(epochs: int, data: str | Path | None, settings: Mapping[str, Any] | None) -> None:
     whole_number(epochs, "--fine-tune", least=0, of_what="{} epochs of fine-tuning")
+    if settings and not epochs:
+        raise ConfigError(
+            "settings are those of fine-tuning, which was not asked for",
+            where="--set",
+            fix="leave them out, or add --fine-tune EPOCHS",
+        )
     if epochs and data is None:
         raise ConfigError(
             "fine-tuning needs data", where="--fine-tune", fix="detronome trim CHECKPOINT DATA --fine-tune EPOCHS"

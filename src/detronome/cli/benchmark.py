@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -81,7 +82,7 @@ def benchmark(
         model,
         data,
         split=split,
-        forms=forms.split(",") if forms is not None else None,
+        forms=[name.strip() for name in forms.split(",")] if forms is not None else None,
         also=also or (),
         batch_sizes=_whole_numbers(batch_sizes),
         threads=threads,
@@ -164,10 +165,9 @@ def _quality(form: FormRecord, first: FormRecord) -> list[str]:
     apart = f"{form.difference.largest_score:.1g}" if form.difference else ""
     if form.metrics is None:
         return ["-", "", apart]
-    lost = ""
-    if form is not first and first.metrics is not None:
-        lost = f"{round(first.metrics['AP'] - form.metrics['AP'], 4) + 0.0:+.4f}"  # + 0.0: no minus before zero
-    return [format_fixed(form.metrics["AP"]), lost, apart]
+    lost = math.nan if form is first or first.metrics is None else first.metrics["AP"] - form.metrics["AP"]
+    # + 0.0: no minus before zero
+    return [format_fixed(form.metrics["AP"]), f"{round(lost, 4) + 0.0:+.4f}" if math.isfinite(lost) else "", apart]
 
 
 def _print_legend(found: Benchmark) -> None:

@@ -81,7 +81,8 @@ def predict(
     batch_size
         The most images, tiles or frames that go through the model at once.
     on_error
-        What cannot be read is left out and told (skip); or nothing is written (stop).
+        What cannot be read is left out and told (skip); or ends the work before anything is written, but for damage
+        within a video (stop).
     if_exists
         When --out holds such results: an error, or replace files of the same names.
     device

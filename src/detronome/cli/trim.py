@@ -68,7 +68,7 @@ def trim(
     tolerance
         Accuracy that the recommended model may lose: 0.01 is one point of AP.
     rounds
-        Sweep: timed turns of each model.
+        Sweep: timed turns of each model, at least six.
     fine_tune
         Epochs of training after trimming, on DATA.
     settings

@@ -28,6 +28,9 @@ __all__ = ["Frame", "VideoReader", "VideoWriter"]
 _ENCODERS = ("libx264", "mpeg4")
 """The first that this build of FFmpeg has; the second is in all of them."""
 _QUALITY = {"libx264": {"crf": "20", "preset": "veryfast"}, "mpeg4": {"q:v": "4"}}
+_TICKS = {"libx264": 8, "mpeg4": 1}
+"""Of the clock in the time of a frame: some, so that frames at uneven intervals keep their times, and so few that the
+rounding of containers that count milliseconds is undone. MPEG-4's clock has 16 bits for a second."""
 _DEFAULT_FPS = Fraction(25)
 _FIX = "play it to see whether it is whole, or convert it: ffmpeg -i VIDEO out.mp4"
 
@@ -149,7 +152,7 @@ class VideoWriter:
         self.fps = fps
         self._av = _import_av()
         self._start_s: float | None = None
-        self._last = -1
+        self._last_tick = -1
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, self._temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-", suffix=".tmp")
         os.close(descriptor)
@@ -178,9 +181,8 @@ class VideoWriter:
         assert pixels.shape[:2] == self.size_hw
         start_s = self._start_s = time_s if self._start_s is None else self._start_s
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        # Times fall on the grid of the frame rate, which undoes the rounding of containers that count milliseconds.
-        frame.pts = self._last = max(self._last + 1, round((time_s - start_s) * self.fps))
-        frame.time_base = 1 / self.fps
+        frame.pts = self._last_tick = max(self._last_tick + 1, round((time_s - start_s) / self._tick_s))
+        frame.time_base = self._tick_s
         self._mux(frame)
 
     def _open(self) -> None:
@@ -189,9 +191,11 @@ class VideoWriter:
         self._container = self._av.open(self._temporary, "w", format="mp4", options={"movflags": "+faststart"})
         self._stream = self._container.add_stream(encoder, rate=self.fps, options=_QUALITY[encoder])
         self._stream.height, self._stream.width = self.size_hw
-        # The usual 4:2:0 shares colours between neighbours, so it needs even sides.
-        self._stream.pix_fmt = "yuv420p" if not any(side % 2 for side in self.size_hw) else "yuv444p"
-        self._stream.codec_context.time_base = 1 / self.fps
+        # 4:2:0, which all players know, shares colours between neighbours: x264 refuses odd sides of it.
+        is_odd = any(side % 2 for side in self.size_hw)
+        self._stream.pix_fmt = "yuv444p" if is_odd and encoder == "libx264" else "yuv420p"
+        self._tick_s = 1 / (self.fps * _TICKS[encoder])
+        self._stream.codec_context.time_base = self._tick_s
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
         for packet in self._stream.encode(frame):

@@ -20,21 +20,18 @@ class Speedup:
     """Median over the pairs of blocks."""
     low: float
     high: float
-    """95 % interval of the median, by bootstrap."""
+    """Interval that holds the true median with at least 95 %."""
     num_pairs: int
 
 
 def speedup_of(ratios: Sequence[float]) -> Speedup:
-    """Return the median of some ratios, at least one, with its interval."""
+    """Return the median of some ratios, at least one, with its interval; of fewer than six it holds less than 95 %."""
     ordered, n = sorted(ratios), len(ratios)
-    lowest = next(i for i in range(n) if _at_most(i, n) >= _TAIL)
-    return Speedup(ratio=median(ordered), low=ordered[lowest], high=ordered[n - 1 - lowest], num_pairs=n)
+    cut = max((i for i in range((n + 1) // 2) if _at_most(i, n) <= _TAIL), default=0)
+    return Speedup(ratio=median(ordered), low=ordered[cut], high=ordered[n - 1 - cut], num_pairs=n)
 
 
 def _at_most(i: int, n: int) -> float:
-    """Return how probable it is that the median of n values drawn with replacement from n is at most the one at i.
-
-    This is the bootstrap's distribution, of which random draws would be an estimate.
-    """
-    part = (i + 1) / n
-    return sum(math.comb(n, k) * part**k * (1 - part) ** (n - k) for k in range((n + 1) // 2, n + 1))
+    """Return how probable it is that at most i of n values lie below the true median: each does so by even chance,
+    whatever their distribution."""
+    return sum(math.comb(n, k) for k in range(i + 1)) / 2**n

@@ -102,8 +102,8 @@ def test_percentiles_are_calls_that_happened(seconds: list[float]) -> None:
 @given(seconds=st.floats(0.01, 1e4), call_s=st.floats(1e-7, 1e3))
 def test_a_plan_has_enough_rounds_and_keeps_its_time(seconds: float, call_s: float) -> None:
     rounds, calls = plan_rounds(seconds, call_s)
-    assert 5 <= rounds <= 15 and calls >= 1
-    assert rounds * calls * call_s <= max(1.6 * seconds, 5 * call_s) + 15e-6
+    assert 6 <= rounds <= 15 and calls >= 1
+    assert rounds * calls * call_s <= max(1.6 * seconds, 6 * call_s) + 15e-6
 
 
 def times(network_s: float, *, other_s: float = 0.001) -> CallTimes:
@@ -197,6 +197,15 @@ def test_a_form_that_breaks_is_left_and_the_others_go_on() -> None:
     assert runners[1].failure is not None and runners[1].failure.why == "broke"
     assert len(bad.asked) == 4 and len(runners[1].rounds[1]) == 2
     assert runners[0].failure is None and len(runners[0].rounds[1]) == 15
+
+
+def test_nothing_is_planned_where_no_form_runs() -> None:
+    broken = runner(FakeProcess("broken", 0.01, [], fails_after=0))
+    plans: list[tuple[int, int]] = []
+    measure_in_turn(
+        [broken], [Call((0,), (32, 32))], batch_size=1, seconds=5.0, on_plan=lambda *plan: plans.append(plan)
+    )
+    assert broken.failure is not None and not broken.rounds and not plans
 
 
 def test_a_process_that_cannot_start_is_told_by_its_last_words(tmp_path: Path) -> None:

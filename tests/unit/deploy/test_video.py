@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 
+from detronome.deploy import video as video_module
 from detronome.deploy.video import VideoReader, VideoWriter
 from detronome.errors import DataError, MissingExtraError
 
@@ -59,7 +60,24 @@ def test_times_begin_at_the_first_frame_and_never_stand_still(tmp_path: Path) ->
     """As from a container that counts milliseconds, and a camera that hesitates."""
     file = write(tmp_path / "v.mp4", [5.0, 5.101, 5.2, 5.201, 5.9])
     with VideoReader(file) as video:
-        assert [frame.time_s for frame in video] == pytest.approx([0, 0.1, 0.2, 0.3, 0.9])
+        assert [frame.time_s for frame in video] == pytest.approx([0, 0.1, 0.2, 0.2125, 0.9])
+
+
+def test_frames_at_uneven_intervals_keep_their_times(tmp_path: Path) -> None:
+    """Two seconds of a smooth movement in a screen recording that is still otherwise."""
+    times_s = [*(i / 60 for i in range(120)), *range(2, 10)]
+    fps = Fraction(len(times_s), 10)
+    with VideoReader(write(tmp_path / "v.mp4", times_s, fps=fps)) as video:
+        assert [frame.time_s for frame in video] == pytest.approx(times_s, abs=0.01)
+
+
+@pytest.mark.parametrize("size_hw", [(48, 64), (47, 63)])
+def test_without_x264(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_hw: tuple[int, int]) -> None:
+    monkeypatch.setattr(video_module, "_ENCODERS", ("mpeg4",))
+    with VideoReader(write(tmp_path / "v.mp4", [0, 0.1, 0.4], size_hw=size_hw)) as video:
+        frames = list(video)
+    assert [frame.time_s for frame in frames] == pytest.approx([0, 0.1, 0.4])
+    assert frames[0].pixels.shape == (*size_hw, 3)
 
 
 def test_nothing_is_left_of_a_video_that_fails(tmp_path: Path) -> None:

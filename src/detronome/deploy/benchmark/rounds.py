@@ -16,7 +16,8 @@ from detronome.deploy.benchmark.process import FormFailedError, FormProcess
 __all__ = ["MOST_ROUNDS", "Runner", "measure_in_turn", "plan_rounds"]
 
 MOST_ROUNDS = 15
-_FEWEST_ROUNDS = 5
+_FEWEST_ROUNDS = 6
+"""Fewer have no 95 % interval."""
 _WARM_UPS = 2
 """Of each shape: some compilers look at the first two before they make code for all."""
 
@@ -70,6 +71,8 @@ def measure_in_turn(
         if warm is not None and not first_s:
             # The fastest: what others on the machine take away for a moment is no reason to measure less.
             first_s = min(call.whole_s for call in warm.times)
+    if not first_s:
+        return  # none of them runs
     num_rounds, num_calls = plan_rounds(seconds, first_s)
     on_plan(num_rounds, num_calls)
     for number in range(num_rounds):
@@ -83,7 +86,7 @@ def measure_in_turn(
 
 
 def plan_rounds(seconds: float, call_s: float) -> tuple[int, int]:
-    """Return (rounds, calls of each): at least five rounds, however slow a call is.
+    """Return (rounds, calls of each): at least six rounds, however slow a call is.
 
     Args:
         seconds: to spend on the form whose call takes `call_s`.

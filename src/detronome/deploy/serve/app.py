@@ -136,7 +136,7 @@ def build_app(service: Service, *, is_local: bool = True, allows_urls: bool = Fa
         "/metrics": Route("/metrics", show_metrics),
         "/openapi.json": Route("/openapi.json", show_openapi),
     }
-    hosts = ["127.0.0.1", "localhost", "[::1]", "::1", "testserver"] if is_local else ["*"]
+    hosts = ["127.0.0.1", "localhost", "[::1]"] if is_local else ["*"]
     return Starlette(
         routes=list(routes.values()),
         middleware=[
@@ -169,23 +169,23 @@ async def _predict(service: Service, request: Request, started: float, allows_ur
     deadline = started + asked.timeout_s
     service.refuse_if_busy(deadline)
     limits = service.limits
-    body = await read_body(
-        request.receive, request.headers, max_bytes=limits.max_body_bytes, deadline=deadline, budget=service.uploads
-    )
-    gone = asyncio.ensure_future(_until_gone(request.receive))
-    try:
-        content_type = request.headers.get("content-type", "")
-        if content_type.partition(";")[0].strip().lower() == "application/json":
-            url = _url_in_body(body, allows_urls)
-            content = await fetch_image(url, max_bytes=limits.max_body_bytes, deadline=deadline)
-        else:
-            content = image_in_body(body, content_type)
-        with service.slot(deadline) as slot:
-            found = await service.detect(content, slot, deadline=deadline, gone=gone)
-            return await _encoded(service, found, asked, slot, deadline=deadline, gone=gone)
-    finally:
-        gone.cancel()
-        service.uploads.give_back(len(body))
+    with service.uploads.share() as take:
+        body = await read_body(
+            request.receive, request.headers, max_bytes=limits.max_body_bytes, deadline=deadline, take=take
+        )
+        gone = asyncio.ensure_future(_until_gone(request.receive))
+        try:
+            content_type = request.headers.get("content-type", "")
+            if content_type.partition(";")[0].strip().lower() == "application/json":
+                url = _url_in_body(body, allows_urls)
+                content = await fetch_image(url, max_bytes=limits.max_body_bytes, deadline=deadline, take=take)
+            else:
+                content = image_in_body(body, content_type)
+            with service.slot(deadline) as slot:
+                found = await service.detect(content, slot, deadline=deadline, gone=gone)
+                return await _encoded(service, found, asked, slot, deadline=deadline, gone=gone)
+        finally:
+            gone.cancel()
 
 
 async def _encoded(

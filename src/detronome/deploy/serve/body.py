@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 from detronome.deploy.serve.limits import RefusedError
@@ -26,32 +27,38 @@ class UploadBudget:
         self._most_bytes = most_bytes
         self.held_bytes = 0
 
-    def take(self, size_bytes: int) -> None:
-        """Add to what is held.
+    @contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """Give one request a function that takes so many bytes more; at the end all that it took is given back.
 
-        Raises:
-            RefusedError: 503, it would be too much.
+        The function raises a `RefusedError`, 503, where it would be too much.
         """
-        if self.held_bytes + size_bytes > self._most_bytes:
-            raise RefusedError(503, "uploads", "too many uploads at once", fix="try again", retry_after_s=1)
-        self.held_bytes += size_bytes
+        taken = 0
 
-    def give_back(self, size_bytes: int) -> None:
-        """Take away from what is held."""
-        self.held_bytes -= size_bytes
+        def take(size_bytes: int) -> None:
+            nonlocal taken
+            if self.held_bytes + size_bytes > self._most_bytes:
+                raise RefusedError(503, "uploads", "too many uploads at once", fix="try again", retry_after_s=1)
+            self.held_bytes += size_bytes
+            taken += size_bytes
+
+        try:
+            yield take
+        finally:
+            self.held_bytes -= taken
 
 
 async def read_body(
-    receive: Receive, headers: Mapping[str, str], *, max_bytes: int, deadline: float, budget: UploadBudget
+    receive: Receive, headers: Mapping[str, str], *, max_bytes: int, deadline: float, take: Callable[[int], None]
 ) -> bytes:
-    """Return the whole body; it counts against the budget until the caller gives its length back.
+    """Return the whole body.
 
     Args:
         receive: gives the ASGI messages of the request.
         headers: of the request, names in lower case.
         max_bytes: longer bodies are refused: at once where the header says it, else when they get there.
         deadline: on the monotonic clock; a slower client is refused.
-        budget: of all bodies together.
+        take: is told of each piece, and may refuse it: a share of an `UploadBudget`.
 
     Raises:
         RefusedError: 413 too long, 408 too slow, 503 too many at once.
@@ -68,20 +75,17 @@ async def read_body(
                 if message["type"] == "http.disconnect":
                     raise RefusedError(_DISCONNECTED, "disconnected", "the client went away")
                 chunk = message.get("body", b"")
-                if size_bytes + len(chunk) > max_bytes:
-                    raise _too_long(max_bytes)
-                budget.take(len(chunk))
                 size_bytes += len(chunk)
+                if size_bytes > max_bytes:
+                    raise _too_long(max_bytes)
+                take(len(chunk))
                 chunks.append(chunk)
                 if not message.get("more_body", False):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    except BaseException as error:
-        budget.give_back(size_bytes)
-        if isinstance(error, TimeoutError):
-            raise RefusedError(
-                408, "slow_upload", "the body did not arrive in time", fix="send it faster, or ask for more time"
-            ) from error
-        raise
+    except TimeoutError as error:
+        raise RefusedError(
+            408, "slow_upload", "the body did not arrive in time", fix="send it faster, or ask for more time"
+        ) from error
 
 
 def _too_long(max_bytes: int) -> RefusedError:

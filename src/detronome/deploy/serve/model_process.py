@@ -1,16 +1,20 @@
 """The model in a process of its own: the server stays quick while it computes, and outlives it.
 
-Images travel as plain bytes. The process ends when the server is gone, however that ended, because its pipe closes.
+Images travel as plain bytes, and a second batch may be sent while the first is computed. The process ends when the
+server is gone, however that ended, because its pipe closes.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
@@ -64,11 +68,8 @@ class ModelProcess:
 
     @property
     def is_alive(self) -> bool:
-        return self._process is not None and self._process.is_alive()
-
-    @property
-    def pid(self) -> int | None:
-        return None if self._process is None else self._process.pid
+        process = self._process  # another thread may be replacing it
+        return process is not None and process.is_alive()
 
     def start(self) -> Categories:
         """Start the process, wait until the model has seen its first image, and return what its labels mean.
@@ -80,8 +81,9 @@ class ModelProcess:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         self._connection = ours
-        self._process = context.Process(target=_run, args=(theirs, self._open_model), name="model", daemon=True)
-        self._process.start()
+        process = context.Process(target=_run, args=(theirs, self._open_model), name="model", daemon=True)
+        process.start()
+        self._process = process
         theirs.close()
         try:
             told = ours.recv()
@@ -96,23 +98,40 @@ class ModelProcess:
         self.stop()
         raise told
 
-    def predict(self, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[Detections | Exception]:
-        """Return the detections in each image, in order, or why the model failed on it.
+    def send(self, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> None:
+        """Send a batch; it is computed after those that were sent before.
 
         Raises:
-            ModelProcessError: the process died, or did not answer in time.
+            ModelProcessError: the process died.
         """
         assert self._connection is not None
         try:
             self._connection.send([image.shape[:2] for image in images])
             for image in images:
                 self._connection.send_bytes(np.ascontiguousarray(image).reshape(-1).data)
+        except OSError as error:
+            raise ModelProcessError("the model's process died") from error
+
+    def receive(self) -> list[Detections | Exception]:
+        """Return the detections in each image of the next batch, in order, or why the model failed on it.
+
+        Raises:
+            ModelProcessError: the process died, or did not answer in time.
+        """
+        assert self._connection is not None
+        try:
             if not self._connection.poll(self._hang_s):
                 raise ModelProcessError(f"the model did not answer within {self._hang_s:g} s")
             answers: list[Detections | _Failed] = self._connection.recv()
         except (EOFError, OSError) as error:
             raise ModelProcessError("the model's process died") from error
         return [RuntimeError(answer.why) if isinstance(answer, _Failed) else answer for answer in answers]
+
+    def kill(self) -> None:
+        """End the process, from any thread: the one that waits for it is told by a `ModelProcessError`."""
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def stop(self) -> None:
         """End the process at once: it has nothing to put in order, and what it computes is wanted by nobody."""
@@ -128,6 +147,8 @@ def _run(connection: Connection, open_model: Callable[[], PredictingModel]) -> N
     # Signals are for the server, which then lets this process finish what it computes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    batches: SimpleQueue[list[UInt8[np.ndarray, "H W 3"]]] = SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, batches), daemon=True).start()
     with suppress(BrokenPipeError, ConnectionResetError):  # the server is gone
         try:
             model = open_model()
@@ -137,18 +158,19 @@ def _run(connection: Connection, open_model: Callable[[], PredictingModel]) -> N
             return
         connection.send(model.categories)
         while True:
-            try:
-                sizes_hw = connection.recv()
-                images = [_receive(connection, size_hw) for size_hw in sizes_hw]
-            except EOFError:
-                return
-            connection.send(_answers(model, images))
+            connection.send(_answers(model, batches.get()))
 
 
-def _receive(connection: Connection, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
-    image = np.empty((*size_hw, 3), dtype=np.uint8)
-    connection.recv_bytes_into(image.reshape(-1).data)
-    return image
+def _receive(connection: Connection, batches: SimpleQueue[list[UInt8[np.ndarray, "H W 3"]]]) -> None:
+    """Receive batches beside the model, so that it need not wait; end the process when the server is gone."""
+    try:
+        while True:
+            images = [np.empty((*size_hw, 3), dtype=np.uint8) for size_hw in connection.recv()]
+            for image in images:
+                connection.recv_bytes_into(image.reshape(-1).data)
+            batches.put(images)
+    except (EOFError, OSError):
+        os._exit(0)
 
 
 def _answers(model: PredictingModel, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> Sequence[Detections | _Failed]:

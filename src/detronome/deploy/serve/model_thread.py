@@ -1,7 +1,8 @@
 """The thread that feeds the model: takes batches from the queue, sends them to the process, hands back the answers.
 
-When the process dies, its batch is refused, the rest of the queue waits, and a new process is started. The thread alone
-talks to the process; answers are given on the event loop.
+While the model computes, the next full batch is sent ahead, so that it does not wait between the two. When the process
+dies, what was sent is refused, the rest of the queue waits, and a new process is started. The thread alone talks to the
+process; answers are given on the event loop.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Literal
 
 from detronome.deploy.serve.limits import RefusedError
@@ -26,6 +29,8 @@ _LOOK_S = 0.25
 """How often an idle thread looks whether its process lives."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _SMOOTHING = 0.2
+_MOST_SENT = 2
+"""Batches: the one that is computed, and the next."""
 
 
 class ModelThread:
@@ -70,11 +75,6 @@ class ModelThread:
         """Whether it works, or can be expected to work again: not after a start that failed, or a thread that died."""
         return self._state in ("starting", "stopped") or (self._thread.is_alive() and self._failed_starts == 0)
 
-    @property
-    def pid(self) -> int | None:
-        """Of the model's process."""
-        return self._process.pid
-
     def open(self) -> Categories:
         """Open the model, and return what its labels mean.
 
@@ -94,34 +94,45 @@ class ModelThread:
         """End the thread and the process; what waits is not answered."""
         self._stopping.set()
         self._queue.close()
-        if self._thread.is_alive():
+        while self._thread.is_alive():  # it may be waiting for the process, or starting another one
+            self._process.kill()
             self._thread.join(_LOOK_S)
         self._process.stop()
         self._state = "stopped"
 
     def _run(self) -> None:
-        while (jobs := self._queue.take(timeout_s=_LOOK_S)) is not None:
-            if not jobs:
+        sent: deque[list[Job]] = deque()  # the batch that is computed, and perhaps the next one
+        started = time.monotonic()
+        while (jobs := self._queue.take_full() if sent else self._queue.take(timeout_s=_LOOK_S)) is not None:
+            if not jobs and not sent:
                 if not self._process.is_alive:
                     self._restart()
                 continue
-            started = time.monotonic()
             try:
-                answers = self._process.predict([job.image for job in jobs])
+                if jobs:
+                    started = started if sent else time.monotonic()
+                    sent.append(jobs)
+                    self._process.send([job.image for job in jobs])
+                    if len(sent) < _MOST_SENT:
+                        continue
+                answers = self._process.receive()
             except ModelProcessError as error:
                 refused = RefusedError(503, "model_died", f"{error}; it is being restarted", retry_after_s=5)
-                self._call(_answer, jobs, [refused] * len(jobs))
+                for jobs in sent:
+                    self._call(_answer, jobs, [refused] * len(jobs), 0.0)
+                sent.clear()
                 self._restart()
                 continue
-            took_s = time.monotonic() - started
-            pace = took_s / len(jobs)
-            before = self.seconds_per_image
-            self.seconds_per_image = pace if not before else before + _SMOOTHING * (pace - before)
-            self._call(self._finish, jobs, answers, took_s)
+            ended = time.monotonic()
+            self._call(self._finish, sent.popleft(), answers, ended - started)
+            started = ended
 
     def _finish(self, jobs: Sequence[Job], answers: Sequence[Detections | Exception], took_s: float) -> None:
+        pace = took_s / len(jobs)
+        before = self.seconds_per_image
+        self.seconds_per_image = pace if not before else before + _SMOOTHING * (pace - before)
         self._on_batch(jobs, took_s)
-        _answer(jobs, answers)
+        _answer(jobs, answers, took_s)
 
     def _restart(self) -> None:
         pause_s = _FIRST_PAUSE_S
@@ -142,15 +153,15 @@ class ModelThread:
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(function, *arguments)
 
 
-def _answer(jobs: Sequence[Job], answers: Sequence[Detections | Exception]) -> None:
+def _answer(jobs: Sequence[Job], answers: Sequence[Detections | Exception], took_s: float) -> None:
     for job, answer in zip(jobs, answers, strict=True):
         if job.answer.done():
             continue
         if isinstance(answer, Exception):
             job.answer.set_exception(answer)
         else:
-            job.answer.set_result(answer)
+            job.answer.set_result((answer, took_s))

@@ -28,8 +28,8 @@ class Job:
     """RGB, upright."""
     deadline: float
     """On the monotonic clock; later, nobody wants the answer."""
-    answer: asyncio.Future[Detections]
-    """Is cancelled when its request has ended."""
+    answer: asyncio.Future[tuple[Detections, float]]
+    """What was found, and the seconds that the batch took in the model; cancelled when its request has ended."""
     since: float = field(default_factory=time.monotonic)
 
     @property
@@ -84,11 +84,19 @@ class BatchQueue:
                 if left_s <= 0:
                     break
                 self._changed.wait(left_s)
+            return None if self._is_closed else self._pop()
+
+    def take_full(self) -> list[Job] | None:
+        """Return a batch if a full one waits already, else an empty list; None when the queue is closed."""
+        with self._changed:
             if self._is_closed:
                 return None
-            batch: list[Job] = []
-            while self._jobs and len(batch) < self._max_batch:
-                job = self._jobs.popleft()
-                if job.is_wanted:
-                    batch.append(job)
-            return batch
+            return self._pop() if len(self._jobs) >= self._max_batch else []
+
+    def _pop(self) -> list[Job]:
+        batch: list[Job] = []
+        while self._jobs and len(batch) < self._max_batch:
+            job = self._jobs.popleft()
+            if job.is_wanted:
+                batch.append(job)
+        return batch

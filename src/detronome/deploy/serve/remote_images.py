@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import socket
 import time
+from collections.abc import Callable
 from urllib.parse import urljoin, urlsplit
 
 import httpx2
@@ -20,17 +21,21 @@ __all__ = ["fetch_image", "is_public"]
 
 _MAX_REDIRECTS = 3
 _PORTS = {"http": 80, "https": 443}
-_TRANSLATED = tuple(ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16"))
-"""IPv6 addresses that stand for IPv4 ones (NAT64, Teredo, 6to4): they may lead to a private one."""
+_HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity"}
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+"""All IPv6 addresses of the open Internet (RFC 4291); Python also calls some others global, such as fec0::1."""
+_TRANSLATED = tuple(ipaddress.ip_network(net) for net in ("2001::/32", "2002::/16"))
+"""IPv6 addresses among them that stand for IPv4 ones (Teredo, 6to4): they may lead to a private one."""
 
 
-async def fetch_image(url: str, *, max_bytes: int, deadline: float) -> bytes:
+async def fetch_image(url: str, *, max_bytes: int, deadline: float, take: Callable[[int], None]) -> bytes:
     """Return the file at an address.
 
     Args:
         url: http or https, of a public host, at the scheme's usual port.
         max_bytes: larger files are refused.
         deadline: on the monotonic clock.
+        take: is told of each piece, and may refuse it: a share of an `UploadBudget`.
 
     Raises:
         RefusedError: 400 for an address that is not allowed or gives no file, 413 for a file that is too large, 503
@@ -40,7 +45,7 @@ async def fetch_image(url: str, *, max_bytes: int, deadline: float) -> bytes:
         async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
             async with httpx2.AsyncClient(trust_env=False, follow_redirects=False) as client:
                 for _ in range(_MAX_REDIRECTS + 1):
-                    content = await _get(client, url, max_bytes)
+                    content = await _get(client, url, max_bytes, take)
                     if isinstance(content, bytes):
                         return content
                     url = content
@@ -51,7 +56,9 @@ async def fetch_image(url: str, *, max_bytes: int, deadline: float) -> bytes:
     raise _bad("too many redirects")
 
 
-async def _get(client: httpx2.AsyncClient, url: str, max_bytes: int) -> bytes | str:
+async def _get(
+    client: httpx2.AsyncClient, url: str, max_bytes: int, take: Callable[[int], None]
+) -> bytes | str:
     """Return the content, or the address of a redirect."""
     try:
         parts = urlsplit(url)
@@ -66,7 +73,7 @@ async def _get(client: httpx2.AsyncClient, url: str, max_bytes: int) -> bytes | 
     literal = f"[{address}]" if ":" in address else address
     target = httpx2.URL(url.partition("#")[0]).copy_with(host=literal, port=_PORTS[parts.scheme])
     name = f"[{host}]" if ":" in host else host
-    request = client.build_request("GET", target, headers={"Host": name, "Accept": "image/*"})
+    request = client.build_request("GET", target, headers=_HEADERS | {"Host": name})
     request.extensions["sni_hostname"] = host
     response = await client.send(request, stream=True)
     try:
@@ -76,10 +83,11 @@ async def _get(client: httpx2.AsyncClient, url: str, max_bytes: int) -> bytes | 
             raise _bad(f"the address answers with status {response.status_code}")
         chunks: list[bytes] = []
         size_bytes = 0
-        async for chunk in response.aiter_bytes():
+        async for chunk in response.aiter_raw():  # not decompressed, which would make a small chunk a large one
             size_bytes += len(chunk)
             if size_bytes > max_bytes:
                 raise RefusedError(413, "too_large", f"the file there has more than {max_bytes:,} bytes")
+            take(len(chunk))
             chunks.append(chunk)
         return b"".join(chunks)
     finally:
@@ -106,7 +114,7 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped
-        elif ip.scope_id is not None or any(ip in network for network in _TRANSLATED):
+        elif ip not in _GLOBAL_UNICAST or any(ip in network for network in _TRANSLATED):
             return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 

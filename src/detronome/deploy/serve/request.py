@@ -21,6 +21,8 @@ _MEDIA_TYPES = {
     "*/*": "json",
 }
 _NAMES = ("score", "max_detections", "format", "timeout")
+_MAX_PARAMETERS = 16
+"""More are a mistake, and an error that named them all would be longer than the request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ def parse_request(query: Sequence[tuple[str, str]], accept: str, limits: Limits)
     Raises:
         RefusedError: 400, with all that is wrong.
     """
+    if len(query) > _MAX_PARAMETERS:
+        raise RefusedError(400, "bad_parameter", "there are too many parameters", fix="see /openapi.json")
     wrong: list[str] = []
     values: dict[str, str] = {}
     for name, value in query:

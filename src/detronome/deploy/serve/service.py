@@ -148,13 +148,14 @@ class Service:
         )
         decoded = time.monotonic()
         self.metrics.decode_s.observe(decoded - started)
-        answer: asyncio.Future[Detections] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[tuple[Detections, float]] = asyncio.get_running_loop().create_future()
         self._queue.put(Job(image=image, deadline=deadline, answer=answer))
         try:
-            detections = await _in_time(answer, deadline, gone)
+            detections, model_s = await _in_time(answer, deadline, gone)
         finally:
             answer.cancel()
-        took = {"decode": decoded - started, "model": time.monotonic() - decoded}
+        wait_s = max(0.0, time.monotonic() - decoded - model_s)
+        took = {"decode": decoded - started, "wait": wait_s, "model": model_s}
         return Found(image=image, detections=detections, timing_ms={name: 1e3 * s for name, s in took.items()})
 
     def picture(self, found: Found) -> UInt8[np.ndarray, "H2 W2 3"]:

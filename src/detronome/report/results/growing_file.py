@@ -30,13 +30,16 @@ class GrowingFile:
         self._file.write(text)
 
     def close(self, *, is_complete: bool) -> None:
-        """Flush it to the disk and give it its name; what is not complete, the name with `partial` in it."""
+        """Flush it to the disk and give it its name, in place of what an earlier work that broke off has left; what is
+        not complete gets the name with `partial` in it."""
         try:
             with self._file as file:
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(self._temporary, 0o644)
             os.replace(self._temporary, self.path if is_complete else partial_name(self.path))
+            if is_complete:
+                partial_name(self.path).unlink(missing_ok=True)
         finally:
             Path(self._temporary).unlink(missing_ok=True)
 

@@ -55,6 +55,7 @@ class CsvWriter:
         self._file.close(is_complete=is_complete)
 
     def _write(self, rows: list[tuple[str, ...]]) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        self._file.write(text.getvalue())
+        for row in rows:
+            line = io.StringIO()
+            csv.writer(line, lineterminator="\r\n").writerow(row)  # puts quotes around either of these in a name
+            self._file.write(line.getvalue().removesuffix("\r\n") + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,6 +41,7 @@ class FakeProcess(ModelProcess):
         self.may_go_on.set()
         self.dies = self.is_dead = self.fails_to_start = False
         self.starts = 0
+        self._sent: deque[Sequence[np.ndarray]] = deque()
 
     @property
     def is_alive(self) -> bool:
@@ -50,7 +52,14 @@ class FakeProcess(ModelProcess):
             raise ModelProcessError("no")
         self.starts += 1
         self.is_dead = self.dies = False
+        self._sent.clear()
         return CATEGORIES
+
+    def send(self, images: Sequence[np.ndarray]) -> None:
+        self._sent.append(images)
+
+    def receive(self) -> list[Detections | Exception]:
+        return self.predict(self._sent.popleft())
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Detections | Exception]:
         self.batches.append(len(images))

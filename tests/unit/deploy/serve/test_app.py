@@ -42,7 +42,7 @@ def client_of(service: Service, **options: Any) -> Iterator[TestClient]:
             service.start()
         await app(scope, receive, send)
 
-    with TestClient(with_start, raise_server_exceptions=False) as client:
+    with TestClient(with_start, base_url="http://localhost", raise_server_exceptions=False) as client:
         yield client
 
 
@@ -271,10 +271,12 @@ def test_addresses_are_fetched_only_where_that_is_allowed(
 ) -> None:
     asked: list[str] = []
 
-    async def fetch(url: str, *, max_bytes: int, deadline: float) -> bytes:
+    async def fetch(url: str, *, max_bytes: int, deadline: float, take: Callable[[int], None]) -> bytes:
         asked.append(url)
         if url.endswith("none"):
             raise RefusedError(400, "bad_url", "nothing there")
+        take(100)
+        held.append(service.uploads.held_bytes)
         return encoded(77)
 
     monkeypatch.setattr("detronome.deploy.serve.app.fetch_image", fetch)

@@ -52,6 +52,7 @@ def test_accept_chooses_the_form(accept: str, form: str) -> None:
         ([("format", "gif")], ["jpeg"]),
         ([("scor", "1")], ["'scor'", "'score'"]),
         ([("score", "1"), ("score", "0")], ["twice"]),
+        ([("x", "1")] * 10_000, ["too many"]),
     ],
 )
 def test_all_that_is_wrong_is_told(query: list[tuple[str, str]], words: list[str]) -> None:
