@@ -166,7 +166,7 @@ async def overload(
     """Measure the capacity and load with a multiple of it, in turn: a shared machine's speed drifts within a minute."""
     client = Client(url)
     await closed_loop(client, requests, connections=4, until=lambda begun: begun >= 100)
-    connections = 2 * options.max_batch
+    connections = 3 * options.max_batch  # one batch in the model, one that waits for it, one on its way
     patient = [re.sub(rb"&timeout=[\d.]+", b"", request, count=1) for request in requests]
     workers = server.children(recursive=True)
     cpu_s = cpu_seconds(workers)

@@ -20,7 +20,7 @@ from detronome.config.schema import RunConfig, WithPretrainedBackbone
 from detronome.data.download.events import Listener, Noticed, ignore
 from detronome.data.store.decode import read_image
 from detronome.deploy.export.description import Description, read_description
-from detronome.deploy.exported import is_exported, open_exported
+from detronome.deploy.exported import default_device, is_exported, open_exported
 from detronome.deploy.optimize import optimized
 from detronome.deploy.predictor import build_predictor
 from detronome.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
@@ -126,7 +126,7 @@ class Model:
     Args:
         trained: what the file or folder holds: a checkpoint, or the description of an exported model.
         source: where it was loaded from.
-        device: auto, cpu, cuda, cuda:N or mps; `auto` is the CPU for a form that runs nowhere else.
+        device: auto, cpu, cuda, cuda:N or mps; `auto` is the CPU for an exported form that runs nowhere else here.
         notes: of weights from elsewhere: what was read, and what was assumed because nothing says it.
 
     Attributes:
@@ -149,9 +149,10 @@ class Model:
         metrics = trained.state.best_metrics if isinstance(trained, Checkpoint) else trained.metrics
         self.metrics = {n: float("nan") if v is None else v for n, v in metrics.items()}
         self.step = trained.state.step if isinstance(trained, Checkpoint) else trained.step
-        if device == "auto" and isinstance(trained, Description) and trained.form == "openvino":
-            device = "cpu"
-        self.device, _ = resolve_device(device)
+        if device == "auto" and isinstance(trained, Description):
+            self.device = default_device(trained.form)
+        else:
+            self.device, _ = resolve_device(device)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -172,7 +173,14 @@ class Model:
     def detector(self) -> Detector:
         """The network, in eval mode on the model's device."""
         if isinstance(self._trained, Description):
-            return open_exported(self.source, device=self.device)
+            exported = open_exported(self.source, device=self.device)
+            if exported.description != self._trained:
+                raise CheckpointError(
+                    "the file was exported anew after this model was loaded",
+                    where=str(self.source),
+                    fix="load it again",
+                )
+            return exported
         detector = build_model(_without_pretrained(self.config).model, len(self.categories))
         _load_weights(detector, self._trained, self.source)
         return detector.to(self.device).eval()

@@ -260,9 +260,7 @@ class Detections:
 
     def take(self, chosen: Bool[np.ndarray, " N"] | slice) -> Detections:
         """Return only the detections that a mask or a slice chooses."""
-        return replace(
-            self, boxes_xyxy=self.boxes_xyxy[chosen], scores=self.scores[chosen], labels=self.labels[chosen]
-        )
+        return replace(self, boxes_xyxy=self.boxes_xyxy[chosen], scores=self.scores[chosen], labels=self.labels[chosen])
 
     def to_coco(self) -> list[dict[str, Any]]:
         """Return COCO results records: `bbox` is [left, top, width, height] in pixels."""

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def test_what_is_written(exported: dt.ExportedModel, tiny_run: Path) -> None:
     assert record["step"] == model.checkpoint.state.step
     assert record["categories"]["names"] == list(model.categories.names)
     check = exported.self_check
-    assert check.images == "real"
+    assert check.images == "real and synthetic"
     assert check.difference.num_images == 4 + 6
     assert check.difference.largest_score < 1e-4
     assert check.accuracy is not None
@@ -135,11 +136,54 @@ def test_a_form_that_is_not_the_model_is_refused_and_leaves_nothing(
     assert os.listdir(tmp_path) == []
 
 
+def test_what_appears_meanwhile_is_not_overwritten(tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tiny.pt2"
+
+    def write(stage: str) -> None:
+        if "comparing" in stage:
+            out.write_text("another's")
+
+    with without_shape_checks(), pytest.raises(dt.ConfigError, match="it is not overwritten"):
+        dt.export(tiny_run, "torch", out=out, on_progress=write)
+    assert out.read_text() == "another's"
+    assert os.listdir(tmp_path) == ["tiny.pt2"]
+
+
+def test_of_the_data_only_what_is_looked_at_must_be_there(tiny_run: Path, blocks: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(blocks, data)
+    (data / "annotations" / "instances_train.json").unlink()
+    with without_shape_checks():
+        check = dt.export(tiny_run, "torch", out=tmp_path / "tiny.pt2", data=data, images=6).self_check
+    assert check.accuracy is not None and check.accuracy.num_images == 6
+
+
+def test_images_without_objects_are_told(tiny_run: Path, blocks: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(blocks, data)
+    file = data / "annotations" / "instances_val.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    with without_shape_checks(), pytest.raises(dt.DataError, match="AP cannot be compared"):
+        dt.export(tiny_run, "torch", out=tmp_path / "tiny.pt2", data=data)
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_a_file_that_was_exported_anew_is_told(exported: dt.ExportedModel, tmp_path: Path) -> None:
+    for file in (exported.file, description_of(exported.file)):
+        shutil.copy(file, tmp_path)
+    model = dt.load(tmp_path / "tiny.onnx")
+    change = json.loads(description_of(exported.file).read_text()) | {"step": 999}
+    (tmp_path / "tiny.onnx.json").write_text(json.dumps(change))
+    with pytest.raises(dt.CheckpointError, match="exported anew"):
+        _ = model.detector
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         ({"to": "coreml"}, "'coreml' is not known"),
         ({"to": "onnx", "out": "model.pt2"}, r"a file for onnx ends in \.onnx"),
+        ({"to": "onnx", "out": "."}, r"a file for onnx ends in \.onnx"),
         ({"to": "torch", "int8": True, "data": "d"}, "no INT8 for torch"),
         ({"to": "onnx", "int8": True}, "INT8 needs images"),
         ({"to": "onnx", "images": 0}, "0 images"),

@@ -349,6 +349,11 @@ def test_work_that_breaks_off_leaves_what_there_is_under_another_name(
     assert [name for name in left if not name.endswith(".jpg")] == ["detections.partial.csv", "detections.partial.json"]
     assert len({r["image_id"] for r in json.loads((tmp_path / "out/detections.partial.json").read_text())}) == 8
 
+    with pytest.raises(dt.ConfigError, match=r"there already: detections\.partial\.json"):
+        dt.predict(model, photos / "z", out=tmp_path / "out", formats=["coco"])
+    dt.predict(model, photos / "z", out=tmp_path / "out", formats=["coco", "csv"], if_exists="replace")
+    assert not [name for name in relative_files(tmp_path / "out") if "partial" in name]
+
 
 def test_the_command(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
     (photos / "b.png").write_bytes(b"no image")

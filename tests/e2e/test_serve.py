@@ -101,6 +101,9 @@ def test_a_server_from_its_start_to_its_end(blocks: Path, tiny_run: Path, tmp_pa
             scores = [one["score"] for one in found]
             np.testing.assert_allclose(scores, expected.scores, atol=1e-3)
 
+        # The process that answers needs no torch: it holds less memory, and ends at once.
+        assert not any("libtorch" in part.path for part in psutil.Process(server.process.pid).memory_maps())
+
         # Sockets: a chunked body, a body that never ends, half a head, noise.
         assert_bodies_are_bounded(port, images[0].read_bytes())
 
@@ -184,5 +187,6 @@ def test_a_mistake_ends_the_command_with_a_reason(tmp_path: Path) -> None:
 
     assert "no-such-run" in run(str(tmp_path / "no-such-run"), "--port", "0")
     assert "max_batch" in run("x", "--max-batch", "0")
+    assert "max_pixels" in run("x", "--max-megapixels", "nan", "--max-body-mb", "inf")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "--port" in run("x", "--port", str(taken.getsockname()[1]))

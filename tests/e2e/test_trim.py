@@ -134,7 +134,10 @@ def test_classic_detr_keeps_the_queries_that_find_objects(blocks: Path, tmp_path
     assert kept.shape == (3, 16) and all((own == row).all(1).any() for row in kept)
 
 
-def test_mistakes_are_told_with_their_fix(command: Any, tiny_run: Path, blocks: Path, tmp_path: Path) -> None:
+def test_mistakes_are_told_with_their_fix(
+    command: Any, tiny_run: Path, blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     cases = [
         ((tiny_run,), "nothing is said to be trimmed"),

@@ -59,6 +59,13 @@ def test_a_run_in_bf16_predicts_as_it_was_evaluated() -> None:
     assert loaded.form is loaded.detector
 
 
+def test_full_precision_is_full_for_a_run_in_bf16_too() -> None:
+    loaded = model(precision="bf16")
+    loaded.optimize(precision="fp32")
+    found, expected = (one.predict(IMAGES[0], score=0.0).detections for one in (loaded, model()))
+    assert_close(found, expected)
+
+
 def test_another_precision_is_used_from_then_on() -> None:
     loaded = model()
     before = loaded.predict(IMAGES[0], score=0.0)

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from detronome.api.searching import Search, search
     from detronome.api.serving import serve
     from detronome.api.training import Run, demo, resume, train
-    from detronome.api.trimming import Trimmed, TrimSweep, trim, trim_sweep
+    from detronome.api.trim_results import Trimmed, TrimSweep
+    from detronome.api.trimming import trim, trim_sweep
     from detronome.api.tuning import Tuning, tune
     from detronome.api.watching import follow_run, run_state, serve_run
 
@@ -92,7 +93,8 @@ _HOMES = {
     "searching": ("Search", "search"),
     "serving": ("serve",),
     "training": ("Run", "demo", "resume", "train"),
-    "trimming": ("TrimSweep", "Trimmed", "trim", "trim_sweep"),
+    "trim_results": ("TrimSweep", "Trimmed"),
+    "trimming": ("trim", "trim_sweep"),
     "tuning": ("Tuning", "tune"),
     "watching": ("follow_run", "run_state", "serve_run"),
 }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,21 @@ import torch
 
 from detronome.api.arguments import one_process
 from detronome.api.benchmark_child import measured_config
-from detronome.api.folders import may_write, write_json, writing
+from detronome.api.benchmark_exports import Exporter, digest_of
+from detronome.api.folders import may_write, writing
 from detronome.config.schema import RunConfig
 from detronome.data.build import augment_policy, padded_shapes
 from detronome.data.split import DataSplit, label_map, open_split
 from detronome.deploy.benchmark.calls import Call, calls_of, padded_shape
-from detronome.deploy.benchmark.forms import FORMS, Form, LeftOut, available_forms
-from detronome.deploy.benchmark.messages import Export, Exported, Subject
-from detronome.deploy.benchmark.process import FormFailedError, FormProcess
+from detronome.deploy.benchmark.forms import Form, LeftOut, available_forms
+from detronome.deploy.benchmark.messages import Subject
+from detronome.deploy.benchmark.process import FormFailedError
 from detronome.deploy.benchmark.records import FormRecord, to_json
 from detronome.deploy.benchmark.session import Contender, Session
-from detronome.deploy.export.description import description_of
 from detronome.deploy.export.real_images import readable_images
 from detronome.deploy.exported import is_exported
 from detronome.errors import ConfigError, Problem
-from detronome.model import Model, load
+from detronome.model import load
 from detronome.report.benchmark_chart import BenchmarkPoint, save_benchmark
 from detronome.runtime.device import describe_environment
 from detronome.runtime.files import write_atomic
@@ -201,8 +200,12 @@ def benchmark(
         evaluated=tuple(images_in_order[:images]),
         on_begin=on_begin,
     )
-    exporter = _Exporter(
-        folder / _EXPORTS, weights=_digest(loaded) if wanted else "", logs=folder / _LOGS, on_begin=on_begin
+    exporter = Exporter(
+        _ENTRY,
+        folder / _EXPORTS,
+        weights=digest_of(loaded) if wanted else "",
+        logs=folder / _LOGS,
+        on_begin=on_begin,
     )
     del loaded
     contenders, failed = _contenders(subject, wanted, sources, exporter)
@@ -226,7 +229,7 @@ def benchmark(
 
 
 def _contenders(
-    subject: Subject, wanted: Sequence[Form], sources: Sequence[str], exporter: _Exporter
+    subject: Subject, wanted: Sequence[Form], sources: Sequence[str], exporter: Exporter
 ) -> tuple[list[Contender], dict[str, FormFailedError]]:
     """Return the forms of the first source and the other sources as they are; and which forms could not be exported.
 
@@ -258,66 +261,6 @@ def _contenders(
         for name, source in zip(names, as_they_are, strict=True)
     ]
     return contenders, failed
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Recipe:
-    """What an exported file was made from: another one must be made where any of this differs."""
-
-    weights: str
-    form: str
-    data: str
-    detronome: str
-
-
-class _Exporter:
-    """Makes exported files, each in a process of its own, or finds those of an earlier benchmark."""
-
-    def __init__(self, folder: Path, *, weights: str, logs: Path, on_begin: Callable[[str], None]) -> None:
-        self._folder = folder
-        self._weights = weights
-        self._logs = logs
-        self._on_begin = on_begin
-        self._failed: dict[str, FormFailedError] = {}
-
-    def file_of(self, subject: Subject) -> Path:
-        """Return the file of an exported form.
-
-        Raises:
-            FormFailedError: it cannot be made.
-        """
-        form = subject.form
-        assert form is not None
-        if form.file_of:
-            form = next(one for one in FORMS if one.name == form.file_of)
-            subject = replace(subject, form=form)
-        if form.name in self._failed:
-            raise self._failed[form.name]
-        file = self._folder / form.name / f"model{form.suffix}"
-        recipe = asdict(
-            _Recipe(
-                weights=self._weights,
-                form=form.name,
-                data=str(Path(subject.data).resolve()) if form.precision == "int8" else "",
-                detronome=version("detronome"),
-            )
-        )
-        note = file.with_name("made_from.json")
-        with suppress(OSError, ValueError):
-            if json.loads(note.read_text()) == recipe and description_of(file).is_file():
-                return file
-            for part in file.parent.glob(f"{file.stem}.*"):  # ours, as the note says: of another model, or half made
-                part.unlink()
-        self._on_begin(f"exporting {form.name}")
-        write_json(note, recipe)
-        log = self._logs / f"{form.name}-export.log"
-        with FormProcess(_ENTRY, threads=usable_cpus(), log=log) as process:
-            try:
-                process.ask(Export(subject=subject, file=file), Exported)
-            except FormFailedError as error:
-                self._failed[form.name] = error
-                raise
-        return file
 
 
 def _check(batch_sizes: Sequence[int], threads: int, images: int, seconds: float, image_size: int | None) -> None:
@@ -377,15 +320,6 @@ def _in_order(
     ]
     known = {form.name for form in wanted}
     return [*records, *(record for name, record in measured.items() if name not in known)]
-
-
-def _digest(model: Model) -> str:
-    """Return what changes when a weight does, or the configuration."""
-    digest = hashlib.sha256(repr(model.config).encode())
-    for name, tensor in sorted(model.checkpoint.model.items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _environment(device: torch.device, threads: int) -> dict[str, str]:

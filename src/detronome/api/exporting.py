@@ -31,7 +31,7 @@ from detronome.deploy.export.description import (
     write_description,
 )
 from detronome.deploy.export.graph import trace
-from detronome.deploy.export.int8 import quantize_onnx, quantize_openvino
+from detronome.deploy.export.int8 import quantize_onnx, quantize_openvino, require_nncf
 from detronome.deploy.export.onnx import require_onnx, write_onnx
 from detronome.deploy.export.openvino import require_openvino, write_openvino
 from detronome.deploy.export.real_images import compare_accuracy, readable_images, real_batches
@@ -131,22 +131,22 @@ def export(
     device = torch.device("cuda") if form == "tensorrt" else torch.device("cpu")
     precision: Precision = "int8" if int8 else "fp32"
     _check_arguments(form, int8=int8, has_data=data is not None, images=images, calibration_images=calibration_images)
-    made_with = _require_packages(form)
+    made_with = _require_packages(form, int8=int8)
     loaded = model if isinstance(model, Model) else load(model, device="cpu")
     state = loaded.checkpoint.state
     file = _destination(out, loaded, form, precision)
     config = loaded.config
-    splits = _open_splits(data, config) if data is not None else None
+    validation = None if data is None else open_a_split(data, config.data.val_split or config.data.train_split, config)
+    training = open_a_split(data, config.data.train_split, config) if int8 and data is not None else None
 
     detector = _on_cpu(loaded.detector)
     on_progress("capturing the graph")
     with writing(file), tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-", suffix=".tmp") as folder:
         written = Path(folder) / file.name
         calibration = None
-        if int8:
-            assert splits is not None
-            chosen = readable_images(splits.calibration, calibration_images)
-            calibration = ((x.numpy(), mask.numpy()) for x, mask in real_batches(config, splits.calibration, chosen))
+        if training is not None:
+            chosen = readable_images(training, calibration_images)
+            calibration = ((x.numpy(), mask.numpy()) for x, mask in real_batches(config, training, chosen))
         _write(detector, form, written, config, calibration=calibration, on_progress=on_progress)
         description = describe(
             _files_of(written, form),
@@ -166,22 +166,19 @@ def export(
         write_description(written, description)
         on_progress("comparing it with the model")
         exported = open_exported(written, device=device)
-        checked = _check(detector, exported, loaded, splits, images=images, precision=precision, device=device)
+        checked = _check(detector, exported, loaded, validation, images=images, precision=precision, device=device)
         problems = problems_of(checked)
         if problems:
             raise ConfigError([_refused(problem, file) for problem in problems])
         description = replace(description, self_check=checked)
         write_description(written, description)
+        _require_free(file, form)  # minutes have passed
         # The description last: without it, nothing is an exported model.
         for part in (*_files_of(written, form), description_of(written)):
+            with part.open("rb") as content:
+                os.fsync(content.fileno())
             os.replace(part, file.with_name(part.name))
     return ExportedModel(file=file, description=description)
-
-
-@dataclass(frozen=True)
-class _Splits:
-    calibration: DataSplit
-    accuracy: DataSplit
 
 
 def _check_arguments(form: Form, *, int8: bool, has_data: bool, images: int, calibration_images: int) -> None:
@@ -207,7 +204,7 @@ def _check_arguments(form: Form, *, int8: bool, has_data: bool, images: int, cal
         raise ConfigError(problems)
 
 
-def _require_packages(form: Form) -> dict[str, str]:
+def _require_packages(form: Form, *, int8: bool) -> dict[str, str]:
     """Return the versions of what writes the form."""
     needed_for = f"exporting to {form}"
     versions = {name: version(name) for name in ("detronome", "torch")}
@@ -217,6 +214,7 @@ def _require_packages(form: Form) -> dict[str, str]:
         versions |= require_onnx(needed_for="checking the file", runs=True)
     if form == "openvino":
         versions |= require_openvino(needed_for=needed_for)
+        versions |= require_nncf() if int8 else {}
     if form == "tensorrt":
         versions |= require_tensorrt(needed_for=needed_for)
     return versions
@@ -230,8 +228,14 @@ def _destination(out: str | Path | None, model: Model, form: Form, precision: Pr
         raise ConfigError(
             f"a file for {form} ends in {suffix}, and {file.name!r} does not",
             where="--out",
-            fix=f"name it {file.with_suffix(suffix)}",
+            fix=f"name it {file.parent / (file.stem or 'model')}{suffix}",
         )
+    _require_free(file, form)
+    may_write(file)
+    return file
+
+
+def _require_free(file: Path, form: Form) -> None:
     for part in (*_files_of(file, form), description_of(file)):
         if os.path.lexists(part):
             raise ConfigError(
@@ -239,8 +243,6 @@ def _destination(out: str | Path | None, model: Model, form: Form, precision: Pr
                 where=str(part),
                 fix="choose another file with --out, or remove it first",
             )
-    may_write(file)
-    return file
 
 
 def _name_of(model: Model) -> str:
@@ -253,13 +255,6 @@ def _name_of(model: Model) -> str:
 
 def _files_of(file: Path, form: Form) -> list[Path]:
     return [file, file.with_suffix(".bin")] if form == "openvino" else [file]
-
-
-def _open_splits(data: str | Path, config: RunConfig) -> _Splits:
-    return _Splits(
-        calibration=open_a_split(data, config.data.train_split, config),
-        accuracy=open_a_split(data, config.data.val_split or config.data.train_split, config),
-    )
 
 
 def _on_cpu(detector: Detector) -> Detector:
@@ -317,7 +312,7 @@ def _check(
     original: Detector,
     exported: Detector,
     model: Model,
-    splits: _Splits | None,
+    split: DataSplit | None,
     *,
     images: int,
     precision: Precision,
@@ -326,25 +321,25 @@ def _check(
     config = model.config
     batches = synthetic_batches(min(config.augment.eval_size, _SYNTHETIC_SIDE_PX))
     chosen: Sequence[int] = ()
-    if splits is not None:
-        chosen = readable_images(splits.accuracy, images)
-        real = real_batches(config, splits.accuracy, chosen[:_COMPARED_IMAGES])
+    if split is not None:
+        chosen = readable_images(split, images)
+        real = real_batches(config, split, chosen[:_COMPARED_IMAGES])
         # INT8 knows the range of real images' activations; patches of colour would only show that.
         batches = real if precision == "int8" else chain(real, batches)
     difference, masks = compare_outputs(original, exported, batches)
     accuracy = None
-    if splits is not None:
+    if split is not None:
         accuracy = compare_accuracy(
             original if device.type == "cpu" else copy.deepcopy(original).to(device),
             exported,
             config=config,
             categories=model.categories,
-            split=splits.accuracy,
+            split=split,
             images=chosen,
             device=device,
         )
     return SelfCheck(
-        images="real" if splits is not None else "synthetic",
+        images="synthetic" if split is None else "real" if precision == "int8" else "real and synthetic",
         difference=difference,
         masks=masks,
         accuracy=accuracy,

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from detronome.api.arguments import one_of
-from detronome.api.folders import may_write, writing
+from detronome.api.prediction_files import Format, PredictionFiles, require_free
 from detronome.config.schema import DetrConfig
-from detronome.data.coco.image_ids import read_image_ids
+from detronome.data.coco.image_ids import ids_of_inputs
 from detronome.data.inputs import Input, find_inputs
-from detronome.deploy.input_stream import Picture, in_chunks, read_ahead, read_pictures, require_readable_inputs
+from detronome.deploy.input_stream import in_chunks, read_ahead, read_pictures, require_readable_inputs
 from detronome.deploy.predictor import build_predictor
 from detronome.deploy.tiling import TiledPredictor
-from detronome.deploy.video import VideoReader, VideoWriter
-from detronome.errors import ConfigError, DataError, Problem, first_few, nearest_name_hint
+from detronome.deploy.video import VideoReader
+from detronome.errors import ConfigError, DataError, Problem, nearest_name_hint
 from detronome.model import Model, load
-from detronome.report.results.coco import CocoWriter, PanopticWriter
-from detronome.report.results.found import Found, ResultWriter
-from detronome.report.results.growing_file import partial_name
-from detronome.report.results.pictures import PictureWriter, draw_detections
-from detronome.report.results.table import CsvWriter
-from detronome.report.results.yolo import YoloWriter
 from detronome.types import Categories, Detections, PanopticPrediction, Predictor
 from detronome.weights.coco import NO_NAME
 
 __all__ = ["Predictions", "predict"]
 
-Format = Literal["pictures", "coco", "yolo", "csv"]
 OnError = Literal["skip", "stop"]
 IfExists = Literal["error", "replace"]
-_T = TypeVar("_T")
 
 _BATCH_SIZE = 4
 _BATCHES_IN_MEMORY = 4
@@ -137,7 +127,7 @@ def predict(
     _require_positive(score=score, max_detections=max_detections, every=every, batch_size=batch_size)
     out_dir = Path(out)
     inputs = find_inputs([images] if isinstance(images, str | Path) else images, recursive=recursive, besides=out_dir)
-    ids = _image_ids(inputs, annotations)
+    ids = ids_of_inputs(inputs, None if annotations is None else Path(annotations))
     loaded = model if isinstance(model, Model) else load(model, device=device)
     categories = _named(loaded.categories)
     wanted = None if classes is None else _category_ids(classes, categories)
@@ -151,7 +141,7 @@ def predict(
                 fix="leave it out, or use a model without masks",
             )
         predictor = TiledPredictor(predictor, tile_hw=tile_hw, overlap=overlap, with_whole=tile_whole)
-    _require_free(out_dir, inputs, asked, has_masks, may_replace=if_exists == "replace")
+    require_free(out_dir, inputs, asked, has_masks, may_replace=if_exists == "replace")
     if on_error == "stop":
         require_readable_inputs(inputs)
     num_expected, notes = _survey(inputs, every, are_drawn="pictures" in asked)
@@ -166,7 +156,7 @@ def predict(
     num_objects: dict[str, int] = {}
     num_done = num_frames = 0
     pictures = read_pictures(inputs, every=every, on_unreadable=leave_out)
-    with _Results(out_dir, asked, categories, has_masks=has_masks) as results:
+    with PredictionFiles(out_dir, asked, categories, has_masks=has_masks) as results:
         for chunk in read_ahead(in_chunks(pictures, _BATCHES_IN_MEMORY * (batch_size or _BATCH_SIZE))):
             found = predictor.predict([picture.pixels for picture in chunk])
             for picture, detections in zip(chunk, found, strict=True):
@@ -190,87 +180,6 @@ def predict(
         unreadable=tuple(unreadable),
         notes=notes,
     )
-
-
-class _Results:
-    """All that is written, as a context manager that publishes it in the end."""
-
-    def __init__(self, out: Path, formats: Sequence[Format], categories: Categories, *, has_masks: bool) -> None:
-        self._out = out
-        self._names = categories.by_id
-        places = {
-            "pictures": out,
-            "coco": out / "detections.json",
-            "panoptic": out / "panoptic.json",
-            "yolo": out / "labels",
-            "csv": out / "detections.csv",
-        }
-        self._makers: dict[str, Callable[[], ResultWriter]] = {
-            "pictures": lambda: PictureWriter(out, self._names),
-            "coco": lambda: CocoWriter(places["coco"]),
-            "panoptic": lambda: PanopticWriter(places["panoptic"]),
-            "yolo": lambda: YoloWriter(out, categories),
-            "csv": lambda: CsvWriter(places["csv"], self._names),
-        }
-        kinds = [*formats, *(["panoptic"] if has_masks and "coco" in formats else [])]
-        self.places = {kind: place for kind, place in places.items() if kind in kinds}
-        self._writers: dict[str, ResultWriter] = {}
-        self._video: tuple[Input, VideoWriter] | None = None
-
-    def __enter__(self) -> _Results:
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        with writing(self._out):
-            try:
-                self._end_video(kind, error, trace)
-            finally:
-                self._close_files(is_complete=kind is None)
-
-    def add(self, picture: Picture, detections: Detections, score: float) -> int:
-        """Write what was found in a picture; return how many objects have at least this score."""
-        source, frame = picture.source, picture.frame
-        found = Found(
-            name=source.name if frame is None else f"{source.name}/{frame:06d}",
-            # Names need not be Unicode; text in a file must.
-            file_name=os.fsencode(source.file_name).decode("utf-8", "backslashreplace"),
-            pixels=picture.pixels,
-            detections=detections,
-            score=score,
-            frame=frame,
-            time_s=picture.time_s,
-        )
-        with writing(self._out):
-            for kind in self.places:
-                if kind not in self._writers:  # at the first picture: without any, nothing is written
-                    self._writers[kind] = self._makers[kind]()
-            if self._video is not None and self._video[0] != source:
-                self._end_video()
-            for kind, writer in self._writers.items():
-                if kind == "pictures" and frame is not None:
-                    self._draw_frame(picture, found)
-                else:
-                    writer.add(found)
-        return len(found.confident)
-
-    def _draw_frame(self, picture: Picture, found: Found) -> None:
-        assert picture.fps is not None and picture.time_s is not None, "a frame knows when it is shown"
-        if self._video is None:
-            file = self._out / f"{picture.source.name}.mp4"
-            size_hw = (picture.pixels.shape[0], picture.pixels.shape[1])
-            self._video = picture.source, VideoWriter(file, size_hw=size_hw, fps=picture.fps)
-        drawn = draw_detections(picture.pixels, found.confident, self._names, may_enlarge=False)
-        self._video[1].write(drawn, picture.time_s)
-
-    def _end_video(self, kind: Any = None, error: Any = None, trace: Any = None) -> None:
-        video, self._video = self._video, None
-        if video is not None:
-            video[1].__exit__(kind, error, trace)
-
-    def _close_files(self, *, is_complete: bool) -> None:
-        with ExitStack() as all_of_them:
-            for writer in self._writers.values():
-                all_of_them.callback(writer.close, is_complete=is_complete)
 
 
 def _predictor(model: Model, max_detections: int | None, batch_size: int) -> Predictor:
@@ -314,85 +223,6 @@ def _survey(inputs: Sequence[Input], every: int, *, are_drawn: bool) -> tuple[in
         except DataError:
             pass  # told when it is its turn
     return count, tuple(notes)
-
-
-def _image_ids(inputs: Sequence[Input], annotations: str | Path | None) -> dict[str, int] | None:
-    """Return image ids by name; None numbers pictures and frames as they come."""
-    if annotations is not None:
-        return _annotated_ids(inputs, Path(annotations))
-    stems = [one.path.stem for one in inputs]
-    if all(stem.isdecimal() and len(stem) < 19 for stem in stems) and not any(one.is_video for one in inputs):
-        ids = {one.name: int(stem) for one, stem in zip(inputs, stems, strict=True)}
-        if len(set(ids.values())) == len(inputs):
-            return ids
-    return None
-
-
-def _annotated_ids(inputs: Sequence[Input], annotations: Path) -> dict[str, int]:
-    if videos := [str(one.path) for one in inputs if one.is_video]:
-        raise ConfigError(
-            f"frames of a video have no names that an annotation file could give ids to: {first_few(videos)}",
-            where=str(annotations),
-            fix="leave the annotation file out, or predict images and videos one after the other",
-        )
-    known = read_image_ids(annotations)
-    ids = {one.name: known.of(one.file_name) for one in inputs}
-    if unknown := [one.file_name for one in inputs if ids[one.name] is None]:
-        raise DataError(
-            f"the annotation file does not list {len(unknown):,} of {len(inputs):,} images: {first_few(unknown)}",
-            where=str(annotations),
-            fix="name the annotation file of these images, or leave out the others",
-        )
-    found = {name: image_id for name, image_id in ids.items() if image_id is not None}
-    if repeated := _repeated(found.values()):
-        names = [name for name, image_id in found.items() if image_id == repeated[0]]
-        raise DataError(
-            f"several files are the image with id {repeated[0]}: {first_few(names)}",
-            where=str(annotations),
-            fix="give each image once",
-        )
-    return found
-
-
-def _require_free(
-    out: Path, inputs: Sequence[Input], formats: Sequence[Format], has_masks: bool, *, may_replace: bool
-) -> None:
-    """Refuse a folder that cannot be written to, or where the user's files or earlier results would be overwritten."""
-    may_write(out / "detections.json")
-    planned = list(_planned_files(out, inputs, formats, has_masks))
-    sources = {one.path.parent.resolve() / one.path.name for one in inputs}
-    if clashing := [str(path) for path in planned if path.parent.resolve() / path.name in sources]:
-        raise ConfigError(
-            f"results would overwrite images that are looked at: {first_few(clashing)}",
-            where=str(out),
-            fix="choose another folder with --out",
-        )
-    there = [] if may_replace else [path for path in planned if os.path.lexists(path)]
-    if there:
-        raise ConfigError(
-            f"results are there already: {first_few([str(path.relative_to(out)) for path in there])}",
-            where=str(out),
-            fix="choose another --out, or replace them: --if-exists replace",
-        )
-
-
-def _planned_files(out: Path, inputs: Sequence[Input], formats: Sequence[Format], has_masks: bool) -> Iterator[Path]:
-    growing = [
-        *([out / "detections.json"] if "coco" in formats else []),
-        *([out / "detections.csv"] if "csv" in formats else []),
-        *([out / "panoptic.json"] if has_masks and "coco" in formats else []),
-    ]
-    yield from growing
-    yield from map(partial_name, growing)
-    if "yolo" in formats:
-        yield out / "classes.txt"
-    for one in inputs:
-        if "pictures" in formats:
-            yield out / (f"{one.name}.mp4" if one.is_video else f"{one.name}.jpg")
-        if "yolo" in formats:
-            yield out / "labels" / (one.name if one.is_video else f"{one.name}.txt")
-        if has_masks and "coco" in formats:
-            yield out / "panoptic" / (one.name if one.is_video else f"{one.name}.png")
 
 
 def _asked_formats(formats: Iterable[str]) -> tuple[Format, ...]:
@@ -453,8 +283,3 @@ def _named(categories: Categories) -> Categories:
 
 def _has_masks(model: Model) -> bool:
     return isinstance(model.config.model, DetrConfig) and model.config.model.mask_head
-
-
-def _repeated(values: Iterable[_T]) -> list[_T]:
-    seen: set[_T] = set()
-    return [value for value in values if value in seen or seen.add(value)]  # type: ignore[func-returns-value]

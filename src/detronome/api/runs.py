@@ -21,6 +21,7 @@ from detronome.runtime.precision import resolve_precision
 
 __all__ = ["evaluate", "evaluate_results", "measure", "write_report"]
 
+
 def evaluate(
     model: str | Path | Model,
     data: str | Path,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from detronome.api.arguments import one_process, whole_number
 from detronome.api.asked import open_a_split
 from detronome.api.folders import may_write, numbered, writing
 from detronome.api.runs import measure
-from detronome.api.training import Run, train
+from detronome.api.training import train
+from detronome.api.trim_results import Trimmed, TrimSweep
 from detronome.config.convert import from_dict
 from detronome.config.schema import DetrConfig, RunConfig
 from detronome.data.layout import available_splits
@@ -29,84 +29,13 @@ from detronome.report.trade_off import TradeOff, draw_trade_offs
 from detronome.runtime.device import describe_environment
 from detronome.runtime.files import write_atomic
 
-__all__ = ["TrimSweep", "Trimmed", "trim", "trim_sweep"]
+__all__ = ["trim", "trim_sweep"]
 
 _FINE_TUNE_LR = 0.5
 """Of the rates that the model was trained with: it is to recover, not to learn anew. A tenth recovered less (docs)."""
 _SQUARE_STEP_PX = 32
 _FEWEST_ROUNDS = 6
 """Fewer have no 95 % interval."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trimmed:
-    """A trimmed model on disk."""
-
-    folder: Path
-    """A checkpoint, or the run that fine-tuned it; what `load` takes."""
-    extent: Extent
-    whole: Extent
-    """Of the model that it was made of."""
-    split: str = ""
-    """What the metrics were measured on; empty where no data were given."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """AP, AP50, ..., before any fine-tuning."""
-    whole_metrics: Mapping[str, float] = field(default_factory=dict)
-    """Of the model that it was made of."""
-    run: Run | None = None
-    """The fine-tuning, where it was asked for."""
-    fine_tuned_metrics: Mapping[str, float] = field(default_factory=dict)
-    """Of its best checkpoint, on the same split as the others."""
-    notes: tuple[str, ...] = ()
-
-    @cached_property
-    def model(self) -> Model:
-        """The trimmed model, loaded."""
-        return load(self.folder)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return {
-            "folder": str(self.folder),
-            **_extent_record(self.extent),
-            "whole": _extent_record(self.whole),
-            "split": self.split or None,
-            "metrics": dict(self.metrics),
-            "whole_metrics": dict(self.whole_metrics),
-            "fine_tuned_metrics": dict(self.fine_tuned_metrics) or None,
-            "notes": list(self.notes),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrimSweep:
-    """What trimming a model in several ways costs and gains."""
-
-    result: Sweep
-    recommended: SweepPoint
-    """The fastest that loses no more than the tolerance, and is proven to be faster than the whole model; or that."""
-    tolerance: float
-    split: str
-    environment: Mapping[str, str]
-    """Machine and versions."""
-    notes: tuple[str, ...]
-    trimmed: Trimmed | None = None
-    """The recommended model on disk, where that was asked for."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        front = self.result.front()
-        return {
-            "metric": self.result.metric,
-            "tolerance": self.tolerance,
-            "split": self.split,
-            "num_images": self.result.num_images,
-            "recommended": _extent_record(self.recommended.extent),
-            "points": [_point_record(point, self.result, is_on_front=point in front) for point in self.result.points],
-            "trimmed": self.trimmed.to_json() if self.trimmed else None,
-            "environment": dict(self.environment),
-            "notes": list(self.notes),
-        }
 
 
 def trim(
@@ -157,6 +86,7 @@ def trim(
     loaded = _trimmable(model, device)
     folder = _new_folder(out, loaded.config)
     extent = _asked_extent(loaded.config, decoder_layers, queries, image_size)
+    may_write(folder)
     best_queries: Sequence[int] = ()
     notes = _mask_notes(loaded.config, extent)
     if has_learned_queries(loaded.config.model) and extent.num_queries < extent_of(loaded.config).num_queries:
@@ -251,6 +181,8 @@ def trim_sweep(
     _check_fine_tuning(fine_tune, data, settings)
     loaded = _trimmable(model, device)
     folder = None if out is None else _new_folder(out, loaded.config)
+    if folder is not None:
+        may_write(folder)
     if picture is not None:
         may_write(Path(picture), option="--picture")
     data_split = open_a_split(data, split, loaded.config)
@@ -325,7 +257,6 @@ def _new_folder(out: str | Path | None, config: RunConfig) -> Path:
     folder = numbered(Path("runs") / f"{config.preset}-trimmed") if out is None else Path(out)
     if folder.exists():
         raise ConfigError("exists already", where=str(folder), fix="choose another --out")
-    may_write(folder)
     return folder
 
 
@@ -467,26 +398,3 @@ def _trade_offs(result: Sweep, best: SweepPoint) -> list[TradeOff]:
 def _short(extent: Extent) -> str:
     layers = "1 layer" if extent.decoder_layers == 1 else f"{extent.decoder_layers} layers"
     return f"{layers}, {extent.num_queries} queries"
-
-
-def _extent_record(extent: Extent) -> dict[str, int]:
-    return {
-        "decoder_layers": extent.decoder_layers,
-        "queries": extent.num_queries,
-        "image_size": extent.image_size,
-    }
-
-
-def _point_record(point: SweepPoint, result: Sweep, *, is_on_front: bool) -> dict[str, Any]:
-    low, high = point.latency_iqr_s
-    return {
-        **_extent_record(point.extent),
-        "metrics": dict(point.metrics),
-        "loss": result.loss(point),
-        "latency_ms": 1e3 * point.latency_s,
-        "latency_iqr_ms": [1e3 * low, 1e3 * high],
-        "speedup": point.speedup.ratio,
-        "speedup_95": [point.speedup.low, point.speedup.high],
-        "rounds": len(point.latencies_s),
-        "is_on_front": is_on_front,
-    }

@@ -122,7 +122,9 @@ def _print(found: Benchmark) -> None:
     for form in found.forms:
         if form.failure:
             print_notice(f"failed: {form.form}: {form.failure}{f' ({form.fix})' if form.fix else ''}")
-    print_line(f"results  {found.folder / 'results.json'}\npicture  {found.folder / 'benchmark.png'}")
+    print_line(f"results  {found.folder / 'results.json'}")
+    if any(form.batches for form in found.forms):
+        print_line(f"picture  {found.folder / 'benchmark.png'}")
 
 
 def _table(found: Benchmark) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -68,8 +69,8 @@ def serve(
         max_batch=max_batch,
         max_delay_s=max_delay_ms / 1e3,
         max_queue=4 * max_batch if max_queue is None else max_queue,
-        max_body_bytes=round(max_body_mb * 1e6),
-        max_pixels=round(max_megapixels * 1e6),
+        max_body_bytes=_whole(max_body_mb * 1e6),
+        max_pixels=_whole(max_megapixels * 1e6),
         grace_s=grace,
     )
     if host not in LOOPBACK:
@@ -86,3 +87,8 @@ def serve(
         allow_urls=allow_urls,
         on_ready=lambda url: print_notice(f"serving {checkpoint} at {url}  (Ctrl-C ends it)"),
     )
+
+
+def _whole(number: float) -> int:
+    """Return the nearest whole number; for nan and infinity 0, which no limit may be."""
+    return round(number) if math.isfinite(number) else 0

@@ -18,7 +18,7 @@ from detronome.cli.render import print_json, print_line, print_notice, print_tab
 from detronome.errors import ConfigError
 
 if TYPE_CHECKING:
-    from detronome.api.trimming import Trimmed, TrimSweep
+    from detronome.api import Trimmed, TrimSweep
     from detronome.deploy.sweep import SweepPoint
     from detronome.deploy.trim import Extent
 

@@ -60,9 +60,10 @@ def find_inputs(named: Iterable[str | Path], *, recursive: bool = False, besides
             problems += error.problems
             continue
         if not _exists(one) or one.is_dir():
-            files = [(folder, file) for folder, file in files if not _is_within(folder / file, hidden_folder)]
-            if not files:
-                problems.append(_nothing(one, recursive))
+            outside = [(folder, file) for folder, file in files if not _is_within(folder / file, hidden_folder)]
+            if not outside:
+                problems.append(_only_within(one, besides) if files else _nothing(one, recursive))
+            files = outside
         for folder, file in files:
             path = folder / file
             name = PurePosixPath(file)
@@ -138,6 +139,14 @@ def _nothing(named: Path, recursive: bool) -> Problem:
         return Problem(what="no image or video matches", where=str(named), fix="check the pattern")
     fix = "name image files or folders of them" + ("" if recursive else "; --recursive looks in subfolders too")
     return Problem(what="no images", where=str(named), fix=fix)
+
+
+def _only_within(named: Path, besides: Path | None) -> Problem:
+    return Problem(
+        what=f"all images there lie in the folder for the results, {besides}, where none are looked for",
+        where=str(named),
+        fix="choose another --out",
+    )
 
 
 def _told_apart(inputs: list[Input]) -> list[Input]:

@@ -6,6 +6,7 @@ Shape letters: `B` batch, `H W` padded image height and width, `M` chosen querie
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,18 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from detronome.deploy.export.description import FORMS, Description, Form, read_description
-from detronome.deploy.export.onnx import open_onnx
+from detronome.deploy.export.onnx import onnx_runs_on, open_onnx
 from detronome.deploy.export.openvino import open_openvino
 from detronome.deploy.export.session import Session
 from detronome.deploy.export.tensorrt import open_tensorrt
 from detronome.deploy.export.torch_program import open_torch_program
+from detronome.engine.micro_batches import is_out_of_memory
 from detronome.errors import CheckpointError, DetronomeError
 from detronome.models.detector import Detector
+from detronome.runtime.device import resolve_device
 from detronome.types import ModelOutput, Target
 
-__all__ = ["ExportedDetector", "is_exported", "open_exported"]
+__all__ = ["ExportedDetector", "default_device", "is_exported", "open_exported"]
 
 _OPENERS: dict[Form, Callable[..., Session]] = {
     "onnx": open_onnx,
@@ -32,6 +35,8 @@ _OPENERS: dict[Form, Callable[..., Session]] = {
     "torch": open_torch_program,
     "tensorrt": open_tensorrt,
 }
+_NO_ROOM = re.compile(r"\bFailed to allocate memory\b|\bstd::bad_alloc\b")
+"""What ONNX Runtime and OpenVINO say where memory runs out."""
 
 
 class ExportedDetector(Detector):
@@ -75,13 +80,18 @@ class ExportedDetector(Detector):
 
         Raises:
             CheckpointError: the runtime cannot run the graph on images of this size.
+            MemoryError, RuntimeError: memory has no room for so many.
         """
         try:
             logits, boxes, *masks = self._session(images, padding_mask)
         except DetronomeError:
             raise
         except Exception as error:  # each runtime has its own kinds
+            if is_out_of_memory(error):
+                raise
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            if _NO_ROOM.search(str(error)):
+                raise MemoryError(reason) from error
             batch, _, height, width = images.shape
             raise CheckpointError(
                 f"the exported graph cannot run on {batch} images of {height}x{width} pixels: {reason}",
@@ -112,6 +122,13 @@ class _Masks:
 def is_exported(path: Path) -> bool:
     """Return whether a file's name is that of an exported model."""
     return path.suffix in FORMS
+
+
+def default_device(form: Form) -> torch.device:
+    """Return where a form runs if no device is named: a GPU only where what is installed for the form can use it."""
+    device, _ = resolve_device("auto")
+    runs_there = {"onnx": onnx_runs_on, "openvino": lambda device: False}.get(form, lambda device: True)
+    return device if runs_there(device) else torch.device("cpu")
 
 
 def open_exported(path: Path, *, device: torch.device, threads: int | None = None) -> ExportedDetector:

@@ -69,7 +69,8 @@ class OptimizedDetector(Detector):
             padding_mask: True on padding.
             targets: not used.
         """
-        with autocast(self.precision, self._device):
+        # Of its own precision alone: a predictor may be in that of the run.
+        with torch.autocast(self._device.type, enabled=False), autocast(self.precision, self._device):
             output: ModelOutput = self.network(images, padding_mask)
         return output
 

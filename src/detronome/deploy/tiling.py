@@ -10,7 +10,7 @@ Shape letters: `N M` boxes, `V` views, `H W` height and width of an image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -227,10 +227,11 @@ def _agreeing_pairs(
     return first, second, weight
 
 
-def _overlapping(windows: Sequence[Window]) -> list[tuple[int, int]]:
+def _overlapping(windows: Sequence[Window]) -> Iterator[tuple[int, int]]:
     corners = np.array(windows, np.float64).reshape(-1, 4)
-    is_shared = _intersections(corners, corners) > 0
-    return [(int(i), int(j)) for i, j in np.argwhere(np.triu(is_shared, 1))]
+    for i in range(len(corners)):  # all pairs at once would be gigabytes for ten thousand tiles
+        for j in np.flatnonzero(_intersections(corners[i : i + 1], corners[i + 1 :])[0]):
+            yield i, i + 1 + int(j)
 
 
 def _one_object(pieces: _Pieces, members: Sequence[int]) -> _Object:
@@ -262,10 +263,10 @@ def _without_loose_pieces(objects: Sequence[_Object]) -> list[_Object]:
     for i, piece in enumerate(ordered):
         if piece.is_whole:
             continue
-        share = _intersections(boxes[i : i + 1], boxes[:i])[0] / piece.area
-        is_larger = (share >= _INSIDE) & (areas[:i] >= areas[i]) & (scores[:i] >= _SURE * piece.score)
-        fits = np.flatnonzero(is_kept[:i] & (labels[:i] == piece.label) & is_larger)
-        is_kept[i] = all(ordered[k].views & piece.views for k in fits)
+        is_sure = (labels[:i] == piece.label) & (scores[:i] >= _SURE * piece.score)
+        larger = np.flatnonzero(is_kept[:i] & is_sure & (areas[:i] >= areas[i]))
+        share = _intersections(boxes[i : i + 1], boxes[larger])[0] / areas[i]
+        is_kept[i] = all(ordered[k].views & piece.views for k in larger[share >= _INSIDE])
     return [found for found, kept in zip(ordered, is_kept, strict=True) if kept]
 
 

@@ -70,7 +70,7 @@ class VideoReader:
         self.every = every
         self._av = _import_av()
         try:
-            self._container = self._av.open(str(file))
+            self._container = self._av.open(f"file:{file}")  # what stands before a colon in a name is no protocol
         except (self._av.error.FFmpegError, OSError) as error:
             raise DataError(f"it cannot be read as a video: {_reason(error)}", where=str(file), fix=_FIX) from error
         self.has_audio = bool(self._container.streams.audio)

@@ -68,7 +68,7 @@ def changed(blocks: Path, folder: Path, change: Change, split: str = "train") ->
         (("eval", "--detections", "x.json", "--annotations", "y.json"), "y.json"),
         (("eval", "nowhere", "data"), "does not exist"),
         (("predict", "nowhere"), "no images"),
-        (("predict", "nowhere", "a.jpg"), "does not exist"),
+        (("predict", "nowhere", "a.jpg"), "there is no such file"),
         (("report", "nowhere"), "there is no such folder"),
         (("train", "--resume", "nowhere"), "does not exist"),
         (("train", "x", "--resume", "nowhere", "--set", "optim.lr=1"), "DATA cannot be given with --resume"),
@@ -257,7 +257,7 @@ def test_eval_of_data_with_other_classes(capsys: Capture, blocks: Path, tiny_run
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [(b"", "not an image"), (b"\xff\xd8\xff\xe0 no", "cannot be used"), (None, "No such file")]
+    ("content", "told"), [(b"", "not an image"), (b"\xff\xd8\xff\xe0 no", "cannot be used"), (None, "no such file")]
 )
 def test_predict_on_an_image_that_is_none(capsys: Capture, tiny_run: Path, content: bytes | None, told: str) -> None:
     image = Path("an image ü.jpg")

@@ -27,6 +27,12 @@ def names(inputs: list[Input]) -> list[str]:
     return [one.file_name for one in inputs]
 
 
+def test_results_are_not_looked_at_and_where_that_leaves_nothing_it_is_told(tree: Path) -> None:
+    assert names(find_inputs([tree], recursive=True, besides=tree / "deep")) == ["a.PNG", "b.jpg", "clip.MP4"]
+    with pytest.raises(DataError, match="lie in the folder for the results"):
+        find_inputs([tree], besides=tree)
+
+
 def test_nothing_named() -> None:
     with pytest.raises(DataError, match="no images"):
         find_inputs([])

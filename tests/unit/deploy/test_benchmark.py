@@ -215,6 +215,16 @@ def test_a_process_that_cannot_start_is_told_by_its_last_words(tmp_path: Path) -
         assert "no_such_module" in caught.value.why
 
 
+def test_no_module_is_taken_from_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stray.py").write_text("print('taken')")
+    monkeypatch.chdir(tmp_path)
+    with (
+        FormProcess("stray", threads=1, log=tmp_path / "log") as process,
+        pytest.raises(FormFailedError, match="No module named stray"),
+    ):
+        process.ask(object, Opened)
+
+
 def test_the_peak_of_memory_is_that_since_a_moment() -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("this system cannot forget a peak")

@@ -50,6 +50,13 @@ def test_what_is_written_is_read(tmp_path: Path, size_hw: tuple[int, int], fps: 
             assert np.median(difference) < 8
 
 
+@pytest.mark.parametrize("name", ["12:30.mp4", "concat:a|b.mp4", "ü 日本.mp4", "caf\udce9.mp4", "50%d.mp4"])
+def test_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with VideoReader(write(Path(name), [0, 0.1])) as video:
+        assert len(list(video)) == 2
+
+
 def test_every_third_frame(tmp_path: Path) -> None:
     with VideoReader(write(tmp_path / "v.mp4", [i / 10 for i in range(8)]), every=3) as video:
         assert video.num_frames == 3

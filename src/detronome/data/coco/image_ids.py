@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from detronome.errors import DataError
+from detronome.data.inputs import Input
+from detronome.errors import ConfigError, DataError, first_few
 
-__all__ = ["ImageIds", "read_image_ids"]
+__all__ = ["ImageIds", "ids_of_inputs", "read_image_ids"]
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -70,3 +72,48 @@ def read_image_ids(annotation_file: Path) -> ImageIds:
             fix=f"see all of it: detronome data check {annotation_file}",
         )
     return ImageIds({image.file_name: image.id for image in images})
+
+
+def ids_of_inputs(inputs: Sequence[Input], annotation_file: Path | None) -> dict[str, int] | None:
+    """Return the image ids of some files, by their names as inputs; None where only their order can number them.
+
+    Those of the annotation file; without one, the numbers in the file names, where all names are different numbers.
+
+    Raises:
+        ConfigError: there are videos, whose frames no annotation file knows.
+        DataError: the annotation file cannot be read, or does not give each input an id of its own.
+    """
+    if annotation_file is not None:
+        return _annotated_ids(inputs, annotation_file)
+    stems = [one.path.stem for one in inputs]
+    if all(stem.isdecimal() and len(stem) < 19 for stem in stems) and not any(one.is_video for one in inputs):
+        ids = {one.name: int(stem) for one, stem in zip(inputs, stems, strict=True)}
+        if len(set(ids.values())) == len(inputs):
+            return ids
+    return None
+
+
+def _annotated_ids(inputs: Sequence[Input], annotation_file: Path) -> dict[str, int]:
+    if videos := [str(one.path) for one in inputs if one.is_video]:
+        raise ConfigError(
+            f"frames of a video have no names that an annotation file could give ids to: {first_few(videos)}",
+            where=str(annotation_file),
+            fix="leave the annotation file out, or predict images and videos one after the other",
+        )
+    known = read_image_ids(annotation_file)
+    ids = {one.name: known.of(one.file_name) for one in inputs}
+    if unknown := [one.file_name for one in inputs if ids[one.name] is None]:
+        raise DataError(
+            f"the annotation file does not list {len(unknown):,} of {len(inputs):,} images: {first_few(unknown)}",
+            where=str(annotation_file),
+            fix="name the annotation file of these images, or leave out the others",
+        )
+    found = {name: image_id for name, image_id in ids.items() if image_id is not None}
+    if repeated := [image_id for image_id, count in Counter(found.values()).items() if count > 1]:
+        names = [name for name, image_id in found.items() if image_id == repeated[0]]
+        raise DataError(
+            f"several files are the image with id {repeated[0]}: {first_few(names)}",
+            where=str(annotation_file),
+            fix="give each image once",
+        )
+    return found

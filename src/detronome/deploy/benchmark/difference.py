@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 
@@ -35,7 +34,7 @@ class Difference:
 
 
 def difference_of(first: Sequence[Output], other: Sequence[Output]) -> Difference:
-    """Return the difference between two forms' outputs for the same images, at least one."""
+    """Return the difference between two forms' outputs for the same images, at least one; nan where an output is."""
     scores: list[float] = []
     boxes: list[float] = []
     for one, two in zip(first, other, strict=True):
@@ -49,8 +48,8 @@ def difference_of(first: Sequence[Output], other: Sequence[Output]) -> Differenc
         boxes += box_apart[rows, nearest].tolist()
     return Difference(
         num_images=len(first),
-        median_score=median(scores),
-        largest_score=max(scores),
-        median_box=median(boxes),
-        largest_box=max(boxes),
+        median_score=float(np.median(scores)),
+        largest_score=float(np.max(scores)),
+        median_box=float(np.median(boxes)),
+        largest_box=float(np.max(boxes)),
     )

@@ -52,7 +52,8 @@ class FormProcess:
         count = str(threads)
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", entry, str(theirs.fileno())],
+                # -P: no module is taken from the folder in which somebody happens to be
+                [sys.executable, "-P", "-m", entry, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,

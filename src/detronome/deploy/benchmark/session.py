@@ -96,11 +96,12 @@ class Session:
             form=contender.name, backend=contender.backend, precision=contender.precision, what=contender.what
         )
         log = self.logs / f"{contender.name}.log"
+        process = stack.enter_context(FormProcess(self.entry, threads=self.threads, log=log))
+        request = Open(subject=contender.subject, file=contender.file, batch_size=max(self.calls))
         try:
-            process = stack.enter_context(FormProcess(self.entry, threads=self.threads, log=log))
-            request = Open(subject=contender.subject, file=contender.file, batch_size=max(self.calls))
             opened = process.ask(request, Opened)
         except FormFailedError as error:
+            process.close()  # its memory is for the others
             records[contender.name] = replace(record, failure=error.why, fix=error.fix)
             return None
         records[contender.name] = replace(

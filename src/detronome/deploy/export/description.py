@@ -104,7 +104,7 @@ def read_description(path: Path) -> Description:
         ) from error
     try:
         version = msgspec.json.decode(content, type=_Versioned).format
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"the description is damaged: {error}", where=str(beside), fix=again) from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -114,7 +114,7 @@ def read_description(path: Path) -> Description:
         )
     try:
         description = msgspec.json.decode(content, type=Description)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"the description is damaged: {error}", where=str(beside), fix=again) from error
     _compare(path, description, again)
     return description

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, UInt8
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from detronome.deploy.optimize import merged
 from detronome.errors import ConfigError
 from detronome.models.detector import Detector
 
-__all__ = ["INPUT_NAMES", "OUTPUT_NAMES", "DetectorGraph", "trace"]
+__all__ = ["INPUT_NAMES", "OUTPUT_NAMES", "DetectorGraph", "nodes_of", "trace"]
 
 INPUT_NAMES = ("images", "padding_mask")
 OUTPUT_NAMES = ("pred_logits", "pred_boxes", "pred_masks")
@@ -72,7 +72,7 @@ def trace(detector: Detector) -> ExportedProgram:
     graph = DetectorGraph(merged(detector)).eval()
     with torch.no_grad(), quiet_export():
         try:
-            return torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
         except Exception as error:  # torch has no one kind of error for this
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ConfigError(
@@ -80,6 +80,16 @@ def trace(detector: Detector) -> ExportedProgram:
                 where=type(detector).__name__,
                 fix="export a model of one of the presets' families; a timm backbone may hold what cannot be captured",
             ) from error
+    for node in nodes_of(program):
+        node.meta.pop("stack_trace", None)  # paths of this machine, which the files would tell to everybody
+    return program
+
+
+def nodes_of(program: ExportedProgram) -> Iterator[fx.Node]:
+    """Yield the operations of a graph, and of the graphs inside it."""
+    for module in program.graph_module.modules():
+        if isinstance(module, fx.GraphModule):
+            yield from module.graph.nodes
 
 
 @contextmanager

@@ -23,11 +23,11 @@ from jaxtyping import Bool, UInt8
 
 from detronome.deploy.export.graph import INPUT_NAMES
 from detronome.deploy.export.onnx import require_onnx
-from detronome.deploy.export.openvino import require_openvino
+from detronome.deploy.export.openvino import require_openvino, save_openvino
 from detronome.deploy.export.usage_reports import without_usage_reports
 from detronome.errors import DataError, MissingExtraError
 
-__all__ = ["CalibrationBatch", "quantize_onnx", "quantize_openvino"]
+__all__ = ["CalibrationBatch", "quantize_onnx", "quantize_openvino", "require_nncf"]
 
 CalibrationBatch = tuple[UInt8[np.ndarray, "B 3 H W"], Bool[np.ndarray, "B H W"]]
 """Images and padding mask, as a network is given them."""
@@ -65,6 +65,20 @@ class _Graph:
                 found.append(name)
             waiting.extend(self.sources[name])
         return sorted(found)
+
+
+def require_nncf() -> dict[str, str]:
+    """Return NNCF's version.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        with without_usage_reports(), _quiet():
+            import nncf
+    except ImportError as error:
+        raise MissingExtraError("nncf", extra="int8", needed_for="INT8 with OpenVINO") from error
+    return {"nncf": str(nncf.__version__)}
 
 
 def quantize_onnx(fp32_file: Path, out: Path, batches: Iterable[CalibrationBatch]) -> None:
@@ -132,14 +146,11 @@ def quantize_openvino(fp32_file: Path, out: Path, batches: Iterable[CalibrationB
     """
     inputs = _calibration_inputs(batches)
     require_openvino(needed_for="INT8 with OpenVINO")
+    require_nncf()
+    import nncf
     import openvino
     from openvino.passes import ConstantFolding, Manager
 
-    try:
-        with without_usage_reports(), _quiet():
-            import nncf
-    except ImportError as error:
-        raise MissingExtraError("nncf", extra="int8", needed_for="INT8 with OpenVINO") from error
     with _quiet():
         model = openvino.Core().read_model(fp32_file)
         # Attention's three projections are slices of one weight: as they stand, they are not recognised as weights.
@@ -158,7 +169,7 @@ def quantize_openvino(fp32_file: Path, out: Path, batches: Iterable[CalibrationB
             ),
             ignored_scope=nncf.IgnoredScope(names=_openvino_graph(model).float_operations()),
         )
-        openvino.save_model(quantized, out, compress_to_fp16=False)
+        save_openvino(quantized, out)
 
 
 def _calibration_inputs(batches: Iterable[CalibrationBatch]) -> list[dict[str, np.ndarray]]:

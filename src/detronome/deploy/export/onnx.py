@@ -21,7 +21,7 @@ from detronome.errors import CheckpointError, ConfigError, MissingExtraError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OPSET", "open_onnx", "require_onnx", "write_onnx"]
+__all__ = ["OPSET", "onnx_runs_on", "open_onnx", "require_onnx", "write_onnx"]
 
 OPSET = 18
 """What torch's exporter makes without converting; ONNX Runtime, OpenVINO and TensorRT have read it for years."""
@@ -137,12 +137,20 @@ class _OnnxSession:
         return tuple(torch.from_numpy(output).to(images.device) for output in outputs)
 
 
-def _providers(device: torch.device) -> list[Any]:
+def onnx_runs_on(device: torch.device) -> bool:
+    """Return whether the installed ONNX Runtime can compute on a device."""
+    if device.type != "cuda":
+        return device.type == "cpu"
+    require_onnx(needed_for="running a .onnx file", runs=True)
     import onnxruntime
 
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def _providers(device: torch.device) -> list[Any]:
     if device.type == "cpu":
         return ["CPUExecutionProvider"]
-    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    if onnx_runs_on(device):
         return [("CUDAExecutionProvider", {"device_id": device.index or 0}), "CPUExecutionProvider"]
     raise ConfigError(
         f"the installed ONNX Runtime cannot compute on {device.type}",

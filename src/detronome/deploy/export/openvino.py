@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from detronome.deploy.export.session import Session
 from detronome.deploy.export.usage_reports import without_usage_reports
 from detronome.errors import CheckpointError, ConfigError, MissingExtraError
 
-__all__ = ["open_openvino", "require_openvino", "write_openvino"]
+__all__ = ["open_openvino", "require_openvino", "save_openvino", "write_openvino"]
 
 _EXTRA = "openvino"
 
@@ -49,7 +50,21 @@ def write_openvino(onnx_file: Path, path: Path) -> None:
 
     # Not convert_model: it reports its use to a server.
     model = openvino.Core().read_model(onnx_file)
-    openvino.save_model(model, path, compress_to_fp16=False)
+    save_openvino(model, path)
+
+
+def save_openvino(model: Any, path: Path) -> None:
+    """Write a model of OpenVINO as its two files, weights as they are.
+
+    Raises:
+        OSError: it cannot be written; OpenVINO does not say why.
+    """
+    import openvino
+
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise OSError(errno.EIO, "OpenVINO cannot write its files", str(path)) from error
 
 
 def open_openvino(

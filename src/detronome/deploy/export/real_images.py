@@ -5,6 +5,7 @@ Shape letters: `B` batch, `H W` padded image height and width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -101,6 +102,9 @@ def compare_accuracy(
         split: of a data folder.
         images: positions in its index, at least one.
         device: where both compute.
+
+    Raises:
+        DataError: there is no object to find in these images.
     """
     config = apply_overrides(config, {"train.precision": "fp32"})
     pixels = PixelReader(split.index, split.source)
@@ -114,6 +118,12 @@ def compare_accuracy(
             found = predictor.predict([pixels.read(i, StageClock(), _size_hw(split, i)) for i in stretch])
             evaluator.add([replace(one, image_id=ids[start + n]) for n, one in enumerate(found)])
         numbers.append(evaluator.compute(max_detections=config.eval.max_detections).numbers["AP"])
+    if math.isnan(numbers[0]):
+        raise DataError(
+            f"AP cannot be compared: in {len(images)} images there is no object of the model's categories",
+            where=str(split.files.annotation_file),
+            fix="compare on more images with --images, or check the annotations: detronome data check DATA",
+        )
     return Accuracy(num_images=len(images), split=split.files.name, original=numbers[0], exported=numbers[1])
 
 

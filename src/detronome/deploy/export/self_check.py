@@ -76,8 +76,8 @@ class Accuracy:
 class SelfCheck:
     """What an exported model was found to differ by."""
 
-    images: Literal["synthetic", "real"]
-    """What the outputs were compared on, in several sizes and batches, with padding and without."""
+    images: Literal["synthetic", "real", "real and synthetic"]
+    """What the outputs were compared on; the synthetic in several sizes and batches, with padding and without."""
     difference: Difference
     masks: float | None
     """Largest difference of a mask's probability, where there are masks."""
@@ -95,8 +95,10 @@ def problems_of(check: SelfCheck) -> list[Problem]:
     """Return what is wrong with an exported model, beyond its tolerance."""
     found, allowed = check.difference, check.tolerance
     problems = []
-    median, largest = max(found.median_score, found.median_box), max(found.largest_score, found.largest_box)
-    if not median <= allowed.median or not largest <= allowed.largest:  # nan too
+    # numpy's, which keep nan: it is beyond every bound.
+    median = np.max([found.median_score, found.median_box])
+    largest = np.max([found.largest_score, found.largest_box])
+    if not median <= allowed.median or not largest <= allowed.largest:
         problems.append(
             Problem(
                 what=f"its outputs differ from the model's by {median:.2g} (median) and {largest:.2g} (largest), and "
@@ -128,6 +130,8 @@ def compare_outputs(
 ) -> tuple[Difference, float | None]:
     """Return how far apart two models' outputs are, and their masks' probabilities at most, where they make masks.
 
+    The most confident queries of either are looked for in the other: neither may find what the other does not.
+
     Args:
         original: in eval mode, on the CPU.
         exported: takes the same images.
@@ -144,7 +148,18 @@ def compare_outputs(
             # Masks of learned queries, which keep their places.
             apart = first.masks.all().sigmoid() - second.masks.all().sigmoid()
             masks.append(float(apart.abs().max()))
-    return difference_of(ours, theirs), max(masks, default=None)
+    difference = _worse(difference_of(ours, theirs), difference_of(theirs, ours))
+    return difference, float(np.max(masks)) if masks else None
+
+
+def _worse(there: Difference, back: Difference) -> Difference:
+    return Difference(
+        num_images=there.num_images,
+        median_score=float(np.maximum(there.median_score, back.median_score)),
+        largest_score=float(np.maximum(there.largest_score, back.largest_score)),
+        median_box=float(np.maximum(there.median_box, back.median_box)),
+        largest_box=float(np.maximum(there.largest_box, back.largest_box)),
+    )
 
 
 def _outputs(output: ModelOutput, activation: Literal["softmax", "sigmoid"]) -> Iterator[Output]:

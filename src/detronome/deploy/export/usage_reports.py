@@ -23,6 +23,6 @@ def without_usage_reports() -> Iterator[None]:
     try:
         yield
     finally:
-        del sys.modules[_REPORTER]
+        sys.modules.pop(_REPORTER, None)  # another thread may have been here too
         if imported is not None:
             sys.modules[_REPORTER] = imported

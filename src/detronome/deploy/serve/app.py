@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -48,7 +48,8 @@ _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "R
 
 
 class _UrlBody(msgspec.Struct, forbid_unknown_fields=True):
-    url: str
+    # A name of a megabyte would hold up the event loop for seconds.
+    url: Annotated[str, msgspec.Meta(max_length=8192)]
 
 
 def build_app(service: Service, *, is_local: bool = True, allows_urls: bool = False) -> Starlette:
@@ -92,7 +93,8 @@ def build_app(service: Service, *, is_local: bool = True, allows_urls: bool = Fa
             body, media_type = await _predict(service, request, started, allows_urls)
         except RefusedError as error:
             service.metrics.refused.add(reason=error.reason)
-            headers = retry_after(error) | ({"Connection": "close"} if service.is_draining else {})
+            closes = service.is_draining or error.reason == "connections"
+            headers = retry_after(error) | ({"Connection": "close"} if closes else {})
             return answer(error_record(error.what, error.fix), error.status, headers)
         finally:
             service.in_flight -= 1
@@ -167,6 +169,8 @@ async def _predict(service: Service, request: Request, started: float, allows_ur
     """Return the answer's body and media type."""
     asked = parse_request(request.query_params.multi_items(), request.headers.get("accept", ""), service.limits)
     deadline = started + asked.timeout_s
+    if request.scope.get("state", {}).get("is_surplus"):
+        raise RefusedError(503, "connections", "there are too many connections", fix="try again", retry_after_s=1)
     service.refuse_if_busy(deadline)
     limits = service.limits
     with service.uploads.share() as take:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from detronome.errors import ConfigError, Problem
@@ -14,7 +15,7 @@ class Limits:
     """The bounds of a server: each keeps time or memory finite, whatever is sent to it.
 
     Raises:
-        ConfigError: one of them is not above 0.
+        ConfigError: one of them is not above 0, or infinite.
     """
 
     timeout_s: float = 10.0
@@ -34,7 +35,7 @@ class Limits:
     max_decoded_bytes: int = 2**30
     """Of all decoded images at one moment."""
     max_connections: int = 1000
-    """Open at one moment; more are answered with 503."""
+    """Open at one moment; predictions on more are refused."""
     idle_s: float = 15.0
     """How long a connection may stay open without a whole request head."""
     grace_s: float = 30.0
@@ -42,14 +43,16 @@ class Limits:
 
     def __post_init__(self) -> None:
         problems = [
-            Problem(what=f"{name} must be above 0, not {getattr(self, name):g}", where=name, fix="give a larger number")
+            Problem(what=f"{name} must be above 0, not {getattr(self, name):g}", where=name, fix="give another number")
             for name in (field.name for field in fields(self))
-            if not getattr(self, name) > 0 and name not in ("max_delay_s", "grace_s")
+            if not 0 < getattr(self, name) < math.inf and name not in ("max_delay_s", "grace_s")
         ]
         problems += [
-            Problem(what=f"{name} must not be negative", where=name, fix="give 0 or more")
+            Problem(
+                what=f"{name} must be at least 0, not {getattr(self, name):g}", where=name, fix="give another number"
+            )
             for name in ("max_delay_s", "grace_s")
-            if not getattr(self, name) >= 0
+            if not 0 <= getattr(self, name) < math.inf
         ]
         if problems:
             raise ConfigError(problems)

@@ -43,7 +43,7 @@ def openapi(*, version: str, categories: Categories, limits: Limits, allows_urls
         bodies["application/json"] = {
             "schema": {
                 "type": "object",
-                "properties": {"url": {"type": "string", "format": "uri"}},
+                "properties": {"url": {"type": "string", "format": "uri", "maxLength": 8192}},
                 "required": ["url"],
                 "additionalProperties": False,
             }
@@ -120,7 +120,7 @@ def _schemas(categories: Categories) -> dict[str, Any]:
             {
                 "image": _object({"width": integer, "height": integer}),
                 "detections": {"type": "array", "items": {"$ref": "#/components/schemas/Detection"}},
-                "timing_ms": {"type": "object", "additionalProperties": number},
+                "timing_ms": _object({"decode": number, "wait": number, "model": number}),
                 "panoptic": {"$ref": "#/components/schemas/Panoptic"},
             },
             optional=("panoptic",),

@@ -56,14 +56,12 @@ async def fetch_image(url: str, *, max_bytes: int, deadline: float, take: Callab
     raise _bad("too many redirects")
 
 
-async def _get(
-    client: httpx2.AsyncClient, url: str, max_bytes: int, take: Callable[[int], None]
-) -> bytes | str:
+async def _get(client: httpx2.AsyncClient, url: str, max_bytes: int, take: Callable[[int], None]) -> bytes | str:
     """Return the content, or the address of a redirect."""
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError as error:
+        host, port = (parts.hostname or "").encode("idna").decode("ascii"), parts.port
+    except ValueError as error:  # also where the name cannot be encoded
         raise _bad("this is no address") from error
     if parts.scheme not in _PORTS or not host or port not in (None, _PORTS[parts.scheme]):
         raise _bad("only http and https addresses at their usual ports are fetched")

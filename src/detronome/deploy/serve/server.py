@@ -76,7 +76,7 @@ async def _serve(app: Any, service: Service, listener: socket.socket, on_ready: 
 
     config = uvicorn.Config(
         app,
-        http=protocol_class(service.limits.idle_s),
+        http=protocol_class(service.limits.idle_s, max_connections=service.limits.max_connections),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -84,7 +84,6 @@ async def _serve(app: Any, service: Service, listener: socket.socket, on_ready: 
         server_header=False,
         proxy_headers=False,
         backlog=_BACKLOG,
-        limit_concurrency=service.limits.max_connections,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=1,
         h11_max_incomplete_event_size=_MAX_HEAD_BYTES,

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from detronome.data.coco.image_ids import read_image_ids
-from detronome.errors import DataError
+from detronome.data.coco.image_ids import ids_of_inputs, read_image_ids
+from detronome.data.inputs import Input
+from detronome.errors import ConfigError, DataError
 
 
 def write(file: Path, names: dict[str, int], **more: Any) -> Path:
@@ -45,3 +46,21 @@ def test_one_name_twice(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(record))
     with pytest.raises(DataError, match=r"two images have the name 'a\.jpg'"):
         read_image_ids(tmp_path / "a.json")
+
+
+def inputs(*names: str) -> list[Input]:
+    return [Input(Path(name), str(Path(name).with_suffix("")), name) for name in names]
+
+
+def test_ids_of_files(tmp_path: Path) -> None:
+    assert ids_of_inputs(inputs("000139.jpg", "7.png"), None) == {"000139": 139, "7": 7}
+    for unnumbered in (inputs("1.png", "01.png"), inputs("a.png", "5.png"), inputs("1.png", "2.mp4")):
+        assert ids_of_inputs(unnumbered, None) is None
+    file = write(tmp_path / "a.json", {"val/a.jpg": 7, "b.jpg": 9})
+    assert ids_of_inputs(inputs("b.jpg", "x/a.jpg"), file) == {"b": 9, "x/a": 7}
+    with pytest.raises(DataError, match=r"several files are the image with id 7: x/a, y/a"):
+        ids_of_inputs(inputs("x/a.jpg", "b.jpg", "y/a.jpg"), file)
+    with pytest.raises(DataError, match=r"does not list 2 of 3 images: 1\.jpg, 2\.jpg"):
+        ids_of_inputs(inputs("1.jpg", "b.jpg", "2.jpg"), file)
+    with pytest.raises(ConfigError, match="frames of a video have no names"):
+        ids_of_inputs(inputs("b.jpg", "v.mp4"), file)

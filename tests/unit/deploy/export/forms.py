@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import jaxtyping
 import torch
@@ -24,6 +21,8 @@ from detronome.deploy.exported import ExportedDetector, open_exported
 
 FORMS: tuple[Form, ...] = ("onnx", "openvino", "torch")
 CPU = torch.device("cpu")
+root = Path()
+"""Where they are written: a folder of this session, see `conftest.py`."""
 
 
 @contextmanager
@@ -39,8 +38,8 @@ def without_shape_checks() -> Iterator[None]:
 @cache
 def folder_of(family: str) -> Path:
     """Return a folder with `model.onnx`, `model.xml`, `model.bin`, `model.pt2` and their descriptions."""
-    folder = Path(mkdtemp(prefix=f"detronome-test-{family}-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = root / family
+    folder.mkdir()
     with without_shape_checks():
         program = trace(model_of(family))
     write_onnx(program, folder / "model.onnx")

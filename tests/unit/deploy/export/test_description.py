@@ -91,6 +91,7 @@ def test_it_says_how_to_use_the_file(tmp_path: Path) -> None:
         (lambda file: description_of(file).unlink(), "description of the exported model is missing"),
         (lambda file: description_of(file).write_text("{"), "the description is damaged"),
         (lambda file: description_of(file).write_bytes(b"\xff\x00"), "the description is damaged"),
+        (lambda file: description_of(file).write_text('{"a":' + "[" * 100_000), "the description is damaged"),
         (lambda file: description_of(file).write_text('{"format": 99}'), "has format 99"),
         (lambda file: description_of(file).write_text('{"format": 1}'), "the description is damaged"),
         (lambda file: file.write_bytes(CONTENT), "SHA-256"),

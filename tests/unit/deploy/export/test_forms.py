@@ -10,14 +10,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.deploy.export.forms import CPU, FORMS, folder_of, form_of
+from tests.unit.deploy.export.forms import CPU, FORMS, folder_of, form_of, without_shape_checks
 from tests.unit.deploy.tiny_models import CATEGORIES, FAMILIES, assert_close, config_of, model_of, picture
 from torch import Tensor
 
 from detronome.deploy.export.description import Form
-from detronome.deploy.export.graph import INPUT_NAMES, OUTPUT_NAMES
+from detronome.deploy.export.graph import INPUT_NAMES, OUTPUT_NAMES, trace
 from detronome.deploy.export.onnx import OPSET
+from detronome.deploy.export.openvino import write_openvino
 from detronome.deploy.export.self_check import compare_outputs
+from detronome.deploy.export.torch_program import write_torch_program
+from detronome.deploy.exported import ExportedDetector, default_device
 from detronome.deploy.predictor import build_predictor
 from detronome.errors import CheckpointError
 from detronome.models.detector import Detector
@@ -156,6 +159,56 @@ def test_images_with_fewer_cells_than_queries(form: Form) -> None:
     else:
         found = run(form_of("nano", form), batch)
         torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory"),
+        Exception("[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 64000000"),
+        RuntimeError("Exception from src/core.cpp:1:\nstd::bad_alloc"),
+    ],
+)
+def test_a_batch_without_room_in_memory_is_cut(error: Exception) -> None:
+    inner = form_of("nano", "onnx")
+
+    def session(images: Tensor, padding_mask: Tensor) -> tuple[Tensor, ...]:
+        if len(images) > 1:
+            raise error
+        return inner._session(images, padding_mask)
+
+    cut = ExportedDetector(session, inner.description, inner.path)
+    images = [picture(64, 64, seed) for seed in range(3)]
+    found = build_predictor(config_of("nano"), cut, CATEGORIES, CPU).predict(images)
+    assert [len(one) for one in found] == [
+        len(build_predictor(config_of("nano"), inner, CATEGORIES, CPU).predict([image])[0]) for image in images
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_it_computes_in_its_own_precision(form: Form) -> None:
+    """Although a run in bf16 is evaluated in that."""
+    batch = batch_of([(64, 64)])
+    expected = run(form_of("nano", form), batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = run(form_of("nano", form), batch)
+    torch.testing.assert_close(found.pred_logits, expected.pred_logits, atol=1e-4, rtol=0)
+
+
+def test_without_a_named_device_a_form_runs_where_its_runtime_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_device("onnx") == default_device("openvino") == CPU  # the installed ONNX Runtime knows no CUDA
+    assert default_device("torch").type == default_device("tensorrt").type == "cuda"
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    with without_shape_checks():
+        program = trace(model_of("nano"))
+    with pytest.raises(OSError, match="No space left"):  # torch's own writer would end the process
+        write_torch_program(program, Path("/dev/full"))
+    (tmp_path / "model.bin").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="OpenVINO cannot write"):
+        write_openvino(folder_of("nano") / "model.onnx", tmp_path / "model.xml")
 
 
 def test_it_stays_in_eval_mode() -> None:

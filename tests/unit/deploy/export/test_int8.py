@@ -160,16 +160,16 @@ def test_no_usage_report_can_be_sent() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
-    """A run on scenes of digits, and the scenes."""
+    """The demo's run, and its scenes: with a quarter of them AP is only 0.09."""
     root = tmp_path_factory.mktemp("scenes")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETRONOME_CACHE", str(root / "cache"))
-        write_scenes(root / "data", num_train=1000, num_val=100)
+        write_scenes(root / "data", num_train=4000, num_val=300)
         yield dt.train(root / "data", model="demo", epochs=8, out=root / "run").folder, root / "data"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @ON_BOTH
 def test_a_trained_detector_loses_at_most_a_hundredth_of_ap(
     runtime: str, trained: tuple[Path, Path], tmp_path: Path

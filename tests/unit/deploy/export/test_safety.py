@@ -120,6 +120,50 @@ def with_code(members: dict[str, bytes]) -> None:
     members["models/model.json"] = json.dumps(record).encode()
 
 
+def changed(edit: Callable[[dict[str, Any], Path], None]) -> Callable[[Path], Edit]:
+    """Return what changes the graph's record, given the file that must not appear."""
+
+    def of(canary: Path) -> Edit:
+        def edit_members(members: dict[str, bytes]) -> None:
+            record = json.loads(members["models/model.json"])
+            edit(record, canary)
+            members["models/model.json"] = json.dumps(record).encode()
+
+        return edit_members
+
+    return of
+
+
+def with_a_function(record: dict[str, Any], canary: Path) -> None:
+    argument = {"name": "", "arg": {"as_operator": "torch.os.system"}, "kind": 1}
+    record["graph_module"]["graph"]["nodes"][0]["inputs"].append(argument)
+
+
+def with_a_file(record: dict[str, Any], canary: Path) -> None:
+    """Map a file, which is made where there is none, and can be written to."""
+    node = next(node for node in record["graph_module"]["graph"]["nodes"] if "arange" in node["target"])
+    node["target"] = "torch.ops.aten.from_file.default"
+    values = {"filename": {"as_string": str(canary)}, "shared": {"as_bool": True}, "size": {"as_int": 8}}
+    node["inputs"] = [{"name": name, "arg": value, "kind": 1} for name, value in values.items()]
+
+
+def with_code_for_a_name(record: dict[str, Any], canary: Path) -> None:
+    """Torch writes the names of inputs into the head of a function, as they stand."""
+    text = json.dumps(record["graph_module"])
+    evil = f"images=open('{canary}', 'w'), *_"
+    record["graph_module"] = json.loads(text.replace('"images"', json.dumps(evil)))
+
+
+def with_an_import(record: dict[str, Any], canary: Path) -> None:
+    """Torch imports the module in which it is told to look for an enumeration."""
+    (canary.parent / "harmful.py").write_text(f"open({str(canary)!r}, 'w').close()\nnames = {{'a': 1}}\n")
+    signature = record["graph_module"]["module_call_graph"][0]["signature"]
+    context = json.dumps(json.dumps([{"__enum__": True, "fqn": "harmful:names", "name": "a"}]))
+    plain = '"builtins.dict", "context": "[]"'
+    assert plain in signature["in_spec"]
+    signature["in_spec"] = signature["in_spec"].replace(plain, f'"collections.OrderedDict", "context": {context}')
+
+
 def pickled(member: str, path_name: str | None = None) -> Callable[[Path], Edit]:
     def of(canary: Path) -> Edit:
         def edit(members: dict[str, bytes]) -> None:
@@ -161,6 +205,10 @@ def pickled_weight(canary: Path) -> Edit:
         pickled("data/aotinductor/model/x.so"),
         pickled_weight,
         lambda canary: with_code,
+        changed(with_a_function),
+        changed(with_a_file),
+        changed(with_code_for_a_name),
+        changed(with_an_import),
         lambda canary: replaced('"torch.ops.aten.add.Tensor"', '"torch.hub.load"'),
         lambda canary: replaced('"torch.ops.aten.add.Tensor"', '"builtins.exec"'),
         lambda canary: replaced("Symbol('s", f"exec(\\\"open('{canary}','w')\\\") or Symbol('s"),
@@ -168,11 +216,15 @@ def pickled_weight(canary: Path) -> Edit:
         lambda canary: replaced("Integer(", "eval("),
     ],
 )
-def test_programs_that_do_more_than_compute_are_refused(harm: Callable[[Path], Edit], tmp_path: Path) -> None:
+def test_programs_that_do_more_than_compute_are_refused(
+    harm: Callable[[Path], Edit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
     canary = tmp_path / "canary"
     file = edited(tmp_path / "model.pt2", harm(canary))
     with pytest.raises(CheckpointError, match="safe to load"):
-        open_torch_program(file, device=CPU)
+        run = open_torch_program(file, device=CPU)
+        run(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.zeros(1, 64, 64, dtype=torch.bool))
     assert not canary.exists()
 
 
@@ -186,6 +238,34 @@ def test_a_program_with_a_part_that_is_there_twice_is_refused(tmp_path: Path) ->
         archive.writestr("model/models/model.json", "{}")
     with pytest.raises(CheckpointError, match="twice"):
         open_torch_program(file, device=CPU)
+
+
+def test_a_program_whose_parts_are_compressed_is_refused(tmp_path: Path) -> None:
+    """A small file could fill any memory."""
+    sound, packed = folder_of("nano") / "model.pt2", tmp_path / "model.pt2"
+    with zipfile.ZipFile(sound) as archive, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as copy:
+        for name in archive.namelist():
+            copy.writestr(name, archive.read(name))
+    with pytest.raises(CheckpointError, match="compressed"):
+        open_torch_program(packed, device=CPU)
+
+
+@pytest.mark.parametrize(
+    "config", [[], {}, {"config": []}, {"config": {"a": None}}, {"config": {"a": {"path_name": 1}}}]
+)
+def test_records_of_another_kind_end_in_no_other_error(config: Any, tmp_path: Path) -> None:
+    def edit(members: dict[str, bytes]) -> None:
+        members["data/weights/model_weights_config.json"] = json.dumps(config).encode()
+
+    with pytest.raises(CheckpointError, match="safe to load"):
+        open_torch_program(edited(tmp_path / "model.pt2", edit), device=CPU)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "model.xml", "model.onnx.json"])
+def test_a_file_does_not_tell_where_it_was_made(name: str) -> None:
+    content = (folder_of("nano") / name).read_bytes()
+    for place in (Path(onnx.__file__).parents[1], Path(__file__).parents[4], folder_of("nano")):
+        assert str(place).encode() not in content
 
 
 @given(st.binary(max_size=200), st.integers(0, 10**6))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -70,6 +70,36 @@ def test_what_is_more_than_rounding_is_refused(changes: dict[str, float]) -> Non
     # A number added to all logits changes no softmax: the sigmoid family shows it.
     (problem,) = problems_of(check_of("nano", **changes))
     assert "its outputs differ from the model's" in problem.what
+
+
+class LastImageDiffers(Changed):
+    """A detector that says something else of the last image it is shown."""
+
+    change: Callable[[ModelOutput], None]
+
+    def forward(self, images: Tensor, padding_mask: Tensor, targets: Sequence[Target] | None = None) -> ModelOutput:
+        output = super().forward(images, padding_mask, targets)
+        if len(images) == 3:
+            self.change(output)
+        return output
+
+
+def one_object_more(output: ModelOutput) -> None:
+    output.pred_logits[-1, output.pred_logits[-1].amax(-1).argmin()] = 9.0
+
+
+def no_numbers(output: ModelOutput) -> None:
+    output.pred_logits[-1] = output.pred_boxes[-1] = float("nan")
+
+
+@pytest.mark.parametrize("change", [one_object_more, no_numbers])
+def test_one_image_of_all_is_enough(change: Callable[[ModelOutput], None]) -> None:
+    model = model_of("nano")
+    other = LastImageDiffers(model)
+    other.change = change
+    found, _ = compare_outputs(model, other, synthetic_batches(64))
+    check = SelfCheck(images="synthetic", difference=found, masks=None, accuracy=None, tolerance=tolerance_of("fp32"))
+    assert problems_of(check)
 
 
 def difference(score: float = 0.0) -> Difference:

@@ -14,7 +14,7 @@ from PIL import Image
 from detronome.deploy.serve.model_process import ModelProcess, ModelProcessError
 from detronome.types import Categories, Detections
 
-__all__ = ["CATEGORIES", "FakeProcess", "detections_of", "encoded"]
+__all__ = ["CATEGORIES", "FakeProcess", "SlowModel", "detections_of", "encoded", "open_never"]
 
 CATEGORIES = Categories(ids=(1, 7), names=("cat", "<b>dog</b>"))
 
@@ -30,6 +30,24 @@ def detections_of(image: np.ndarray) -> Detections:
     )
 
 
+class SlowModel:
+    """A model for a process of its own, which fails on black images."""
+
+    categories = CATEGORIES
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        time.sleep(0.05)
+        if any(image.shape == (2, 2, 3) and not image.any() for image in images):
+            raise RuntimeError("it fails on black")
+        return [detections_of(image) for image in images]
+
+
+def open_never() -> SlowModel:
+    """Take longer than any test to open a model."""
+    time.sleep(600)
+    return SlowModel()
+
+
 class FakeProcess(ModelProcess):
     """A model without a process: slow, dying or failing on demand."""
 
@@ -41,7 +59,7 @@ class FakeProcess(ModelProcess):
         self.may_go_on.set()
         self.dies = self.is_dead = self.fails_to_start = False
         self.starts = 0
-        self._sent: deque[Sequence[np.ndarray]] = deque()
+        self.ahead: deque[Sequence[np.ndarray]] = deque()
 
     @property
     def is_alive(self) -> bool:
@@ -52,14 +70,14 @@ class FakeProcess(ModelProcess):
             raise ModelProcessError("no")
         self.starts += 1
         self.is_dead = self.dies = False
-        self._sent.clear()
+        self.ahead.clear()
         return CATEGORIES
 
     def send(self, images: Sequence[np.ndarray]) -> None:
-        self._sent.append(images)
+        self.ahead.append(images)
 
     def receive(self) -> list[Detections | Exception]:
-        return self.predict(self._sent.popleft())
+        return self.predict(self.ahead.popleft())
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Detections | Exception]:
         self.batches.append(len(images))

@@ -78,7 +78,7 @@ def test_an_answer_has_boxes_scores_names_and_size(make_service: MakeService) ->
         {"category_id": 7, "name": "<b>dog</b>", "score": 0.9, "box_xyxy": [40.0, 0.0, 30.0, 20.0]},
         {"category_id": 1, "name": "cat", "score": 0.2, "box_xyxy": [0.0, 0.0, 1.0, 1.0]},
     ]
-    assert set(record["timing_ms"]) == {"decode", "model"}
+    assert set(record["timing_ms"]) == {"decode", "wait", "model"}
 
 
 def test_score_and_max_detections_choose(make_service: MakeService) -> None:
@@ -156,7 +156,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(
 def test_a_request_past_its_deadline_is_answered_and_leaves_the_queue(
     make_service: MakeService, process: FakeProcess
 ) -> None:
-    service = make_service(max_batch=1, max_queue=8)
+    service = make_service(max_batch=2, max_queue=8)
     process.may_go_on.clear()
     with client_of(service) as client:
         holding = threading.Thread(target=send_in_threads, args=(client, [encoded(1)]))
@@ -218,6 +218,20 @@ def test_a_dead_model_is_seen_and_replaced(make_service: MakeService, process: F
         until(lambda: client.get("/readyz").status_code == 200)
 
 
+def test_surplus_connections_may_look_but_not_predict(make_service: MakeService) -> None:
+    app = build_app(make_service())
+
+    async def surplus(scope: Any, receive: Any, send: Any) -> None:
+        scope["state"] = {"is_surplus": True}
+        await app(scope, receive, send)
+
+    client = TestClient(surplus, base_url="http://localhost")
+    refused = client.post("/predict", content=encoded(50))
+    assert refused.status_code == 503 and refused.json()["error"]["what"]
+    assert refused.headers["Connection"] == "close" and refused.headers["Retry-After"]
+    assert client.get("/healthz").status_code == 200
+
+
 def test_a_draining_server_refuses(make_service: MakeService) -> None:
     service = make_service()
     with client_of(service) as client:
@@ -270,6 +284,8 @@ def test_addresses_are_fetched_only_where_that_is_allowed(
     make_service: MakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
+    held: list[int] = []
+    service = make_service()
 
     async def fetch(url: str, *, max_bytes: int, deadline: float, take: Callable[[int], None]) -> bytes:
         asked.append(url)
@@ -280,13 +296,14 @@ def test_addresses_are_fetched_only_where_that_is_allowed(
         return encoded(77)
 
     monkeypatch.setattr("detronome.deploy.serve.app.fetch_image", fetch)
-    with client_of(make_service(), allows_urls=True) as client:
+    with client_of(service, allows_urls=True) as client:
         answer = client.post("/predict", json={"url": "https://example.org/a.png"})
         assert answer.json()["detections"][0]["box_xyxy"][0] == 77
         assert client.post("/predict", json={"url": "https://example.org/none"}).status_code == 400
-        for wrong in ([], {"url": 3}, {"url": "https://a/", "more": 1}, {}):
+        for wrong in ([], {"url": 3}, {"url": "https://a/", "more": 1}, {}, {"url": "https://a/" + "b" * 9000}):
             assert client.post("/predict", json=wrong).status_code == 400
     assert len(asked) == 2
+    assert held[0] > 100 and service.uploads.held_bytes == 0
 
 
 def test_metrics_count_what_happened(make_service: MakeService) -> None:
@@ -338,7 +355,7 @@ def test_the_page_needs_nothing_from_elsewhere(make_service: MakeService) -> Non
 
 def test_a_client_that_leaves_leaves_the_queue(make_service: MakeService, process: FakeProcess) -> None:
     async def scenario() -> None:
-        service = make_service(max_batch=1)
+        service = make_service(max_batch=2)
         service.start()
         app = build_app(service)
         process.may_go_on.clear()

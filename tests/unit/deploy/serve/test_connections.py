@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -14,19 +15,22 @@ from detronome.deploy.serve.server import _listen
 from detronome.errors import ConfigError
 
 uvicorn = pytest.importorskip("uvicorn")
-IDLE_S = 0.3
+IDLE_S = 0.5
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 async def slow_app(scope: Any, receive: Any, send: Any) -> None:
     await asyncio.sleep(3 * IDLE_S)
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    status = 503 if scope["state"]["is_surplus"] else 200
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    config = uvicorn.Config(slow_app, http=protocol_class(IDLE_S), ws="none", lifespan="off", log_config=None)
+    config = uvicorn.Config(
+        slow_app, http=protocol_class(IDLE_S, max_connections=5), ws="none", lifespan="off", log_config=None
+    )
     server = uvicorn.Server(config)
     with _listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -63,6 +67,15 @@ def test_a_slow_answer_is_waited_for_and_the_connection_serves_on(port: int) -> 
                 assert piece, "closed while it was being answered"
                 answer += piece
         assert closed_after_s(connection) < 10
+
+
+def test_connections_beyond_the_bound_are_known(port: int) -> None:
+    with ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in range(7)]
+        for connection in connections:
+            connection.sendall(REQUEST)
+        statuses = [connection.recv(12)[-3:] for connection in connections]
+    assert statuses[0] == b"200" and statuses[-2:] == [b"503"] * 2
 
 
 def test_connections_do_not_gather_small_packets() -> None:

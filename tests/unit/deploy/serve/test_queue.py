@@ -50,6 +50,18 @@ def test_batches_hold_what_is_wanted_in_order(waiting: list[str], max_batch: int
     loop.close()
 
 
+def test_a_full_batch_is_taken_without_waiting_and_a_partial_one_is_left() -> None:
+    loop = asyncio.new_event_loop()
+    queue = BatchQueue(max_batch=2, max_delay_s=30)
+    for number in range(3):
+        queue.put(job(loop, number))
+    assert numbers(queue.take_full()) == [0, 1]
+    assert queue.take_full() == [] and len(queue) == 1
+    queue.close()
+    assert queue.take_full() is None
+    loop.close()
+
+
 def test_an_image_waits_for_others_but_not_for_long() -> None:
     loop = asyncio.new_event_loop()
     queue = BatchQueue(max_batch=2, max_delay_s=0.1)

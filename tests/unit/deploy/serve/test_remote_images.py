@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import http.server
 import socket
 import threading
@@ -15,6 +16,8 @@ from detronome.deploy.serve.limits import RefusedError
 from detronome.deploy.serve.remote_images import fetch_image, is_public
 
 CONTENT = b"x" * 5000
+taken: list[int] = []
+"""What the latest fetch has counted."""
 
 
 @pytest.mark.parametrize(
@@ -45,9 +48,11 @@ PRIVATE = [
     "fe80::1",
     "fe80::1%eth0",
     "fc00::1",
+    "fec0::1",
     "fd00::1",
     "ff02::1",
     "64:ff9b::7f00:1",
+    "64:ff9b:1::1",
     "64:ff9b::a00:1",
     "2002:7f00:1::1",
     "2001:0:7f00:1::1",
@@ -74,8 +79,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/slow":
             time.sleep(1)
         self.send_response(404 if self.path == "/none" else 200)
+        if self.path == "/bomb":
+            self.send_header("Content-Encoding", "gzip")
         self.end_headers()
-        self.wfile.write(CONTENT)
+        self.wfile.write(gzip.compress(bytes(10**6)) if self.path == "/bomb" else CONTENT)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -92,7 +99,11 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
     look_up = socket.getaddrinfo
 
     def known(host: str, *arguments: Any, **options: Any) -> Any:
-        return look_up("127.0.0.1" if host in ("example.org", "private.example") else host, *arguments, **options)
+        return look_up(
+            "127.0.0.1" if host in ("example.org", "private.example", "xn--bcher-kva.example") else host,
+            *arguments,
+            **options,
+        )
 
     monkeypatch.setattr(socket, "getaddrinfo", known)
     judged: list[str] = []
@@ -109,12 +120,24 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
 
 
 def fetch(url: str, *, max_bytes: int = 10_000, seconds: float = 10) -> bytes:
-    return asyncio.run(fetch_image(url, max_bytes=max_bytes, deadline=time.monotonic() + seconds))
+    taken.clear()
+    return asyncio.run(fetch_image(url, max_bytes=max_bytes, deadline=time.monotonic() + seconds, take=taken.append))
 
 
 def test_a_file_is_fetched_from_the_address_that_was_judged(inside: list[tuple[str, str]]) -> None:
     assert fetch("http://example.org/a.jpg?b=1#c") == CONTENT
     assert inside == [("/a.jpg?b=1", "example.org")]
+    assert sum(taken) == len(CONTENT)
+
+
+def test_a_name_in_other_letters_is_asked_for_in_ascii(inside: list[tuple[str, str]]) -> None:
+    assert fetch("http://bücher.example/é") == CONTENT
+    assert inside == [("/%C3%A9", "xn--bcher-kva.example")]
+
+
+def test_what_is_compressed_stays_small(inside: list[tuple[str, str]]) -> None:
+    content = fetch("http://example.org/bomb")
+    assert len(content) < 2000 and gzip.decompress(content) == bytes(10**6)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +179,8 @@ def test_a_redirect_is_judged_again(inside: list[tuple[str, str]]) -> None:
         "http://user:secret@example.org/",
         "http://a\0b/",
         "http://é.invalid/",
+        "http://a..b/",
+        "http://" + "a" * 70 + ".org/",
         "https://10.0.0.1/",
         "http://nobody.invalid/",
     ],

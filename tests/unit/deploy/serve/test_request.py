@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,3 +80,5 @@ def test_any_text_is_read_or_refused(query: list[tuple[str, str]], accept: str) 
 def test_limits_are_above_nothing() -> None:
     with pytest.raises(ConfigError, match=r"(?s)max_batch.*max_pixels.*grace_s"):
         Limits(max_batch=0, max_pixels=-1, grace_s=-1)
+    with pytest.raises(ConfigError, match=r"(?s)timeout_s.*nan.*max_delay_s.*inf"):
+        Limits(timeout_s=math.nan, max_delay_s=math.inf)

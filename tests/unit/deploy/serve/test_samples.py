@@ -51,7 +51,7 @@ def test_the_dockerfile_starts_a_server_that_there_is() -> None:
     words = [
         word for line in re.findall(r"^(?:ENTRYPOINT|CMD) (\[.*\])$", text, re.MULTILINE) for word in json.loads(line)
     ]
-    assert words[:3] == ["detronome", "serve", "/model"]
+    assert words[:2] == ["detronome", "serve"] and words[-1] == "/model"
     parameters = {f"--{name.replace('_', '-')}" for name in inspect.signature(serve).parameters}
     assert {word for word in words if word.startswith("--")} <= parameters
     assert "EXPOSE 8000" in text and words[words.index("--port") + 1] == "8000"
