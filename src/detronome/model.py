@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -18,6 +19,9 @@ from detronome.config.presets import PRESETS
 from detronome.config.schema import RunConfig, WithPretrainedBackbone
 from detronome.data.download.events import Listener, Noticed, ignore
 from detronome.data.store.decode import read_image
+from detronome.deploy.export.description import Description, read_description
+from detronome.deploy.exported import default_device, is_exported, open_exported
+from detronome.deploy.optimize import optimized
 from detronome.deploy.predictor import build_predictor
 from detronome.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from detronome.engine.state import TrainingState
@@ -25,11 +29,13 @@ from detronome.errors import CheckpointError, ConfigError, DataError, MissingExt
 from detronome.models.build import build_model
 from detronome.models.detector import Detector
 from detronome.report.download_console import DownloadConsole
-from detronome.report.pictures import draw_boxes, draw_segments, save_picture
+from detronome.report.pictures import save_picture
+from detronome.report.results.pictures import draw_detections
 from detronome.runtime.device import resolve_device
+from detronome.runtime.precision import Precision
 from detronome.types import Categories, Detections, PanopticPrediction
 from detronome.weights.pretrained import load_pretrained
-from detronome.weights.sources import is_pretrained_source
+from detronome.weights.sources import has_published_weights, is_pretrained_source
 
 if TYPE_CHECKING:
     import supervision
@@ -83,10 +89,7 @@ class Prediction:
 
         Small images are enlarged.
         """
-        if self.panoptic is not None:
-            names = self.categories.by_id
-            return draw_segments(self.image, self.panoptic.segment_ids, self.panoptic.segments, names=names)
-        return draw_boxes(self.image, self.boxes_xyxy, self.labels, names=self.categories.by_id, scores=self.scores)
+        return draw_detections(self.image, self.detections, self.categories.by_id)
 
     def show(self) -> None:
         """Open the picture in the system's viewer."""
@@ -118,33 +121,98 @@ class Prediction:
 
 
 class Model:
-    """A trained detector with what its labels mean: the object that predicts and can be trained further.
+    """A trained detector with what its labels mean: the object that predicts and, unless exported, can be trained.
+
+    Args:
+        trained: what the file or folder holds: a checkpoint, or the description of an exported model.
+        source: where it was loaded from.
+        device: auto, cpu, cuda, cuda:N or mps; `auto` is the CPU for an exported form that runs nowhere else here.
+        notes: of weights from elsewhere: what was read, and what was assumed because nothing says it.
 
     Attributes:
         config: the resolved configuration it was trained with.
         categories: what its labels mean.
         metrics: of the evaluation that chose it; empty where there was none.
+        step: training steps it has seen.
         source: where it was loaded from.
-        notes: of weights from elsewhere: what was read, and what was assumed because nothing says it.
+        notes: as given.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, source: Path, device: str = "auto", notes: Sequence[str] = ()
+        self, trained: Checkpoint | Description, *, source: Path, device: str = "auto", notes: Sequence[str] = ()
     ) -> None:
-        self.checkpoint = checkpoint
+        self._trained = trained
         self.source = source
         self.notes = tuple(notes)
-        self.config = from_dict(checkpoint.config, where=str(source))
-        self.categories = checkpoint.categories
-        self.metrics = {n: float("nan") if v is None else v for n, v in checkpoint.state.best_metrics.items()}
-        self.device, _ = resolve_device(device)
+        self.config = from_dict(trained.config, where=str(source))
+        self.categories = trained.categories
+        metrics = trained.state.best_metrics if isinstance(trained, Checkpoint) else trained.metrics
+        self.metrics = {n: float("nan") if v is None else v for n, v in metrics.items()}
+        self.step = trained.state.step if isinstance(trained, Checkpoint) else trained.step
+        if device == "auto" and isinstance(trained, Description):
+            self.device = default_device(trained.form)
+        else:
+            self.device, _ = resolve_device(device)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint it was loaded from.
+
+        Raises:
+            CheckpointError: it was loaded from an exported file.
+        """
+        if not isinstance(self._trained, Checkpoint):
+            raise CheckpointError(
+                "an exported model can predict and be measured, but not be trained, changed or exported again",
+                where=str(self.source),
+                fix="use the run or checkpoint that it was exported from",
+            )
+        return self._trained
 
     @cached_property
     def detector(self) -> Detector:
         """The network, in eval mode on the model's device."""
+        if isinstance(self._trained, Description):
+            exported = open_exported(self.source, device=self.device)
+            if exported.description != self._trained:
+                raise CheckpointError(
+                    "the file was exported anew after this model was loaded",
+                    where=str(self.source),
+                    fix="load it again",
+                )
+            return exported
         detector = build_model(_without_pretrained(self.config).model, len(self.categories))
-        _load_weights(detector, self.checkpoint, self.source)
+        _load_weights(detector, self._trained, self.source)
         return detector.to(self.device).eval()
+
+    @cached_property
+    def form(self) -> Detector:
+        """The network in the form that predicts: on a CPU an optimised copy, which differs by rounding; as exported; or
+        as `optimize` made it."""
+        is_ours = isinstance(self._trained, Checkpoint)
+        computes_in_fp32 = self.device.type == "cpu" and self.config.train.precision in ("auto", "fp32")
+        return optimized(self.detector) if is_ours and computes_in_fp32 else self.detector
+
+    def optimize(self, *, precision: Precision = "fp32", compiled: bool = False) -> None:
+        """Predict in another precision or through torch.compile from now on. Evaluation stays as it is.
+
+        Args:
+            precision: of backbone and transformer: fp32, bf16 or fp16.
+            compiled: use torch.compile: the first images take longer, on a CPU minutes.
+
+        Raises:
+            ConfigError: there is no such precision.
+            CheckpointError: it was loaded from an exported file, which has its own form.
+        """
+        if precision not in get_args(Precision):
+            raise ConfigError(
+                f"there is no precision {precision!r} here",
+                where="precision",
+                fix=f"use one of {', '.join(get_args(Precision))}; for INT8, export the model",
+            )
+        _ = self.checkpoint
+        self.form = optimized(self.detector, precision=precision, compiled=compiled)
+        self.__dict__.pop("_predictor", None)
 
     # A str is both an image and a sequence of str; the first signature is meant, and wins.
     @overload
@@ -167,22 +235,24 @@ class Model:
             DataError: an image cannot be read.
         """
         if isinstance(images, str | Path | Image.Image | np.ndarray):
-            return self._predict_one(images, score)
-        return [self._predict_one(image, score) for image in images]
+            return self._predict_all([images], score)[0]
+        return self._predict_all(images, score)
 
     @cached_property
     def _predictor(self) -> Any:
-        return build_predictor(self.config, self.detector, self.categories, self.device)
+        return build_predictor(self.config, self.form, self.categories, self.device)
 
-    def _predict_one(self, source: ImageSource, score: float) -> Prediction:
-        image = _read_image(source)
-        (detections,) = self._predictor.predict([image])
-        return Prediction(
-            detections=detections.above(score),
-            image=image,
-            categories=self.categories,
-            file=Path(source) if isinstance(source, str | Path) else None,
-        )
+    def _predict_all(self, sources: Sequence[ImageSource], score: float) -> list[Prediction]:
+        images = [_read_image(source) for source in sources]
+        return [
+            Prediction(
+                detections=detections.above(score),
+                image=image,
+                categories=self.categories,
+                file=Path(source) if isinstance(source, str | Path) else None,
+            )
+            for source, image, detections in zip(sources, images, self._predictor.predict(images), strict=True)
+        ]
 
 
 def load(
@@ -196,7 +266,7 @@ def load(
     Args:
         source: a run folder (its best checkpoint) or a checkpoint folder; a preset with published weights, e.g.
             `detr-r50`; a .pth or .safetensors file; a folder as transformers saves it; or a model's id on
-            huggingface.co, e.g. `facebook/detr-resnet-50`.
+            huggingface.co, e.g. `facebook/detr-resnet-50`; or an exported file: .onnx, .xml, .pt2 or .engine.
         preset: for weights from elsewhere, the network they belong to, where the file does not show it: DC5.
         device: auto, cpu, cuda, cuda:N or mps.
         on_event: told of a download's progress and of what had to be assumed; by default both are shown on stderr.
@@ -205,6 +275,9 @@ def load(
         CheckpointError: there is no such model, it cannot be downloaded, is damaged or not safe to read.
         ConfigError: the name of a preset that has no published weights.
     """
+    path = Path(source)
+    if is_exported(path) and preset is None and not path.is_dir():
+        return Model(read_description(path), source=path, device=device)
     if is_pretrained_source(source):
         return _load_published(source, preset, device, on_event)
     if preset is not None:
@@ -219,8 +292,17 @@ def load(
             where="load",
             fix=f"train it: dt.train(DATA, model={str(source)!r}), or load a run folder",
         )
+    if not os.path.lexists(source):
+        near = get_close_matches(str(source), filter(has_published_weights, PRESETS), n=1)
+        known = "a run folder, a file or folder with weights, a model's id on huggingface.co, or a preset with weights"
+        raise CheckpointError(
+            f"{str(source)!r} does not exist",
+            where=str(source),
+            fix=f"did you mean {near[0]!r}?" if near else f"name {known} (detronome models)",
+        )
     folder = find_checkpoint(Path(source))
-    return Model(load_checkpoint(folder), source=folder, device=device)
+    checkpoint = load_checkpoint(folder)
+    return Model(checkpoint, source=folder, device=device, notes=[checkpoint.origin] if checkpoint.origin else ())
 
 
 def _load_published(source: str | Path, preset: str | None, device: str, on_event: Listener | None) -> Model:

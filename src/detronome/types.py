@@ -256,8 +256,11 @@ class Detections:
 
     def above(self, score: float) -> Detections:
         """Return only the detections with at least this score."""
-        keep = self.scores >= score
-        return replace(self, boxes_xyxy=self.boxes_xyxy[keep], scores=self.scores[keep], labels=self.labels[keep])
+        return self.take(self.scores >= score)
+
+    def take(self, chosen: Bool[np.ndarray, " N"] | slice) -> Detections:
+        """Return only the detections that a mask or a slice chooses."""
+        return replace(self, boxes_xyxy=self.boxes_xyxy[chosen], scores=self.scores[chosen], labels=self.labels[chosen])
 
     def to_coco(self) -> list[dict[str, Any]]:
         """Return COCO results records: `bbox` is [left, top, width, height] in pixels."""

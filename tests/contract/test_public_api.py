@@ -66,7 +66,7 @@ def test_public_functions_and_classes_have_docstrings(path: Path) -> None:
     is_module = path.name != "__main__.py"
     bare = [] if not is_module or ast.get_docstring(tree) else ["the module"]
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             bare += [] if ast.get_docstring(node) else [node.name]
     assert bare == []
 
@@ -79,7 +79,7 @@ def test_all_is_there_and_true(path: Path) -> None:
         for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     ]
-    bound = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    bound = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
     for node in tree.body:
         if isinstance(node, ast.Assign):
             bound |= {ast.unparse(target) for target in node.targets}

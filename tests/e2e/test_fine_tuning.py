@@ -119,6 +119,9 @@ def test_settings_of_another_model_and_other_classes_are_an_error_of_the_user(
     data = with_categories(blocks, tmp_path / "data", names)
     with pytest.raises(dt.DetronomeError, match="do not fit the model that the settings describe"):
         dt.train(data, model=tiny_run, epochs=1, out=tmp_path / "wide", settings={"model.hidden_dim": 64})
+    with pytest.raises(dt.DetronomeError, match=r"settings describe: .* and \d+ more\n  where: model") as caught:
+        dt.train(blocks, model=tiny_run, epochs=1, out=tmp_path / "wide", settings={"model.hidden_dim": 64})
+    assert len(str(caught.value)) < 1_000
 
 
 def test_a_new_head_is_not_frozen(tiny_run: Path, blocks: Path, tmp_path: Path) -> None:

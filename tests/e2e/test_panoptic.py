@@ -120,7 +120,9 @@ def test_an_evaluation_gives_the_runs_numbers_and_those_of_its_predictions(
     truth = json.loads((shapes / "annotations" / "panoptic_val.json").read_text())
     files = [shapes / "images" / image["file_name"] for image in truth["images"]]
     predictions = dt.predict(run.folder, files, out=tmp_path)
-    assert all(prediction.panoptic is not None for prediction in predictions)
+    assert predictions.results["panoptic"] == tmp_path / "panoptic.json"
+    with pytest.raises(dt.ConfigError, match="tiles"):
+        dt.predict(run.folder, files, out=tmp_path / "tiled", tile=64)
     with Image.open(tmp_path / f"{files[0].stem}.jpg") as picture:
         assert picture.size[0] >= 480
     written = json.loads((tmp_path / "panoptic.json").read_text())

@@ -18,7 +18,6 @@ import pytest
 from PIL import Image
 
 import detronome as dt
-from detronome.api import runs
 from detronome.data.prefetch import DeviceStream
 from detronome.engine import build
 from detronome.engine.events import Event, Observer, RunEnded, RunStarted, StepLogged
@@ -482,37 +481,6 @@ def test_evaluate_refuses_data_with_a_class_that_the_model_does_not_know(
         dt.evaluate(tiny_run, copy_of(blocks, tmp_path / "data", change, "val"))
 
 
-def test_predicted_results_evaluate_like_the_model(tiny_run: Path, blocks: Path, tmp_path: Path) -> None:
-    truth = blocks / "annotations" / "instances_val.json"
-    numbered = tmp_path / "numbered ü"
-    numbered.mkdir()
-    for image in json.loads(truth.read_text())["images"]:
-        shutil.copy(blocks / "images" / image["file_name"], numbered / f"{image['id']:012}.png")
-    predictions = dt.predict(tiny_run, [numbered], out=tmp_path / "out")
-    assert len(predictions) == 6
-    assert len(list((tmp_path / "out").glob("*.jpg"))) == 6
-    metrics = dt.evaluate_results(tmp_path / "out" / "detections.json", truth)
-    assert metrics.numbers == pytest.approx(dt.evaluate(tiny_run, blocks).numbers, nan_ok=True, abs=1e-6)
-
-
-def test_predict_takes_one_path_and_names_what_is_wrong(tiny_run: Path, blocks: Path, tmp_path: Path) -> None:
-    image = blocks / "images" / "val_00.png"
-    (prediction,) = dt.predict(tiny_run, image, out=tmp_path)
-    assert prediction.file == image
-    with pytest.raises(dt.DataError, match="no images"):
-        dt.predict(tiny_run, [], out=tmp_path)
-    shutil.copy(image, tmp_path / "val_00.png")
-    with pytest.raises(dt.DataError, match="same name"):
-        dt.predict(tiny_run, [image, tmp_path / "val_00.png"], out=tmp_path)
-
-
-def test_image_ids_are_the_numbers_in_the_names_only_where_they_tell_images_apart() -> None:
-    ids = runs._image_ids
-    assert ids([Path("000000000139.jpg"), Path("7.jpg")]) == [139, 7]
-    for names in (("1.jpg", "01.jpg"), ("²", "5"), ("a", "5"), ("9" * 30, "1")):
-        assert ids([Path(name) for name in names]) == [1, 2]
-
-
 def test_every_kind_of_image_gives_the_same_objects(tiny_run: Path, blocks: Path) -> None:
     model = dt.load(tiny_run)
     file = blocks / "images" / "val_00.png"
@@ -605,22 +573,6 @@ def test_a_report_compares_runs(tiny_run: Path, whole_run: tuple[Path, dict[int,
     assert dt.write_report(tiny_run, out=tmp_path / "one.html").is_file()
     with pytest.raises(dt.ConfigError, match="no run to report on"):
         dt.write_report([])
-
-
-def test_unreadable_images_do_not_keep_the_others_from_their_results(
-    blocks: Path, tiny_settings: Settings, tmp_path: Path
-) -> None:
-    run = dt.train(blocks, model="nano", epochs=1, out=tmp_path / "run", settings=tiny_settings)
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    good = blocks / "images" / "val_00.png"
-    (photos / "b.png").write_bytes(good.read_bytes())
-    for name in ("a.jpg", "c.png"):
-        (photos / name).write_bytes(good.read_bytes()[:200])
-    with pytest.raises(dt.DataError) as caught:
-        dt.predict(run.folder, [photos], out=tmp_path / "found")
-    assert len(caught.value.problems) == 2
-    assert sorted(file.name for file in (tmp_path / "found").iterdir()) == ["b.jpg", "detections.json"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -41,6 +41,8 @@ def asked_config(
         ConfigError, CheckpointError: what is wrong with settings or the model to start from.
     """
     start_from = _as_model(model)
+    if start_from is not None:
+        _ = start_from.checkpoint  # an exported model has none, and says so before any work is done
     run_config = for_another_run(start_from.config) if start_from else preset(str(model))
     if config is not None:
         run_config = from_dict(read_toml(Path(config)), base=run_config, where=str(config))

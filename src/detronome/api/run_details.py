@@ -60,7 +60,7 @@ def write_run_details(
             score=details.score_threshold,
         )
         places = {image_id: str(picture.relative_to(run_dir)) for image_id, picture in pictures.items()}
-        write_json(file, details.to_json(split=split_name, step=model.checkpoint.state.step, pictures=places))
+        write_json(file, details.to_json(split=split_name, step=model.step, pictures=places))
 
 
 @contextmanager

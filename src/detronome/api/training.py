@@ -354,7 +354,7 @@ def _write_results(run_dir: Path, trainer: Trainer, train_split: DataSplit, val_
     with writing(run_dir / "pictures"):
         write_gallery(run_dir / "pictures", model._predictor, val_split or train_split, model.categories)
     if val_split is not None:
-        evaluator = trainer.evaluator_of(model.checkpoint.state.step)
+        evaluator = trainer.evaluator_of(model.step)
         write_run_details(run_dir, model, val_split, split_name=model.config.data.val_split, evaluator=evaluator)
     write_verdict(run_dir, model.config)
     return write_report([run_dir])

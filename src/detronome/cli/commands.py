@@ -41,10 +41,18 @@ app.command(
 app.command("detronome.cli.models:models", help="List the presets: size, work, published accuracy, weights.")
 app.command("detronome.cli.plan:plan", help="Predict memory, time and price of a run; no GPU needed.")
 app.command("detronome.cli.evaluate:evaluate", name="eval", help="Measure a checkpoint, or a results file of any tool.")
-app.command("detronome.cli.predict:predict", help="Find objects in images: pictures and COCO results.")
+app.command("detronome.cli.predict:predict", help="Find objects in images and videos: pictures, COCO, YOLO, CSV.")
+app.command(
+    "detronome.cli.serve:serve",
+    help="Answer over HTTP: find objects in images that are sent.",
+    help_epilogue="SIGTERM and Ctrl-C let what has begun finish, and end with exit code 0; a second one ends at once.",
+)
+app.command("detronome.cli.export:export", help="Write a model for ONNX Runtime, OpenVINO, torch or TensorRT, checked.")
 app.command("detronome.cli.search:search", help="Find settings that give a higher AP, trial after trial.")
 app.command("detronome.cli.profile:profile", help="Say what a step waits for, with proof, and what to change.")
 app.command("detronome.cli.tune:tune", help="Find settings that make a run faster, each proven by measurement.")
+app.command("detronome.cli.trim:trim", help="Make a smaller, faster model of a trained one, without training.")
+app.command("detronome.cli.benchmark:benchmark", help="Measure a model's forms side by side: time, memory, AP.")
 app.command("detronome.cli.report:report", help="Write the HTML page of a run, or compare several.")
 app.command(
     "detronome.cli.watch:watch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -17,13 +18,13 @@ def evaluate(
     data: str | None = None,
     /,
     *,
-    split: str = "val",
+    split: str | None = None,
     detections: Path | None = None,
     annotations: Path | None = None,
     panoptic: bool = False,
-    iou_type: Literal["bbox", "segm"] = "bbox",
-    max_detections: int = 100,
-    device: str = "auto",
+    iou_type: Literal["bbox", "segm"] | None = None,
+    max_detections: int | None = None,
+    device: str | None = None,
     details: Path | None = None,
     json: Json = False,
 ) -> None:
@@ -36,7 +37,7 @@ def evaluate(
     data
         Data folder.
     split
-        Split of the data folder.
+        Split of the data folder; val, if not given.
     detections
         COCO results file from any tool, instead of a checkpoint.
     annotations
@@ -44,11 +45,11 @@ def evaluate(
     panoptic
         With --detections: both files are panoptic ones, their PNG maps in folders of the same names beside them.
     iou_type
-        With --detections: overlap of boxes or of masks.
+        With --detections: overlap of boxes (bbox, the default) or of masks (segm).
     max_detections
-        With --detections: detections counted per image and category.
+        With --detections: detections counted per image and category; 100, if not given.
     device
-        auto, cpu, cuda, cuda:N or mps.
+        Where a checkpoint computes: auto (the default), cpu, cuda, cuda:N or mps.
     details
         Write confusion matrix, precision-recall curves, kinds of errors and worst images to this JSON file.
     """
@@ -62,6 +63,10 @@ def evaluate(
                 fix="detronome eval --panoptic --detections PREDICTED.json --annotations panoptic_val.json; "
                 "a checkpoint that makes masks is measured both ways: detronome eval CHECKPOINT DATA",
             )
+        _reject_unused(
+            {"--split": split, "--iou-type": iou_type, "--max-detections": max_detections, "--device": device},
+            measured="files of panoptic predictions",
+        )
         quality = api.evaluate_panoptic_results(detections, annotations)
         print_json(quality.to_json()) if json else print_panoptic_metrics(quality, title=str(detections))
         return
@@ -72,8 +77,13 @@ def evaluate(
                 where="detronome eval",
                 fix="detronome eval --detections RESULTS.json --annotations GT.json",
             )
+        _reject_unused({"--split": split, "--device": device}, measured="a results file")
         metrics = api.evaluate_results(
-            detections, annotations, iou_type=iou_type, max_detections=max_detections, details=details
+            detections,
+            annotations,
+            iou_type=iou_type or "bbox",
+            max_detections=100 if max_detections is None else max_detections,
+            details=details,
         )
         title = str(detections)
     elif checkpoint is None or data is None:
@@ -81,7 +91,9 @@ def evaluate(
             "a checkpoint and a data folder are needed", where="detronome eval", fix="detronome eval CHECKPOINT DATA"
         )
     else:
-        metrics = api.evaluate(checkpoint, data, split=split, device=device, details=details)
+        _reject_unused({"--iou-type": iou_type, "--max-detections": max_detections}, measured="a checkpoint")
+        split = split or "val"
+        metrics = api.evaluate(checkpoint, data, split=split, device=device or "auto", details=details)
         title = f"{checkpoint} on {data} ({split}, {metrics.num_images} images)"
     if json:
         print_json(metrics.to_json())
@@ -89,3 +101,13 @@ def evaluate(
     print_metrics(metrics, title=title)
     if metrics.panoptic is not None:
         print_panoptic_metrics(metrics.panoptic, title="panoptic quality")
+
+
+def _reject_unused(options: Mapping[str, object], *, measured: str) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)}: of no effect when what is measured is {measured}",
+            where="detronome eval",
+            fix="leave it out" if len(given) == 1 else "leave them out",
+        )

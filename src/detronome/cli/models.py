@@ -36,7 +36,7 @@ def models(*, json: Json = False) -> None:
     print_table(table)
     print_line("")
     print_line("GFLOPs: of a photo of 480x640, resized to what `at` says; multiply-add is 2.")
-    print_line("AP (of boxes) and PQ: on COCO val2017, of the published weights, as told by")
+    print_line("AP of boxes, and PQ: on COCO val2017, of the published weights, as told by")
     for source, names in _by_source(presets).items():
         print_line(f"  {names[0]}{' ...' if len(names) > 1 else ''}: {source}")
     print_line("weights: eval, predict and dt.load, given the preset, download and keep them.")

@@ -2,53 +2,156 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from cyclopts import Parameter
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from detronome.cli.options import Json
-from detronome.cli.render import print_json
+from detronome.cli.render import print_json, print_line, print_notice
+
+if TYPE_CHECKING:
+    from detronome.api import Predictions
 
 __all__ = ["predict"]
+
+_LINE_EVERY_S = 10.0
+_Names = Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)]
 
 
 def predict(
     checkpoint: str,
     /,
     *images: Path,
-    out: Path = Path("predictions"),
+    out: Path | None = None,
+    format: _Names = None,  # noqa: A002
     score: float = 0.5,
+    max_detections: int | None = None,
+    classes: _Names = None,
+    recursive: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    annotations: Path | None = None,
+    tile: str | None = None,
+    overlap: float = 0.2,
+    tile_whole: bool = True,
+    every: int = 1,
+    batch_size: int | None = None,
+    on_error: Literal["skip", "stop"] = "skip",
+    if_exists: Literal["error", "replace"] = "error",
     device: str = "auto",
     json: Json = False,
 ) -> None:
-    """Draw the objects found in images and write them as COCO results.
+    """Find objects in images and videos: drawn pictures, COCO results, YOLO labels, a CSV table.
 
     Parameters
     ----------
     checkpoint
-        Run or checkpoint folder; published weights: detr-r50, a .pth or .safetensors file, a Hugging Face folder or id.
+        Run, checkpoint or exported file; published weights: detr-r50, a .pth or .safetensors file, a Hugging Face
+        folder or id.
     images
-        Image files, or folders of them.
+        Images, folders, patterns in quotes ('photos/**/*.jpg') and videos (.mp4, .mkv, .avi, .mov, .webm; these need
+        pip install 'detronome[video]').
     out
-        Folder for the pictures and detections.json; with masks, also panoptic.json and its maps in panoptic/.
+        Folder for the results; by default predictions, numbered.
+    format
+        What to write, several at once: pictures (of a video a video), coco (detections.json; with masks also
+        panoptic.json and its maps), yolo (labels/ and classes.txt), csv (detections.csv). By default pictures and coco.
     score
-        Smallest score of a drawn object; detections.json holds all.
+        Smallest score of objects in pictures, YOLO labels and CSV; detections.json holds all.
+    max_detections
+        The most objects of an image.
+    classes
+        Names of classes; objects of others are left out.
+    recursive
+        Look in the folders' subfolders too.
+    annotations
+        COCO annotation file that gives image ids by file name.
+    tile
+        Look at large images in tiles: the side in pixels, or WIDTHxHEIGHT.
+    overlap
+        Of neighbouring tiles, as a share of the tile; objects up to that size are whole in one tile at least.
+    tile_whole
+        With --tile, look at the whole image too: for objects larger than a tile.
+    every
+        Of a video, each N-th frame only.
+    batch_size
+        The most images, tiles or frames that go through the model at once.
+    on_error
+        What cannot be read is left out and told (skip); or ends the work before anything is written, but for damage
+        within a video (stop).
+    if_exists
+        When --out holds such results: an error, or replace files of the same names.
     device
         auto, cpu, cuda, cuda:N or mps.
     """
     from detronome import api
+    from detronome.api.folders import numbered
 
-    predictions = api.predict(checkpoint, images, out=out, score=score, device=device)
-    results = out / "detections.json"
-    has_maps = any(p.panoptic is not None for p in predictions)
+    with _progress() as progress:
+        done = api.predict(
+            checkpoint,
+            images,
+            out=numbered(Path("predictions")) if out is None else out,
+            formats=_split(format) if format is not None else ("pictures", "coco"),
+            score=score,
+            max_detections=max_detections,
+            classes=classes,
+            recursive=recursive,
+            annotations=annotations,
+            tile=tile,
+            overlap=overlap,
+            tile_whole=tile_whole,
+            every=every,
+            batch_size=batch_size,
+            on_error=on_error,
+            if_exists=if_exists,
+            device=device,
+            on_progress=progress,
+        )
+    for problem in done.unreadable:
+        print_notice(f"left out: {problem.where}: {problem.what}")
+    for note in done.notes:
+        print_notice(note)
     if json:
-        found = {str(p.file): len(p) for p in predictions}
-        panoptic = {"panoptic": str(out / "panoptic.json")} if has_maps else {}
-        print_json({"out": str(out), "results": str(results), **panoptic, "num_objects": found})
+        print_json(done.to_json())
+    else:
+        _print(done, score)
+
+
+def _print(done: Predictions, score: float) -> None:
+    counts = [
+        f"{count:,} {noun}" for count, noun in ((done.num_images, "images"), (done.num_frames, "frames")) if count
+    ]
+    print_line(f"{sum(done.num_objects.values()):,} objects in {' and '.join(counts)} (score {score:g} and above)")
+    for kind, path in done.results.items():
+        print_line(f"{kind:<9} {path}")
+
+
+def _split(texts: Sequence[str]) -> list[str]:
+    """Return names that were given apart or with commas."""
+    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that shows (done, in all) on stderr: a bar, or a line now and then in a log."""
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("predicting", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
         return
-    total = sum(len(prediction) for prediction in predictions)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{total} objects in {len(predictions)} images (score {score:g} and above)")
-    console.print(f"pictures  {out}\nresults   {results}", markup=False)
-    if has_maps:
-        console.print(f"panoptic  {out / 'panoptic.json'}", markup=False)
+    told_at = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= _LINE_EVERY_S:
+            told_at = time.monotonic()
+            console.print(f"predicting: {done:,} of {total:,}")
+
+    yield tell

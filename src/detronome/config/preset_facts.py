@@ -35,7 +35,7 @@ class PresetFacts:
 
 
 _DETR = "github.com/facebookresearch/detr, 500 epochs"
-_PANOPTIC = "github.com/facebookresearch/detr, boxes and then masks"
+_PANOPTIC = "github.com/facebookresearch/detr, AP of things"
 _RTDETR = "github.com/lyuwenyu/RT-DETR"
 _DFINE = "github.com/Peterande/D-FINE"
 _SQUARE = (640, 640)

@@ -68,6 +68,9 @@ from detronome.types import Categories
 
 __all__ = ["build_panoptic_meter", "build_plan", "build_schedule", "build_step", "build_stream", "build_trainer"]
 
+_MOST_CHARS = 200
+"""Of a line of an error that is not ours."""
+
 
 def build_trainer(
     resolved: Resolved,
@@ -320,11 +323,17 @@ def _model(config: RunConfig, categories: Categories, source: Checkpoint | None)
             part.load_state_dict(weights)
         except RuntimeError as error:
             raise CheckpointError(
-                f"the checkpoint's weights do not fit the model that the settings describe: {error}",
+                f"the checkpoint's weights do not fit the model that the settings describe: {_in_short(error)}",
                 where="model",
                 fix="leave the model.* settings as the checkpoint has them, or train from a preset",
             ) from error
     return model
+
+
+def _in_short(error: RuntimeError) -> str:
+    """Return what torch says of weights that do not fit, which has a line for each tensor."""
+    lines = [line.strip()[:_MOST_CHARS] for line in str(error).splitlines()]
+    return first_few(lines[1:] or lines, most=3, separator="; ")
 
 
 def _categories(data: Categories, *, start_from: Checkpoint | None, resume_from: Checkpoint | None) -> Categories:
@@ -417,16 +426,18 @@ def _parallel(config: RunConfig, model: Detector, ema: ModelEma | None, world: W
 
 def _facts(config: RunConfig, train: DataSplit, step: TrainingStep, plan: RunPlan, *, is_fine_tuned: bool) -> RunFacts:
     """Return what is known before the run of whether it can converge."""
-    schedule = step.schedule
+    model = config.model
     return RunFacts(
         data=DataFacts.of(train.index, num_queries=step.model.num_queries),
-        family=config.model.family,
+        family=model.family,
         is_fine_tuned=is_fine_tuned,
-        is_backbone_pretrained=isinstance(config.model, WithPretrainedBackbone)
-        and config.model.backbone_weights != "none",
+        is_backbone_pretrained=isinstance(model, WithPretrainedBackbone) and model.backbone_weights != "none",
+        is_backbone_fixed=isinstance(model, WithPretrainedBackbone)
+        and (model.backbone_norm == "frozen" or model.frozen_stages > 0),
         num_queries=step.model.num_queries,
         total_steps=plan.total_steps,
-        lr=config.optim.lr * max(schedule(s) for s in range(0, plan.total_steps, max(1, plan.total_steps // 100))),
+        warmup_steps=config.schedule.warmup_steps,
+        lr=config.optim.lr,
         loss_weights=step.criterion.evaluation_weights,
     )
 

@@ -40,7 +40,14 @@ from detronome.errors import CheckpointError, Problem, first_few
 from detronome.runtime.files import atomic_directory, atomic_symlink, format_size, is_disk_full, sha256_of
 from detronome.types import Categories
 
-__all__ = ["Checkpoint", "CheckpointFolder", "find_checkpoint", "load_checkpoint", "load_last_good"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointFolder",
+    "find_checkpoint",
+    "load_checkpoint",
+    "load_last_good",
+    "write_checkpoint",
+]
 
 FORMAT_VERSION = 2
 _RECORD = "state.json"
@@ -61,6 +68,8 @@ class Checkpoint:
     training: dict[str, Tensor] | None = None
     """Raw weights, when `model` is the moving average."""
     optimizer: dict[str, Tensor] | None = None
+    origin: str = ""
+    """In words, what the weights were made of, where that was not by training."""
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of each file."""
@@ -244,7 +253,29 @@ def load_checkpoint(path: Path, *, with_training: bool = False) -> Checkpoint:
         model=tensors["model.safetensors"],
         training=tensors.get("training.safetensors"),
         optimizer=tensors.get("optimizer.safetensors"),
+        origin=record.get("origin", ""),
     )
+
+
+def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+    """Publish a checkpoint that belongs to no run as a folder of its own, which must not exist.
+
+    Raises:
+        CheckpointError: the folder exists, a value is not finite, or the disk refuses. Nothing is left behind then.
+    """
+    checkpoint = checkpoint.mapped(lambda _, tensor: tensor.detach().cpu())
+    _require_finite(checkpoint)
+    try:
+        with atomic_directory(folder) as temporary:
+            _write(checkpoint, temporary, serial=time.time_ns(), is_best=True)
+    except FileExistsError as error:
+        raise CheckpointError("exists already", where=str(folder), fix="choose another --out") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint could not be written: {_reason(error, checkpoint, folder.parent)}",
+            where=str(folder),
+            fix="free disk space or choose another --out",
+        ) from error
 
 
 def _categories(record: dict[str, Any]) -> Categories:
@@ -308,6 +339,8 @@ def _write(checkpoint: Checkpoint, folder: Path, *, serial: int, is_best: bool) 
         "state": vars(checkpoint.state),
         "files": files,
     }
+    if checkpoint.origin:
+        record["origin"] = checkpoint.origin
     record["sha256"] = _digest(record)
     write_hashed(folder / _RECORD, [_encode(record)])
 

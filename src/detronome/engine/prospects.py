@@ -82,17 +82,28 @@ class RunFacts:
     is_fine_tuned: bool
     """The run starts from a trained detector."""
     is_backbone_pretrained: bool
+    is_backbone_fixed: bool
+    """Its norms or its first stages stay as they are."""
     num_queries: int
     total_steps: int
+    warmup_steps: int
     lr: float
-    """The highest rate of the schedule, of the main parameter group."""
+    """`optim.lr`: the highest rate, of the main parameter group."""
     loss_weights: Mapping[str, float]
     """Of the last decoder layer's terms that training and evaluation both have, in what is minimised."""
 
 
 def prospects(facts: RunFacts) -> list[Concern]:
     """Return all that speaks against the run as it is planned."""
-    checks = (_too_few_queries, _too_few_images, _too_short, _rare_classes, _unusual_rate)
+    checks = (
+        _too_few_queries,
+        _too_few_images,
+        _too_short,
+        _fixed_at_random,
+        _rare_classes,
+        _unusual_rate,
+        _endless_warmup,
+    )
     return [concern for check in checks if (concern := check(facts)) is not None]
 
 
@@ -107,15 +118,16 @@ def _too_few_queries(facts: RunFacts) -> Concern | None:
     data = facts.data
     if data.num_crowded == 0:
         return None
-    have = "image has" if data.num_crowded == 1 else "images have"
+    have = "has" if data.num_crowded == 1 else "have"
     wanted = "auto" if facts.family == "nano" else str(-(-data.max_objects // 10) * 10)
     more = f"start a new run with --set model.num_queries={wanted}"
     if facts.is_fine_tuned and facts.family == "detr":
         more = f"train a preset with --set model.num_queries={wanted}: these weights have learnt theirs"
     return Concern(
         subject="too_few_queries",
-        what=f"{data.num_crowded:,} of {data.num_images:,} training {have} more than {facts.num_queries} objects, up "
-        f"to {data.max_objects:,}; a model with {facts.num_queries} queries can never find more than that in an image",
+        what=f"{data.num_crowded:,} of {data.num_images:,} training images {have} more than {facts.num_queries} "
+        f"objects, up to {data.max_objects:,}; a model with {facts.num_queries} queries can never find more than that "
+        "in an image",
         fix=f"{more}, or cut the images into tiles",
     )
 
@@ -134,7 +146,7 @@ def _too_few_images(facts: RunFacts) -> Concern | None:
             what=f"{are} few: the model will learn them by heart before it finds objects in others",
             fix="label more images, a hundred at least, or fine-tune a trained detector (--model RUN)",
         )
-    kind = "a classic DETR" if facts.family == "detr" else "an RT-DETR"
+    kind = {"detr": "a classic DETR", "rtdetr": "an RT-DETR", "dfine": "a D-FINE"}[facts.family]
     start = "random weights" if not facts.is_backbone_pretrained else "a backbone that has not learnt boxes"
     return Concern(
         subject="too_few_images",
@@ -156,18 +168,28 @@ def _too_short(facts: RunFacts) -> Concern | None:
     )
 
 
+def _fixed_at_random(facts: RunFacts) -> Concern | None:
+    if facts.is_fine_tuned or facts.is_backbone_pretrained or not facts.is_backbone_fixed:
+        return None
+    return Concern(
+        subject="fixed_at_random",
+        what="the backbone starts from random weights, and its norms or first stages are fixed: they will never learn",
+        fix="start again with --set model.backbone_norm=trainable model.frozen_stages=0",
+    )
+
+
 def _rare_classes(facts: RunFacts) -> Concern | None:
     counts = facts.data.class_objects
     none = [name for name, count in counts.items() if count == 0]
     few = [name for name, count in counts.items() if 0 < count < _FEW_OBJECTS]
     parts = [f"no training object is a {named(none)}"] if none else []
     if few:
-        parts.append(f"fewer than {_FEW_OBJECTS} are of the class {named(few)}")
+        parts.append(f"fewer than {_FEW_OBJECTS} training objects are a {named(few)}")
     if not parts:
         return None
     return Concern(
         subject="rare_classes",
-        what=" and ".join(parts) + ": such classes will not be found",
+        what="; ".join(parts) + ": such classes will not be found",
         fix="label more of them, or take them out of the annotation file's categories",
     )
 
@@ -190,3 +212,15 @@ def _unusual_rate(facts: RunFacts) -> Concern | None:
             fix=f"start again with --set optim.lr={usual:g}",
         )
     return None
+
+
+def _endless_warmup(facts: RunFacts) -> Concern | None:
+    if facts.warmup_steps <= facts.total_steps:
+        return None
+    return Concern(
+        subject="endless_warmup",
+        what=f"the warm-up takes {facts.warmup_steps:,} steps and the run has {facts.total_steps:,}: the rate never "
+        f"rises to optim.lr = {facts.lr:g}",
+        fix=f"start again with --set schedule.warmup_steps={facts.total_steps // 10}, or train for more epochs: "
+        "--epochs N",
+    )

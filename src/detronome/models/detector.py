@@ -23,6 +23,8 @@ class Detector(nn.Module):
     """How logits become scores: `softmax` with a no-object class, or a `sigmoid` for each class."""
     num_queries: int
     """The most objects that an image can have."""
+    all_layers: bool = False
+    """Return the earlier decoder layers in `aux_outputs` in eval mode too, as in training; `nano` always does."""
     frozen_parts: tuple[str, ...] = ()
     """Names of submodules that stay as they are; see `freeze`."""
 

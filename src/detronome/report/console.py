@@ -203,7 +203,8 @@ class ConsoleProgress:
         if ap is None:
             self._write(("", "no evaluation, so no AP"))
         else:
-            self._write(("", "best AP "), ("bold", format_fixed(ap)), ("", f" at step {event.best_step:,}"))
+            pq = f", PQ {format_fixed(event.best_metrics['PQ'])}" if "PQ" in event.best_metrics else ""
+            self._write(("", f"best at step {event.best_step:,}: AP "), ("bold", format_fixed(ap)), ("", pq))
         self._write(
             ("", f"training {format_duration(event.training_s)}, evaluation {format_duration(event.eval_s)}, "),
             ("", f"in all {format_duration(event.wall_s)}"),

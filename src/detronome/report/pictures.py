@@ -58,6 +58,7 @@ def draw_boxes(
     names: Mapping[int, str] | None = None,
     scores: Sequence[float] | NDArray[np.floating] | None = None,
     colors: Mapping[int, Color] | None = None,
+    may_enlarge: bool = True,
 ) -> NDArray[np.uint8]:
     """Return a copy of the image with its boxes, class names and scores drawn.
 
@@ -72,10 +73,11 @@ def draw_boxes(
         names: the name of each class; a class without one shows its number.
         scores: confidence of each box, 0-1, `[N]`; None draws no scores.
         colors: RGB by class; by default `class_color`.
+        may_enlarge: enlarge small images; a frame of a video keeps its size.
     """
     height, width = image.shape[:2]
     canvas = Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
-    scale = max(1, -(-_MIN_SIDE_PX // max(height, width, 1)))
+    scale = max(1, -(-_MIN_SIDE_PX // max(height, width, 1))) if may_enlarge else 1
     if scale > 1:
         canvas = canvas.resize((width * scale, height * scale), Image.Resampling.BICUBIC)
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4) * scale
@@ -111,6 +113,7 @@ def draw_segments(
     *,
     names: Mapping[int, str] | None = None,
     with_scores: bool = True,
+    may_enlarge: bool = True,
 ) -> NDArray[np.uint8]:
     """Return a copy of the image with each segment in its class's colour, a line around it and its name inside.
 
@@ -123,9 +126,10 @@ def draw_segments(
         segments: what the ids mean.
         names: by category id; a category without one shows its number.
         with_scores: write the score beside the name.
+        may_enlarge: as for `draw_boxes`.
     """
     height, width = image.shape[:2]
-    scale = max(1, -(-_MIN_SIDE_PX // max(height, width, 1)))
+    scale = max(1, -(-_MIN_SIDE_PX // max(height, width, 1))) if may_enlarge else 1
     canvas = Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
     canvas = canvas.resize((width * scale, height * scale), Image.Resampling.BICUBIC)
     ids = segment_ids.repeat(scale, 0).repeat(scale, 1)

@@ -87,17 +87,19 @@ def system_charts(records: Sequence[Record]) -> list[Chart]:
 
 
 def compare_charts(runs: Mapping[str, Sequence[Record]]) -> list[Chart]:
-    """Return AP, loss and speed of several runs over one another, by the run's name."""
-    metrics, losses, speeds, waits = [], [], [], []
+    """Return AP, PQ where it was measured, loss and speed of several runs over one another, by the run's name."""
+    metrics, panoptic, losses, speeds, waits = [], [], [], [], []
     for color, (name, records) in enumerate(runs.items()):
         steps, evaluations = _steps(records), _evaluations(records)
-        ap = _column(evaluations, "metrics", "AP")
-        metrics.append(Curve(label=name, x=_column(evaluations, "epoch"), y=ap, color=color))
+        epochs = _column(evaluations, "epoch")
+        metrics.append(Curve(label=name, x=epochs, y=_column(evaluations, "metrics", "AP"), color=color))
+        panoptic.append(Curve(label=name, x=epochs, y=_column(evaluations, "metrics", "PQ"), color=color))
         losses.append(_calm(steps, _column(steps, "loss"), name, color))
         speeds.append(_calm(steps, _column(steps, "images_per_s"), name, color))
         waits.append(_calm(steps, _waits(steps), name, color))
     return _with_values(
         draw_chart("AP", metrics, unit="AP", floor=0.0, is_large=True),
+        draw_chart("PQ", panoptic, unit="AP", floor=0.0, is_large=True),
         draw_chart("Loss", losses, allow_log=True, is_large=True),
         draw_chart("Images per second", speeds, floor=0.0, is_large=True),
         draw_chart("Waiting for data", waits, floor=0.0, is_share=True, is_large=True),

@@ -7,9 +7,15 @@ from typing import Literal
 
 import torch
 
-__all__ = ["Precision", "autocast", "resolve_precision"]
+__all__ = ["Precision", "autocast", "dtype_of", "resolve_precision"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
+_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """Return what tensors of a precision hold."""
+    return _DTYPES[precision]
 
 
 def resolve_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> tuple[Precision, str]:
@@ -31,4 +37,4 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     """Return the context in which forward passes run."""
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+    return torch.autocast(device.type, dtype=dtype_of(precision))

@@ -13,9 +13,10 @@ from enum import StrEnum
 from statistics import fmean, median
 from typing import Protocol
 
+from detronome.runtime.speedup import Speedup, speedup_of
 from detronome.tempo.rates import StepRates
 
-__all__ = ["Comparison", "Outcome", "Speedup", "Trial", "compare", "speedup_of"]
+__all__ = ["Comparison", "Outcome", "Trial", "compare"]
 
 _LOOKS = (5, 9, 15)
 """Pairs after which the interval is looked at: looking after every one would sooner or later find what is not there."""
@@ -23,7 +24,6 @@ _WORTH_MORE = {5: 1.0, 9: 1.03, 15: math.inf}
 """By pairs: a median of so many times the gain asked for is worth measuring on."""
 _LOST_AFTER = ((1, 0.5), (3, 0.85))
 """(pairs, ratio): when so many were all below it, the candidate is clearly slower."""
-_TAIL = 0.025
 _MIN_STEPS = 3
 
 
@@ -47,18 +47,6 @@ class Trial(Protocol):
 
     def settle(self) -> None:
         """Wait until nothing works in the background."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speedup:
-    """How many times as fast one configuration is as another."""
-
-    ratio: float
-    """Median over the pairs of blocks."""
-    low: float
-    high: float
-    """95 % interval of the median, by bootstrap."""
-    num_pairs: int
 
 
 class Outcome(StrEnum):
@@ -125,22 +113,6 @@ def compare(
         baseline_images_per_s=median(map(_pace, baselines or [first_baseline])),
         candidate_images_per_s=median(map(_pace, candidates or [first_candidate])),
     )
-
-
-def speedup_of(ratios: Sequence[float]) -> Speedup:
-    """Return the median of some ratios with its interval."""
-    ordered, n = sorted(ratios), len(ratios)
-    lowest = next(i for i in range(n) if _at_most(i, n) >= _TAIL)
-    return Speedup(ratio=median(ordered), low=ordered[lowest], high=ordered[n - 1 - lowest], num_pairs=n)
-
-
-def _at_most(i: int, n: int) -> float:
-    """Return how probable it is that the median of n values drawn with replacement from n is at most the one at i.
-
-    This is the bootstrap's distribution, of which random draws would be an estimate.
-    """
-    part = (i + 1) / n
-    return sum(math.comb(n, k) * part**k * (1 - part) ** (n - k) for k in range((n + 1) // 2, n + 1))
 
 
 def _judge(ratios: Sequence[float], min_gain: float) -> Outcome | None:

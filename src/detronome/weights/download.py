@@ -68,8 +68,13 @@ def hub_address() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-def bring_hub_model(model_id: str, on_event: Listener) -> Path:
+def bring_hub_model(model_id: str, on_event: Listener, *, preset: str = "") -> Path:
     """Return a folder with config.json and weights of a model on huggingface.co, downloaded if it is not in the cache.
+
+    Args:
+        model_id: the model.
+        on_event: told of the download's progress.
+        preset: whose published weights these are, where it was asked for by that name.
 
     Raises:
         CheckpointError: it cannot be had; says where to put it.
@@ -88,10 +93,14 @@ def bring_hub_model(model_id: str, on_event: Listener) -> Path:
             if not (folder / _RECORD).is_file():
                 _download_model(model_id, folder, on_event)
     except (DataError, httpx2.HTTPError, OSError, ValueError, AttributeError, RecursionError) as error:
+        what, path = f"{model_id!r} is no folder or file here, and", "correct the path; or "
+        if preset:
+            what, path = f"{model_id}, the published weights of {preset},", ""
+        put = f"config.json and model.safetensors elsewhere and put them into {folder}"
         raise CheckpointError(
-            f"{model_id!r} is no folder or file here, and cannot be had from {hub_address()}: {_reason(error)}",
+            f"{what} cannot be had from {hub_address()}: {_reason(error)}",
             where=f"{hub_address()}/{model_id}",
-            fix=f"correct the path; or download config.json and model.safetensors elsewhere and put them into {folder}",
+            fix=f"{path}download {put}",
         ) from error
     return folder
 

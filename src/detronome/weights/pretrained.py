@@ -97,6 +97,8 @@ def load_pretrained(source: str | Path, *, preset: str | None = None, on_event: 
         )
     if origin.family == "detr":
         config, num_classes, assumed = _detr(state, found, base)
+        if preset is not None:
+            _require_same_network(config, PRESETS[preset](), where=str(found.file))
     else:
         config, num_classes = fitting_preset(
             state, family=origin.family, base=base, hub_config=found.hub_config or {}, where=str(found.file)
@@ -171,6 +173,19 @@ def _detr(state: Mapping[str, Tensor], found: _Found, base: RunConfig | None) ->
     model, num_classes, assumed = detr_config(state, sayings, base=start, where=str(found.file))
     name = base.preset if base is not None else _nearest_preset(model)
     return replace(PRESETS[name](), model=model), num_classes, assumed
+
+
+def _require_same_network(found: RunConfig, named: RunConfig, *, where: str) -> None:
+    """Refuse the name of a preset with another backbone than the weights', or with masks that these do not make."""
+    ours, theirs = found.model, named.model
+    assert isinstance(ours, DetrConfig) and isinstance(theirs, DetrConfig)
+    if (ours.backbone, ours.mask_head) != (theirs.backbone, theirs.mask_head):
+        masks = "masks" if ours.mask_head else "no masks"
+        raise CheckpointError(
+            f"these are weights of a {ours.backbone} with {masks}, and the preset {named.preset} is another network",
+            where=where,
+            fix=f"name the preset {_nearest_preset(ours)}, or none",
+        )
 
 
 def _nearest_preset(model: DetrConfig) -> str:

@@ -13,8 +13,9 @@ from detronome.weights.hub_folder import CONFIG
 
 __all__ = ["bring", "has_published_weights", "is_pretrained_source"]
 
-_HUB_ID = re.compile(r"(?!.*(--|\.\.))[a-z0-9][\w.-]*/\w[\w.-]*", re.ASCII | re.IGNORECASE)
-"""Of two parts, without `--`: that stands between them in the name of a folder of the cache."""
+_HUB_ID = re.compile(r"(?!.*(--|\.\.|\.(pth|pt|bin|safetensors)$))[a-z0-9][\w.-]*/\w[\w.-]*", re.ASCII | re.IGNORECASE)
+"""Of two parts, without `--`: that stands between them in the name of a folder of the cache. A file of weights that is
+not there is no id."""
 
 
 def has_published_weights(preset: str) -> bool:
@@ -57,7 +58,7 @@ def bring(source: str | Path, on_event: Listener) -> tuple[Path, str | None]:
     if official is not None:
         return bring_official_file(official, on_event), official.preset
     if name in HUB_IDS:
-        return bring_hub_model(HUB_IDS[name], on_event), name
+        return bring_hub_model(HUB_IDS[name], on_event, preset=name), name
     if isinstance(source, str) and _HUB_ID.fullmatch(name):
         return bring_hub_model(name, on_event), None
     known = [*OFFICIAL_FILES, *HUB_IDS, *(file.name for file in OFFICIAL_FILES.values())]

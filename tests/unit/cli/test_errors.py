@@ -59,13 +59,16 @@ def changed(blocks: Path, folder: Path, change: Change, split: str = "train") ->
         (("train", "--set", "optim.lr=1", "data"), "'data' is not key=value"),
         (("eval",), "a checkpoint and a data folder are needed"),
         (("eval", "run"), "a checkpoint and a data folder are needed"),
+        (("eval", "run", "data", "--max-detections", "5"), "--max-detections: of no effect"),
+        (("eval", "--detections", "x", "--annotations", "y", "--split", "test"), "--split: of no effect"),
+        (("eval", "--panoptic", "--detections", "x", "--annotations", "y", "--iou-type", "segm"), "--iou-type: of no"),
         (("eval", "--detections", "x.json"), "--detections and --annotations, both"),
         (("eval", "--annotations", "x.json"), "--detections and --annotations, both"),
         (("eval", "run", "--detections", "x.json", "--annotations", "y.json"), "alone"),
         (("eval", "--detections", "x.json", "--annotations", "y.json"), "y.json"),
         (("eval", "nowhere", "data"), "does not exist"),
         (("predict", "nowhere"), "no images"),
-        (("predict", "nowhere", "a.jpg"), "does not exist"),
+        (("predict", "nowhere", "a.jpg"), "there is no such file"),
         (("report", "nowhere"), "there is no such folder"),
         (("train", "--resume", "nowhere"), "does not exist"),
         (("train", "x", "--resume", "nowhere", "--set", "optim.lr=1"), "DATA cannot be given with --resume"),
@@ -254,7 +257,7 @@ def test_eval_of_data_with_other_classes(capsys: Capture, blocks: Path, tiny_run
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [(b"", "not an image"), (b"\xff\xd8\xff\xe0 no", "cannot be used"), (None, "No such file")]
+    ("content", "told"), [(b"", "not an image"), (b"\xff\xd8\xff\xe0 no", "cannot be used"), (None, "no such file")]
 )
 def test_predict_on_an_image_that_is_none(capsys: Capture, tiny_run: Path, content: bytes | None, told: str) -> None:
     image = Path("an image ü.jpg")

@@ -2,103 +2,120 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tests.unit.deploy.tiny_models import CATEGORIES, assert_close, config_of, model_of, picture
 
-from detronome.config.presets import preset
-from detronome.config.schema import DetrConfig, NanoConfig, RunConfig
 from detronome.data.build import build_eval_batches
 from detronome.data.split import open_split
-from detronome.deploy.predictor import EagerPredictor, build_predictor
+from detronome.deploy.predictor import Predictor, build_predictor
 from detronome.engine.evaluator import detect_batch
-from detronome.models.build import build_model
-from detronome.types import Categories, Detections
+from detronome.errors import TrainingError
+from detronome.models.detector import Detector
+from detronome.types import ModelOutput
 
-CATEGORIES = Categories((1, 2, 3), ("a", "b", "c"))
 CPU = torch.device("cpu")
-CLASSIC = DetrConfig(
-    backbone="resnet18",
-    backbone_weights="none",
-    backbone_norm="trainable",
-    frozen_stages=0,
-    hidden_dim=16,
-    num_heads=2,
-    ffn_dim=16,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    num_queries=6,
-)
-NANO = NanoConfig(
-    widths=(16, 16, 32),
-    depths=(1, 1, 1),
-    hidden_dim=16,
-    num_heads=2,
-    num_points=2,
-    ffn_dim=16,
-    num_queries=6,
-    denoising_groups=0,
-)
-
-
-def config_of(family: str, buckets: tuple[str, ...]) -> RunConfig:
-    config = preset("nano" if family == "nano" else "detr-r18")
-    return replace(
-        config,
-        model=NANO if family == "nano" else CLASSIC,
-        augment=replace(config.augment, sizes=(48,), max_size=96, eval_size=48, eval_max_size=96),
-        data=replace(config.data, buckets=buckets),
-    )
 
 
 @cache
-def predictor(family: str, buckets: tuple[str, ...]) -> EagerPredictor:
-    torch.manual_seed(0)
-    config = config_of(family, buckets)
-    return build_predictor(config, build_model(config.model, len(CATEGORIES)), CATEGORIES, CPU)
+def predictor(family: str, buckets: tuple[str, ...], batch_size: int = 4) -> Predictor:
+    config = config_of(family, side=48, buckets=buckets)
+    return build_predictor(config, model_of(family), CATEGORIES, CPU, batch_size=batch_size)
 
 
-def picture(height: int, width: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def assert_same(a: Detections, b: Detections) -> None:
-    np.testing.assert_array_equal(a.boxes_xyxy, b.boxes_xyxy)
-    np.testing.assert_array_equal(a.scores, b.scores)
-    np.testing.assert_array_equal(a.labels, b.labels)
-
-
-FAMILIES = [("detr", ("64x64", "96x96")), ("detr", ()), ("nano", ())]
-side = st.integers(1, 120)
+CASES = [
+    ("detr", ("64x64", "96x96")),
+    ("detr", ()),
+    ("detr-dc5", ("64x96", "96x64")),
+    ("panoptic", ("64x64", "96x96")),
+    ("nano", ()),
+    ("nano", ("64x96", "96x64")),
+    ("rtdetr", ()),
+    ("dfine", ()),
+]
+size = st.sampled_from([(1, 1), (48, 64), (48, 64), (64, 48), (48, 66), (40, 90), (96, 50), (120, 120), (3, 70)])
 
 
 def test_no_images_give_no_predictions() -> None:
     assert predictor("detr", ()).predict([]) == []
 
 
-@pytest.mark.parametrize(("family", "buckets"), FAMILIES)
+@pytest.mark.parametrize(("family", "buckets"), CASES)
 @settings(max_examples=8)
-@given(sizes=st.lists(st.tuples(side, side), min_size=2, max_size=4), data=st.data())
+@given(sizes=st.lists(size, min_size=1, max_size=6), batch_size=st.integers(1, 4), data=st.data())
 def test_a_prediction_never_depends_on_its_neighbours(
-    family: str, buckets: tuple[str, ...], sizes: Sequence[tuple[int, int]], data: st.DataObject
+    family: str,
+    buckets: tuple[str, ...],
+    sizes: Sequence[tuple[int, int]],
+    batch_size: int,
+    data: st.DataObject,
 ) -> None:
-    model = predictor(family, buckets)
     images = [picture(height, width, seed) for seed, (height, width) in enumerate(sizes)]
     order = data.draw(st.permutations(range(len(images))))
-    together = model.predict([images[n] for n in order])
+    together = predictor(family, buckets, batch_size).predict([images[n] for n in order])
     for n, found in zip(order, together, strict=True):
-        (alone,) = model.predict([images[n]])
-        assert_same(found, alone)
+        (alone,) = predictor(family, buckets, 1).predict([images[n]])
+        assert found.panoptic is None or found.panoptic.segment_ids.shape == images[n].shape[:2]
+        assert_close(found, alone)
 
 
-@pytest.mark.parametrize(("family", "buckets"), FAMILIES)
+class Watched(Detector):
+    """A detector that remembers what it was given, and has room for so many images."""
+
+    activation = "softmax"
+
+    def __init__(self, inner: Detector, *, room: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.num_queries = inner.num_queries
+        self.room = room
+        self.shapes: list[tuple[int, ...]] = []
+
+    def parts_to_compile(self) -> list[torch.nn.Module]:
+        return []
+
+    def forward(self, images: Any, padding_mask: Any, targets: Any = None) -> ModelOutput:
+        if len(images) > self.room:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory")
+        self.shapes.append(tuple(images.shape))
+        output: ModelOutput = self.inner(images, padding_mask)
+        return output
+
+
+def watched(*, room: int, batch_size: int) -> tuple[Watched, Predictor]:
+    model = Watched(model_of("detr"), room=room)
+    return model, build_predictor(config_of("detr", side=48), model, CATEGORIES, CPU, batch_size=batch_size)
+
+
+def test_images_of_one_shape_go_through_the_model_together_and_others_apart() -> None:
+    model, together = watched(room=9, batch_size=2)
+    sizes = [(48, 64), (64, 48), (48, 64), (96, 128), (48, 64)]
+    together.predict([picture(height, width, 0) for height, width in sizes])
+    assert model.shapes == [(2, 3, 48, 64), (2, 3, 48, 64), (1, 3, 64, 48)]
+
+
+def test_a_batch_without_room_in_memory_is_cut() -> None:
+    images = [picture(48, 64, seed) for seed in range(5)]
+    model, cut = watched(room=2, batch_size=4)
+    for found, image in zip(cut.predict(images), images, strict=True):
+        assert_close(found, predictor("detr", (), 1).predict([image])[0])
+    assert [shape[0] for shape in model.shapes] == [2, 2, 1]
+
+
+def test_an_image_without_room_in_memory_is_an_error_that_says_so() -> None:
+    _, cut = watched(room=0, batch_size=1)
+    with pytest.raises(TrainingError, match="no room for one image of 48x64"):
+        cut.predict([picture(48, 64, 0)])
+
+
+@pytest.mark.parametrize(("family", "buckets"), CASES[:2] + CASES[4:5])
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_evaluation_in_batches_sees_what_the_predictor_sees(
     family: str, buckets: tuple[str, ...], batch_size: int, tmp_path: Path
@@ -108,7 +125,7 @@ def test_evaluation_in_batches_sees_what_the_predictor_sees(
     split = open_split(tmp_path, "val")
     model = predictor(family, buckets)
     with build_eval_batches(
-        config_of(family, buckets), split, CATEGORIES, batch_size=batch_size, workers=0, device=CPU
+        config_of(family, side=48, buckets=buckets), split, CATEGORIES, batch_size=batch_size, workers=0, device=CPU
     ) as batches:
         found = [
             detections
@@ -122,8 +139,7 @@ def test_evaluation_in_batches_sees_what_the_predictor_sees(
     for detections in found:
         height, width = sizes[detections.image_id]
         (alone,) = model.predict([picture(height, width, detections.image_id)])
-        np.testing.assert_allclose(detections.scores, alone.scores, atol=1e-4)
-        np.testing.assert_allclose(detections.boxes_xyxy, alone.boxes_xyxy, atol=1e-2)  # pixels
+        assert_close(detections, alone)
 
 
 def write_folder(root: Path, sizes: Sequence[tuple[int, int]]) -> None:

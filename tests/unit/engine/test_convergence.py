@@ -24,8 +24,10 @@ NANO = RunFacts(
     family="nano",
     is_fine_tuned=False,
     is_backbone_pretrained=False,
+    is_backbone_fixed=False,
     num_queries=60,
     total_steps=2500,
+    warmup_steps=0,
     lr=2e-3,
     loss_weights=WEIGHTS,
 )

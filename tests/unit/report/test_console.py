@@ -122,7 +122,13 @@ def test_piped_output_has_no_control_characters(monkeypatch: pytest.MonkeyPatch,
     text = out.getvalue()
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
     assert "<script>" in text  # the hostile name is there, harmless
-    assert "best AP 0.400 at step 90" in text
+    assert "best at step 90: AP 0.400" in text
+
+
+def test_the_end_of_a_panoptic_run_tells_both_numbers() -> None:
+    out = io.StringIO()
+    ConsoleProgress(out)(replace(ended(), best_metrics={"AP": 0.4, "PQ": 0.3}))
+    assert "best at step 90: AP 0.400, PQ 0.300" in out.getvalue()
 
 
 def test_plain_lines_keep_their_interval() -> None:

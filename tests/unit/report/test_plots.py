@@ -81,6 +81,14 @@ def test_more_runs_than_colors_are_compared() -> None:
     assert all("run 10" in chart.svg for chart in charts)
 
 
+def test_panoptic_runs_are_compared_by_both_numbers() -> None:
+    records = [event.to_record() for event in whole_run()]
+    for record in records:
+        if record["kind"] == "eval":
+            record["metrics"]["PQ"] = 0.25
+    assert [chart.title for chart in compare_charts({"a": records, "b": records})][:2] == ["AP", "PQ"]
+
+
 def test_the_validation_loss_is_dashed_beside_that_of_training() -> None:
     charts = {chart.title: chart.svg for chart in learning_charts([event.to_record() for event in whole_run()])}
     svg = charts["loss_bbox, unweighted"]

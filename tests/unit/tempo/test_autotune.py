@@ -16,7 +16,7 @@ from detronome.config.presets import nano
 from detronome.config.schema import RunConfig
 from detronome.errors import DataError
 from detronome.tempo.autotune import Tried, Tuner, TuningResult
-from detronome.tempo.comparison import Outcome, compare, speedup_of
+from detronome.tempo.comparison import Outcome, compare
 from detronome.tempo.proposals import Effect, Part, Proposal
 from detronome.tempo.rates import StepRates
 
@@ -337,14 +337,6 @@ def test_a_kept_change_is_not_turned_back_and_makes_new_ones_possible() -> None:
     result: TuningResult = tuner.run()
     assert result.settings == {"data.workers": 2}
     assert [tried.proposal.value for tried in result.tried] == [1, 2, 4]
-
-
-def test_an_interval_is_a_median_and_its_bounds() -> None:
-    alone = speedup_of([1.5])
-    assert (alone.ratio, alone.low, alone.high, alone.num_pairs) == (1.5, 1.5, 1.5, 1)
-    several = speedup_of([1.0, 1.1, 1.2, 1.3, 5.0])
-    assert several.ratio == 1.2 and 1.0 <= several.low < 1.2 < several.high <= 5.0
-    assert several == speedup_of([1.0, 1.1, 1.2, 1.3, 5.0])
 
 
 def test_a_clearly_slower_candidate_is_given_up_early() -> None:

@@ -244,3 +244,12 @@ def test_offline_a_model_says_where_to_put_it(tmp_path: Path) -> None:
     (problem,) = caught.value.problems
     assert "'owner/name' is no folder or file here" in problem.what and "no connection" in problem.what
     assert str(tmp_path / "cache" / "weights" / "owner--name") in problem.fix
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_offline_a_preset_is_told_by_its_name() -> None:
+    with pytest.raises(CheckpointError) as caught:
+        bring("rtdetr-v2-s", ignore)
+    (problem,) = caught.value.problems
+    assert "PekingU/rtdetr_v2_r18vd, the published weights of rtdetr-v2-s, cannot be had" in problem.what
+    assert "path" not in problem.fix and "PekingU--rtdetr_v2_r18vd" in problem.fix

@@ -245,6 +245,9 @@ def test_presets(tiny_state: State, tmp_path: Path) -> None:
         load_pretrained(path, preset="detr-r81")
     with pytest.raises(CheckpointError, match="of the family detr, and the preset nano"):
         load_pretrained(path, preset="nano")
+    for other in ("detr-r50", "detr-r50-panoptic"):
+        with pytest.raises(CheckpointError, match=f"of a resnet18 with no masks, and the preset {other} is another"):
+            load_pretrained(path, preset=other)
 
 
 def test_what_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,6 +258,8 @@ def test_what_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("nano", "detr-r18", "runs", "", "a/b/c", "../x", "/nowhere/x", "~/x", "http://x/y", "./detr"):
         assert not is_pretrained_source(name), name
     for name in ("a--b/c", "a/b--c", "a/b..c", "ä/b"):  # no ids; the first two would have one folder in the cache
+        assert not is_pretrained_source(name), name
+    for name in ("weights/a.pth", "weights/a.safetensors"):  # files that are not there
         assert not is_pretrained_source(name), name
     (tmp_path / "runs" / "nano").mkdir(parents=True)
     assert not is_pretrained_source("runs/nano") and not is_pretrained_source("runs/missing")
@@ -289,6 +294,13 @@ def test_load_gives_a_model_that_says_what_it_assumed(
     mask = torch.zeros(1, 64, 96, dtype=torch.bool)
     with torch.no_grad():
         assert torch.equal(model.detector(images, mask).pred_boxes, ours(images, mask).pred_boxes)
+
+
+def test_a_name_that_is_nearly_a_preset_gets_that_preset() -> None:
+    with pytest.raises(CheckpointError, match="did you mean 'detr-r50'"):
+        dt.load("detr-r5")
+    with pytest.raises(CheckpointError, match="name a run folder, a file or folder with weights"):
+        dt.load("nowhere.pth")
 
 
 def test_a_preset_is_only_for_weights_from_elsewhere(tiny_run: Path) -> None:

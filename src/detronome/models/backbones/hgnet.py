@@ -191,8 +191,8 @@ class _Conv(nn.Module):
         self.lab = affine
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        x = conv_norm(x, self.conv, self.bn)
-        return x if self.lab is None else self.lab(F.relu(x))
+        x = conv_norm(x, self.conv, self.bn, "none" if self.lab is None else "relu")
+        return x if self.lab is None else self.lab(x)
 
 
 class _Affine(nn.Module):

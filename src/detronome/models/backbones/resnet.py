@@ -141,7 +141,7 @@ class _Body(nn.Module):
         return tuple(maps)
 
     def _stem(self, x: Tensor) -> Tensor:
-        x = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
+        x = conv_norm(x, self.conv1, self.bn1, "relu")
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
@@ -164,10 +164,9 @@ class _Block(nn.Module):
             conv, norm = self.downsample
             shortcut = conv_norm(x, conv, norm)
         for index in range(1, self.num_convs + 1):
-            x = conv_norm(x, getattr(self, f"conv{index}"), getattr(self, f"bn{index}"))
-            if index < self.num_convs:
-                x = F.relu(x, inplace=True)
-        return F.relu(x.add_(shortcut), inplace=True)
+            added = shortcut if index == self.num_convs else None
+            x = conv_norm(x, getattr(self, f"conv{index}"), getattr(self, f"bn{index}"), "relu", added)
+        return x
 
 
 class _BasicBlock(_Block):

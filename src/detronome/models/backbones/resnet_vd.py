@@ -164,9 +164,10 @@ class _Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         shortcut = self.short(x)
-        for branch in self.branches:
+        for branch in self.branches[:-1]:
             x = getattr(self, branch)(x)
-        return F.relu(x.add_(shortcut), inplace=True)
+        added: Tensor = getattr(self, self.branches[-1])(x, shortcut)
+        return added
 
 
 class _BasicBlock(_Block):
@@ -175,7 +176,7 @@ class _BasicBlock(_Block):
 
     def _add_branches(self, in_channels: int, width: int, stride: int, norm: type[nn.Module]) -> None:
         self.branch2a = ConvNorm(in_channels, width, 3, stride=stride, activation="relu", norm=norm)
-        self.branch2b = ConvNorm(width, width, 3, norm=norm)
+        self.branch2b = ConvNorm(width, width, 3, activation="relu", norm=norm)
 
 
 class _Bottleneck(_Block):
@@ -185,7 +186,7 @@ class _Bottleneck(_Block):
     def _add_branches(self, in_channels: int, width: int, stride: int, norm: type[nn.Module]) -> None:
         self.branch2a = ConvNorm(in_channels, width, 1, activation="relu", norm=norm)
         self.branch2b = ConvNorm(width, width, 3, stride=stride, activation="relu", norm=norm)
-        self.branch2c = ConvNorm(width, width * self.expansion, 1, norm=norm)
+        self.branch2c = ConvNorm(width, width * self.expansion, 1, activation="relu", norm=norm)
 
 
 def load_resnet_vd_weights(backbone: ResNetVdBackbone, name: str, weights: str) -> None:

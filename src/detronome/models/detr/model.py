@@ -117,7 +117,7 @@ class DETR(Detector):
 
         Returns:
             float32 logits and boxes, under autocast too; `aux_outputs` holds the earlier decoder layers in training
-            and is empty in evaluation.
+            and is empty in evaluation, without `all_layers`.
         """
         return self.detect(self.feature_maps(images, padding_mask)[-1], padding_mask)[0]
 
@@ -140,7 +140,7 @@ class DETR(Detector):
             mask.flatten(1),
             self.backbone[1](mask).flatten(1, 2).to(tokens.dtype),
             self.query_embed.weight,
-            all_layers=self.training,
+            all_layers=self.training or self.all_layers,
         )
         logits, boxes = self._heads(decoded)
         *earlier, last = (
@@ -162,7 +162,7 @@ class DETR(Detector):
         """Apply the heads to all decoder layers at once, without autocast: they are small, and bfloat16 would place a
         box's edge only to about a pixel."""
         with torch.autocast(decoded.device.type, enabled=False):
-            decoded = decoded.to(self.class_embed.weight.dtype)
+            decoded = decoded.to(self.query_embed.weight.dtype)
             return self.class_embed(decoded).float(), self.bbox_embed(decoded).float().sigmoid()
 
 

@@ -112,6 +112,8 @@ class FineDecoder(TwoStageDecoder):
         reference_boxes: Float[Tensor, "B Q 4"],
         memory: Memory,
         attention_mask: Float[Tensor, "#B 1 Q Q"] | None = None,
+        *,
+        all_layers: bool = False,
     ) -> list[Prediction]:
         """Return predictions; see `TwoStageDecoder.forward`. In training there is one more, before all others: the
         reference boxes with the first layer's logits, without distributions."""
@@ -133,7 +135,7 @@ class FineDecoder(TwoStageDecoder):
                 else:
                     edge_logits = edge_logits + step
                 trained_boxes = _shifted(reference, edge_logits.softmax(-1) @ shifts)
-                if self.training or i == last:
+                if self.training or all_layers or i == last:
                     logits = self.dec_score_head[i](features)
                     if self.training and i == 0:
                         predictions.append(Prediction(logits, first))

@@ -5,17 +5,16 @@ Shape letters: `B` batch, `C D` channels, `H W` and `h w` height and width befor
 
 from __future__ import annotations
 
-from typing import Literal
-
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from detronome.models.layers.frozen_batch_norm import FrozenBatchNorm2d
+from detronome.models.layers.packed import PackedConv2d
+from detronome.ops.onednn import Activation
 
-__all__ = ["Activation", "ConvNorm", "conv_norm"]
-
-Activation = Literal["none", "relu", "silu"]
+__all__ = ["ConvNorm", "conv_norm", "folded"]
 
 
 class ConvNorm(nn.Module):
@@ -49,30 +48,59 @@ class ConvNorm(nn.Module):
         self.norm = norm(out_channels)
         self.activation = activation
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        x = conv_norm(x, self.conv, self.norm)
-        if self.activation == "relu":
-            return F.relu(x, inplace=True)
-        return F.silu(x) if self.activation == "silu" else x
+    def forward(
+        self, x: Float[Tensor, "B C H W"], residual: Float[Tensor, "B D h w"] | None = None
+    ) -> Float[Tensor, "B D h w"]:
+        """Return the map; `residual` is a shortcut, added before the activation."""
+        return conv_norm(x, self.conv, self.norm, self.activation, residual)
 
     def fused(self) -> tuple[Float[Tensor, "D C k k"], Float[Tensor, " D"]]:
         """Return kernel and bias of the convolution that does what this one and its norm do in evaluation."""
-        norm = self.norm
-        assert isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d)
-        assert norm.running_mean is not None and norm.running_var is not None
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return self.conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        return folded(self.conv, self.norm)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"
 
 
-def conv_norm(x: Float[Tensor, "B C H W"], conv: nn.Module, norm: nn.Module) -> Float[Tensor, "B D h w"]:
-    """Apply a convolution and its norm. A frozen norm is folded into the weights: it then costs no pass over the
-    activations, forward or backward, and keeps none of them for the gradient."""
-    if not isinstance(norm, FrozenBatchNorm2d):
-        return norm(conv(x))
-    assert isinstance(conv, nn.Conv2d)
-    scale, shift = norm.scale_and_shift()
-    weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+def conv_norm(
+    x: Float[Tensor, "B C H W"],
+    conv: nn.Module,
+    norm: nn.Module | None,
+    activation: Activation = "none",
+    residual: Float[Tensor, "B D h w"] | None = None,
+) -> Float[Tensor, "B D h w"]:
+    """Apply a convolution, its norm, a sum and an activation.
+
+    A frozen norm is folded into the weights: it then costs no pass over the activations, forward or backward, and keeps
+    none of them for the gradient.
+
+    Args:
+        x: the input.
+        conv: the convolution.
+        norm: after it; None or `nn.Identity` where it is part of the convolution already.
+        activation: applied last.
+        residual: a shortcut, added before the activation.
+    """
+    if isinstance(conv, PackedConv2d) and isinstance(norm, nn.Identity | None):
+        return conv(x, activation=activation, residual=residual)
+    if isinstance(norm, FrozenBatchNorm2d):
+        assert isinstance(conv, nn.Conv2d)
+        scale, shift = norm.scale_and_shift()
+        weight = conv.weight * scale[:, None, None, None]
+        x = F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+    else:
+        x = conv(x) if norm is None else norm(conv(x))
+    if residual is not None:
+        x = x.add_(residual)
+    if activation == "relu":
+        return F.relu(x, inplace=True)
+    return F.silu(x) if activation == "silu" else x
+
+
+def folded(conv: nn.Module, norm: nn.Module) -> tuple[Float[Tensor, "D C k k"], Float[Tensor, " D"]]:
+    """Return kernel and bias of the convolution that does what one without bias and its norm do in evaluation."""
+    assert isinstance(conv, nn.Conv2d) and conv.bias is None
+    assert isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d)
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale

@@ -60,6 +60,8 @@ def cell_position_encoding(
     height, width = size_hw
     quarter = hidden_dim // 4
     frequency = temperature ** -(torch.arange(quarter, dtype=torch.float32, device=device) / quarter)
-    rows = torch.arange(height, dtype=torch.float32, device=device).repeat_interleave(width)[:, None] * frequency
-    columns = torch.arange(width, dtype=torch.float32, device=device).repeat(height)[:, None] * frequency
+    # Not repeat_interleave: the ONNX exporter expands it along the wrong axis where sizes are dynamic.
+    rows = torch.arange(height, dtype=torch.float32, device=device)[:, None].expand(-1, width).flatten()
+    columns = torch.arange(width, dtype=torch.float32, device=device).repeat(height)
+    rows, columns = rows[:, None] * frequency, columns[:, None] * frequency
     return torch.cat((rows.sin(), rows.cos(), columns.sin(), columns.cos()), dim=-1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from detronome.models.layers.activation_checkpointing import checkpointed
 from detronome.models.layers.attention import MultiHeadAttention
-from detronome.models.layers.conv_norm import ConvNorm
+from detronome.models.layers.conv_norm import ConvNorm, conv_norm
 from detronome.models.layers.position_encoding import cell_position_encoding
 from detronome.models.layers.tokens import tokens_of
 
@@ -212,7 +212,9 @@ class _RepVggBlock(nn.Module):
         self.conv: nn.Conv2d | None = None
 
     def forward(self, x: Float[Tensor, "B C _h _w"]) -> Float[Tensor, "B C _h _w"]:
-        return F.silu(self.conv(x) if self.conv is not None else self.conv1(x) + self.conv2(x))
+        if self.conv is not None:
+            return conv_norm(x, self.conv, None, "silu")
+        return F.silu(self.conv1(x) + self.conv2(x))
 
     @torch.no_grad()
     def fuse(self) -> None:

@@ -84,15 +84,16 @@ class RTDETR(Detector):
             targets: the truth; makes denoising queries in training mode and is unused otherwise.
 
         Returns:
-            float32 logits and boxes, under autocast too; `aux_outputs`, `enc_outputs` and `dn_outputs` only in
-            training.
+            float32 logits and boxes, under autocast too; `enc_outputs` and `dn_outputs` only in training, and so
+            `aux_outputs` without `all_layers`.
         """
         valid = _valid_part(padding_mask)
         memory = self.decoder.read(self.encoder(self.backbone(self.normalizer(images, padding_mask))))
         proposals = self.decoder.propose(memory, self.num_queries)
         if not self.training:
-            (last,) = self.decoder(proposals.content, proposals.prediction.boxes, memory)
-            return _output(last, valid)
+            layers = self.decoder(proposals.content, proposals.prediction.boxes, memory, all_layers=self.all_layers)
+            *earlier, last = (_output(layer, valid) for layer in layers)
+            return replace(last, aux_outputs=tuple(earlier))
         return self._train_output(memory, proposals, valid, targets)
 
     def fuse(self) -> None:

@@ -114,6 +114,8 @@ class TwoStageDecoder(nn.Module):
         reference_boxes: Float[Tensor, "B Q 4"],
         memory: Memory,
         attention_mask: Float[Tensor, "#B 1 Q Q"] | None = None,
+        *,
+        all_layers: bool = False,
     ) -> list[Prediction]:
         """Return the predictions of all layers in training, of the last one otherwise.
 
@@ -122,6 +124,7 @@ class TwoStageDecoder(nn.Module):
             reference_boxes: where they start.
             memory: what they look at.
             attention_mask: added to the scores of the queries' attention to each other.
+            all_layers: return those of all layers in any case.
         """
 
     def read(self, maps: Sequence[Float[Tensor, "B _ _ _"]]) -> Memory:
@@ -139,7 +142,7 @@ class TwoStageDecoder(nn.Module):
             best = logits.amax(-1).topk(min(num_queries, tokens.shape[1]), dim=1).indices.unsqueeze(-1)
             content = tokens.float().gather(1, best.expand(-1, -1, tokens.shape[-1]))
             # Only for the chosen cells: the box head costs as much as a decoder layer.
-            anchors = anchors.expand(len(best), -1, -1).gather(1, best.expand(-1, -1, 4))
+            anchors = anchors.expand(best.shape[0], -1, -1).gather(1, best.expand(-1, -1, 4))
             boxes = (self.enc_bbox_head(content) + anchors).sigmoid()
         chosen_logits = logits.gather(1, best.expand(-1, -1, logits.shape[-1]))
         return Proposals(content.detach(), Prediction(chosen_logits, boxes))
@@ -223,6 +226,8 @@ class Decoder(TwoStageDecoder):
         reference_boxes: Float[Tensor, "B Q 4"],
         memory: Memory,
         attention_mask: Float[Tensor, "#B 1 Q Q"] | None = None,
+        *,
+        all_layers: bool = False,
     ) -> list[Prediction]:
         """Return predictions; see `TwoStageDecoder.forward`."""
         predictions = []
@@ -233,7 +238,7 @@ class Decoder(TwoStageDecoder):
             content = self.run_layer(layer, content, position, reference_boxes, memory, attention_mask)
             with torch.autocast(content.device.type, enabled=False):
                 step = self.dec_bbox_head[i](content.float())
-                if self.training or i == last:
+                if self.training or all_layers or i == last:
                     predictions.append(Prediction(self.dec_score_head[i](content.float()), _moved(trained_boxes, step)))
                 # The next layer looks at where this one ended but does not train it. Its box does train this step, and
                 # none before ("look forward twice", arXiv 2203.03605).

@@ -15,7 +15,7 @@ from detronome.report.formats import (
 )
 from detronome.report.frame import Chart
 from detronome.report.page.memory import peaks_of
-from detronome.report.page.result import METRICS, VerdictView, verdict_of
+from detronome.report.page.result import METRICS, PANOPTIC_METRICS, VerdictView, verdict_of
 from detronome.report.page.words import STATES, percent
 from detronome.report.plots import compare_charts
 from detronome.report.run_folder import RunFolder, differing_settings, metric
@@ -105,7 +105,7 @@ def compare_runs(runs: Sequence[RunFolder]) -> Comparison:
 
 def _results(runs: Sequence[RunFolder]) -> list[ResultRow]:
     rows = []
-    for name in METRICS:
+    for name in (*METRICS, *PANOPTIC_METRICS):
         values = [metric(run.best, name) for run in runs]
         if any(value is not None for value in values):
             rows.append(_ranked(name.replace("_", " "), values, [format_fixed(value) for value in values]))

@@ -17,10 +17,10 @@ from detronome.report.page.words import percent
 from detronome.report.run_files import ProvingNumber, VerdictFile
 from detronome.report.run_folder import RunFolder, metric
 
-__all__ = ["METRICS", "Tile", "VerdictView", "tiles_of", "verdict_of"]
+__all__ = ["METRICS", "PANOPTIC_METRICS", "Tile", "VerdictView", "tiles_of", "verdict_of"]
 
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-_PANOPTIC = ("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff")
+PANOPTIC_METRICS = ("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff")
 """Shown where they were measured."""
 
 _TONES = {"DATA": 1, "HOST": 3, "DEVICE": 2, "MEMORY": 5, "NETWORK": 4, "BALANCED": 0}
@@ -85,7 +85,7 @@ def tiles_of(run: RunFolder) -> list[Tile]:
     at = f"step {best['step']:,}" if best else ""
     tiles = [
         Tile(name=name.replace("_", " "), value=format_fixed(metric(best, name)), note=at if name == "AP" else "")
-        for name in (*METRICS, *(name for name in _PANOPTIC if metric(best, name) is not None))
+        for name in (*METRICS, *(name for name in PANOPTIC_METRICS if metric(best, name) is not None))
         if best
     ]
     wall_s = (run.end or {}).get("wall_s")

@@ -1,0 +1,94 @@
+"""`detronome serve`."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from detronome.cli.render import print_notice
+
+__all__ = ["serve"]
+
+
+def serve(
+    checkpoint: str,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: str = "auto",
+    threads: int | None = None,
+    timeout: float = 10.0,
+    max_batch: int = 8,
+    max_delay_ms: float = 5.0,
+    max_queue: int | None = None,
+    max_body_mb: float = 20.0,
+    max_megapixels: float = 50.0,
+    grace: float = 30.0,
+    allow_urls: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Answer predictions over HTTP: POST an image to /predict, or drop one on the page at /.
+
+    Parameters
+    ----------
+    checkpoint
+        Run or checkpoint folder, exported file, or published weights: detr-r50, a .pth or .safetensors file, ...
+    host
+        Address to listen at. 127.0.0.1 is this machine alone; with 0.0.0.0 whoever can reach it can use the model.
+    port
+        0 picks a free one.
+    device
+        auto, cpu, cuda, cuda:N or mps.
+    threads
+        Of the model on a CPU; by default one processor is left for everything else.
+    timeout
+        Seconds after which a request is answered with 503; a request may ask for less.
+    max_batch
+        Images that go through the model at once.
+    max_delay_ms
+        Milliseconds that an image waits for others while the model is idle.
+    max_queue
+        Images taken on at one moment; more are refused at once. By default four batches.
+    max_body_mb
+        Megabytes (10^6 bytes) of a request's body.
+    max_megapixels
+        Of an image, judged by its header before it is decoded.
+    grace
+        Seconds that requests have to finish after SIGTERM or Ctrl-C.
+    allow_urls
+        Fetch images from public addresses: {"url": "https://..."}.
+    """
+    from detronome import api
+    from detronome.deploy.serve.limits import Limits
+    from detronome.deploy.serve.server import LOOPBACK
+
+    limits = Limits(
+        timeout_s=timeout,
+        max_batch=max_batch,
+        max_delay_s=max_delay_ms / 1e3,
+        max_queue=4 * max_batch if max_queue is None else max_queue,
+        max_body_bytes=_whole(max_body_mb * 1e6),
+        max_pixels=_whole(max_megapixels * 1e6),
+        grace_s=grace,
+    )
+    if host not in LOOPBACK:
+        print_notice(
+            f"warning: whoever can reach port {port} of {host} can use this model; nothing asks for a password"
+        )
+    api.serve(
+        checkpoint,
+        host=host,
+        port=port,
+        device=device,
+        threads=threads,
+        limits=limits,
+        allow_urls=allow_urls,
+        on_ready=lambda url: print_notice(f"serving {checkpoint} at {url}  (Ctrl-C ends it)"),
+    )
+
+
+def _whole(number: float) -> int:
+    """Return the nearest whole number; for nan and infinity 0, which no limit may be."""
+    return round(number) if math.isfinite(number) else 0

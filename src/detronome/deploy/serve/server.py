@@ -1,0 +1,151 @@
+"""The process that listens: it opens the model, serves, and ends in order when it is told to.
+
+After SIGTERM or Ctrl-C it is not ready any more, refuses new predictions, and ends when the last one is answered, or
+when the time for that is over. A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from detronome.deploy.serve.app import build_app
+from detronome.deploy.serve.model_process import ModelProcessError
+from detronome.deploy.serve.service import Service
+from detronome.errors import CheckpointError, ConfigError
+
+__all__ = ["LOOPBACK", "serve"]
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""What this machine alone can reach."""
+
+_BACKLOG = 2048
+_MAX_HEAD_BYTES = 32 * 1024
+_KEEP_ALIVE_S = 15
+
+
+def serve(
+    service: Service,
+    *,
+    host: str,
+    port: int,
+    allows_urls: bool = False,
+    on_ready: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve until the process is told to stop; then no process of it is left.
+
+    Args:
+        service: answers; is opened here, and stopped.
+        host: the address to listen at.
+        port: 0 picks a free one.
+        allows_urls: fetch images from public addresses that clients name.
+        on_ready: told the server's address once it answers.
+
+    Raises:
+        MissingExtraError: starlette, uvicorn or python-multipart is not installed.
+        ConfigError: nothing can listen at this address.
+        DetronomeError: the model cannot be opened.
+    """
+    app = build_app(service, is_local=host in LOOPBACK, allows_urls=allows_urls)
+    listener = _listen(host, port)
+    try:
+        with listener, _ended_by_signals():
+            try:
+                service.open()
+            except ModelProcessError as error:
+                raise CheckpointError(str(error), where="serve", fix="its last words are above") from error
+            address = f"[{host}]" if ":" in host else host
+            url = f"http://{address}:{listener.getsockname()[1]}"
+            asyncio.run(_serve(app, service, listener, lambda: on_ready(url)))
+    finally:
+        service.stop()
+
+
+async def _serve(app: Any, service: Service, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+    import uvicorn
+
+    from detronome.deploy.serve.connections import protocol_class
+
+    config = uvicorn.Config(
+        app,
+        http=protocol_class(service.limits.idle_s, max_connections=service.limits.max_connections),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=1,
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+    )
+
+    class Server(uvicorn.Server):
+        """Goes on listening after a signal, until what has begun is answered."""
+
+        drained_by: float | None = None
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if service.is_draining:
+                self.should_exit = self.force_exit = True
+                return
+            service.is_draining = True
+            self.drained_by = time.monotonic() + service.limits.grace_s
+
+        async def on_tick(self, counter: int) -> bool:
+            is_over = self.drained_by is not None and (service.in_flight == 0 or time.monotonic() >= self.drained_by)
+            return await super().on_tick(counter) or is_over
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            on_ready()
+
+    service.start()
+    await Server(config).serve(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        if not 0 <= port <= 65535:
+            raise OverflowError("a port is a number from 0 to 65535")
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        # Connections inherit it. asyncio sets it for sockets of a named protocol alone, which these are not; without
+        # it the second half of each answer waits 40 ms for the client's acknowledgement of the first.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
+    except (OSError, OverflowError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        # The error's own text says the address again; for a name that is not known the number is negative.
+        told = os.strerror(number) if number is not None and number > 0 else str(error)
+        raise ConfigError(
+            f"nothing can be served there: {told}",
+            where=f"{host}, port {port}",
+            fix="choose another port with --port (0 picks a free one), or another address with --host",
+        ) from error
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """While the model is being opened, let SIGTERM end the process the way Ctrl-C does, so that its child ends too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

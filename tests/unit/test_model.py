@@ -1,0 +1,81 @@
+"""A loaded model predicts in its fastest form, whatever the list, and is evaluated and trained as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.unit.deploy.tiny_models import CATEGORIES, assert_close, config_of, model_of, picture
+
+from detronome.config.convert import to_dict
+from detronome.deploy.optimize import OptimizedDetector
+from detronome.engine.checkpoint import Checkpoint
+from detronome.engine.state import TrainingState
+from detronome.errors import ConfigError
+from detronome.model import Model
+
+
+def model(family: str = "detr", *, precision: str = "auto") -> Model:
+    config = to_dict(config_of(family))
+    config["train"]["precision"] = precision
+    weights = {name: tensor.clone() for name, tensor in model_of(family).state_dict().items()}
+    checkpoint = Checkpoint(config=config, categories=CATEGORIES, state=TrainingState(), model=weights)
+    return Model(checkpoint, source=Path("nowhere"), device="cpu")
+
+
+IMAGES = [picture(*size, seed) for seed, size in enumerate([(64, 90), (120, 64), (64, 90), (30, 30)])]
+
+
+def test_no_images_give_no_predictions() -> None:
+    assert model().predict([]) == []
+
+
+def test_a_list_is_predicted_as_its_images_are_in_its_order() -> None:
+    loaded = model()
+    together = loaded.predict(IMAGES, score=0.0)
+    for image, found in zip(IMAGES, together, strict=True):
+        assert found.image is not None and found.image.shape == image.shape
+        np.testing.assert_array_equal(found.image, image)
+        assert_close(found.detections, loaded.predict(image, score=0.0).detections)
+
+
+@pytest.mark.parametrize("family", ["detr", "nano"])
+def test_it_predicts_in_an_optimised_form_and_keeps_the_detector(family: str) -> None:
+    loaded = model(family)
+    (found,) = loaded.predict(IMAGES[:1], score=0.0)
+    assert isinstance(loaded.form, OptimizedDetector)
+    plain = model(family)
+    plain.form = plain.detector
+    assert_close(found.detections, plain.predict(IMAGES[0], score=0.0).detections)
+    state, trained = loaded.detector.state_dict(), loaded.checkpoint.model
+    assert state.keys() == trained.keys()
+    assert all(torch.equal(state[name], trained[name]) for name in state)
+
+
+def test_a_run_in_bf16_predicts_as_it_was_evaluated() -> None:
+    loaded = model(precision="bf16")
+    assert loaded.form is loaded.detector
+
+
+def test_full_precision_is_full_for_a_run_in_bf16_too() -> None:
+    loaded = model(precision="bf16")
+    loaded.optimize(precision="fp32")
+    found, expected = (one.predict(IMAGES[0], score=0.0).detections for one in (loaded, model()))
+    assert_close(found, expected)
+
+
+def test_another_precision_is_used_from_then_on() -> None:
+    loaded = model()
+    before = loaded.predict(IMAGES[0], score=0.0)
+    loaded.optimize(precision="bf16")
+    after = loaded.predict(IMAGES[0], score=0.0)
+    assert isinstance(loaded.form, OptimizedDetector) and loaded.form.precision == "bf16"
+    assert not np.array_equal(before.scores, after.scores)
+    np.testing.assert_allclose(before.scores, after.scores, atol=0.1)
+
+
+def test_a_precision_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no precision 'int8'"):
+        model().optimize(precision="int8")  # type: ignore[arg-type]
