@@ -14,6 +14,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from detronome.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from detronome.api import (
         Benchmark,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
         Tuning,
         benchmark,
         check_data,
+        check_environment,
         clear_caches,
         convert_data,
         data_stats,
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
         verify_shards,
         write_report,
     )
+    from detronome.doctor.findings import Examination
     from detronome.errors import (
         CheckpointError,
         ConfigError,
@@ -77,6 +81,7 @@ __all__ = [
     "DataError",
     "DetectionMetrics",
     "DetronomeError",
+    "Examination",
     "ExportedModel",
     "MissingExtraError",
     "Model",
@@ -94,6 +99,7 @@ __all__ = [
     "Tuning",
     "benchmark",
     "check_data",
+    "check_environment",
     "clear_caches",
     "convert_data",
     "data_stats",
@@ -127,6 +133,7 @@ __all__ = [
 
 _HOME = {
     "DetectionMetrics": "detronome.evaluation.detection",
+    "Examination": "detronome.doctor.findings",
     "Model": "detronome.model",
     "PanopticMetrics": "detronome.evaluation.panoptic",
     "Prediction": "detronome.model",

@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "detronome"
 LAYERS = {
-    0: {"errors", "types"},
+    0: {"errors", "types", "version"},
     1: {"config", "ops", "runtime"},
     2: {"data", "models", "losses", "evaluation"},
     3: {"engine"},

@@ -39,15 +39,17 @@ class Server(NamedTuple):
 
 @contextmanager
 def serving(run: Path, folder: Path, *options: str) -> Iterator[Server]:
-    told = folder / "stderr.txt"
-    command = [sys.executable, "-m", "detronome", "serve", str(run), "--port", "0", "--threads", "1", *options]
-    with told.open("w") as file:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file, text=True)
+    told, result = folder / "stderr.txt", folder / "stdout.txt"
+    fixed = ["--port", "0", "--threads", "1", "--json"]
+    command = [sys.executable, "-m", "detronome", "serve", str(run), *fixed, *options]
+    with told.open("w") as file, result.open("w") as document:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=document, stderr=file, text=True)
     try:
         deadline = time.monotonic() + 200
         while not (found := re.search(r"http://127.0.0.1:(\d+)", told.read_text())):
             assert process.poll() is None and time.monotonic() < deadline, told.read_text()
             time.sleep(0.1)
+        assert json.loads(result.read_text()) == {"url": found[0], "checkpoint": str(run)}
         yield Server(process, int(found[1]))
     finally:
         process.kill()
@@ -179,14 +181,14 @@ def test_the_model_ends_with_a_server_that_was_killed(tiny_run: Path, tmp_path: 
 
 
 def test_a_mistake_ends_the_command_with_a_reason(tmp_path: Path) -> None:
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, ends_with: int) -> str:
         command = [sys.executable, "-m", "detronome", "serve", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == ends_with and "Traceback" not in done.stderr, done.stderr
         return done.stderr
 
-    assert "no-such-run" in run(str(tmp_path / "no-such-run"), "--port", "0")
-    assert "max_batch" in run("x", "--max-batch", "0")
-    assert "max_pixels" in run("x", "--max-megapixels", "nan", "--max-body-mb", "inf")
+    assert "no-such-run" in run(str(tmp_path / "no-such-run"), "--port", "0", ends_with=1)
+    assert "max_batch" in run("x", "--max-batch", "0", ends_with=2)
+    assert "max_pixels" in run("x", "--max-megapixels", "nan", "--max-body-mb", "inf", ends_with=2)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert "--port" in run("x", "--port", str(taken.getsockname()[1]))
+        assert "--port" in run("x", "--port", str(taken.getsockname()[1]), ends_with=2)

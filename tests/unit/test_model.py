@@ -14,7 +14,8 @@ from detronome.deploy.optimize import OptimizedDetector
 from detronome.engine.checkpoint import Checkpoint
 from detronome.engine.state import TrainingState
 from detronome.errors import ConfigError
-from detronome.model import Model
+from detronome.model import Model, Prediction
+from detronome.types import Detections
 
 
 def model(family: str = "detr", *, precision: str = "auto") -> Model:
@@ -79,3 +80,19 @@ def test_another_precision_is_used_from_then_on() -> None:
 def test_a_precision_that_there_is_not_is_refused() -> None:
     with pytest.raises(ConfigError, match="no precision 'int8'"):
         model().optimize(precision="int8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_detections_become_those_of_supervision(count: int) -> None:
+    supervision = pytest.importorskip("supervision")
+    image = np.zeros((40, 60, 3), dtype=np.uint8)
+    boxes_xyxy = np.array([[1, 2, 30, 20], [5, 5, 9, 9]], dtype=np.float32)[:count]
+    scores = np.array([0.9, 0.4], dtype=np.float32)[:count]
+    labels = np.array(CATEGORIES.ids[:2], dtype=np.int64)[:count]
+    found = Detections(boxes_xyxy=boxes_xyxy, scores=scores, labels=labels)
+    made = Prediction(detections=found, image=image, categories=CATEGORIES).to_supervision()
+    assert isinstance(made, supervision.Detections)
+    assert len(made) == count
+    np.testing.assert_array_equal(made.xyxy, boxes_xyxy)
+    np.testing.assert_array_equal(made.class_id, labels)
+    assert list(made.data["class_name"]) == list(CATEGORIES.names[:2])[:count]

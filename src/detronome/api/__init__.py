@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         shard_data,
         verify_shards,
     )
+    from detronome.api.environment import check_environment
     from detronome.api.exporting import ExportedModel, export
     from detronome.api.models import PresetInfo, list_models
     from detronome.api.panoptic_results import evaluate_panoptic_results
@@ -51,6 +52,7 @@ __all__ = [
     "Tuning",
     "benchmark",
     "check_data",
+    "check_environment",
     "clear_caches",
     "convert_data",
     "data_stats",
@@ -82,6 +84,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "environment": ("check_environment",),
     "exporting": ("ExportedModel", "export"),
     "benchmarking": ("Benchmark", "benchmark"),
     "models": ("PresetInfo", "list_models"),

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from detronome.deploy.benchmark.process import FormFailedError, FormProcess
 from detronome.deploy.export.description import description_of
 from detronome.model import Model
 from detronome.runtime.processors import usable_cpus
+from detronome.version import __version__
 
 __all__ = ["Exporter", "digest_of"]
 
@@ -71,12 +71,12 @@ class Exporter:
                 weights=self._weights,
                 form=form.name,
                 data=str(Path(subject.data).resolve()) if form.precision == "int8" else "",
-                detronome=version("detronome"),
+                detronome=__version__,
             )
         )
         note = file.with_name("made_from.json")
         with suppress(OSError, ValueError):
-            if json.loads(note.read_text()) == recipe and description_of(file).is_file():
+            if json.loads(note.read_text(encoding="utf-8")) == recipe and description_of(file).is_file():
                 return file
             for part in file.parent.glob(f"{file.stem}.*"):  # ours, as the note says: of another model, or half made
                 part.unlink()

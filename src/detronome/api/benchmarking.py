@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -160,6 +161,8 @@ def benchmark(
         ConfigError: arguments out of range, or a form that nobody knows; all at once.
     """
     one_process("benchmark")
+    if sys.platform == "win32":  # whose processes are handed no pipe by its number
+        raise ConfigError("forms are measured on Linux and macOS only", where="benchmark", fix="use Linux, also as WSL")
     threads = usable_cpus() if threads is None else threads
     _check(batch_sizes, threads, images, seconds, image_size)
     if forms is not None and is_exported(Path(model)):

@@ -48,6 +48,7 @@ from detronome.deploy.exported import open_exported
 from detronome.errors import ConfigError, Problem
 from detronome.model import Model, load
 from detronome.models.detector import Detector
+from detronome.version import __version__
 
 __all__ = ["ExportedModel", "export"]
 
@@ -207,9 +208,11 @@ def _check_arguments(form: Form, *, int8: bool, has_data: bool, images: int, cal
 def _require_packages(form: Form, *, int8: bool) -> dict[str, str]:
     """Return the versions of what writes the form."""
     needed_for = f"exporting to {form}"
-    versions = {name: version(name) for name in ("detronome", "torch")}
+    versions = {"detronome": __version__, "torch": version("torch")}
     if form != "torch":
-        versions |= require_onnx(needed_for=needed_for, extra=form)  # the others read it
+        # The others read it. `int8` brings all that OpenVINO's needs, so one line installs it.
+        extra = "int8" if int8 and form == "openvino" else form
+        versions |= require_onnx(needed_for=needed_for, extra=extra)
     if form == "onnx":
         versions |= require_onnx(needed_for="checking the file", runs=True)
     if form == "openvino":

@@ -39,7 +39,7 @@ from detronome.report.run_log import RunLog, read_run_log
 from detronome.report.trackers.build import build_trackers
 from detronome.report.trackers.names import TrackerName
 from detronome.runtime.distributed import World, joined_world
-from detronome.runtime.files import locked, write_atomic
+from detronome.runtime.files import locked, remove_lock, write_atomic
 from detronome.runtime.watchdog import Watchdog
 
 __all__ = ["Run", "demo", "resume", "train"]
@@ -375,7 +375,7 @@ def _only_here(run_dir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            remove_lock(lock)
 
 
 def _is_restart(environment: Mapping[str, str]) -> bool:

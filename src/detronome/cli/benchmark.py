@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detronome.cli.options import Json
+from detronome.cli.options import DATA_GROUP, MACHINE_GROUP, OUTPUT_GROUP, Json
 from detronome.cli.render import print_json, print_line, print_notice, print_table
 from detronome.errors import ConfigError
 from detronome.report.formats import format_fixed, format_significant
@@ -33,16 +33,16 @@ def benchmark(
     data: str,
     /,
     *,
-    split: str = "val",
+    split: Annotated[str, DATA_GROUP] = "val",
     forms: Annotated[str | None, Parameter(help="Names with commas between them; by default all that can run.")] = None,
     also: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
     batch_sizes: str = "1,4",
-    threads: int | None = None,
-    images: int = 200,
+    threads: Annotated[int | None, MACHINE_GROUP] = None,
+    images: Annotated[int, DATA_GROUP] = 200,
     seconds: float = 5.0,
-    image_size: int | None = None,
-    device: str = "auto",
-    out: Path = Path("benchmark"),
+    image_size: Annotated[int | None, DATA_GROUP] = None,
+    device: Annotated[str, MACHINE_GROUP] = "auto",
+    out: Annotated[Path, OUTPUT_GROUP] = Path("benchmark"),
     json: Json = False,
 ) -> None:
     """Measure a detector in every form that this machine can run, each in turn with the others.

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from detronome.cli.options import Json, Settings, parse_settings
+from detronome.cli.options import OUTPUT_GROUP, Json, Settings, parse_settings
 from detronome.cli.render import print_outcome
 
 __all__ = ["demo"]
@@ -16,7 +16,7 @@ __all__ = ["demo"]
 
 def demo(
     *,
-    out: Path = Path("detronome-demo"),
+    out: Annotated[Path, OUTPUT_GROUP] = Path("detronome-demo"),
     quick: Annotated[bool, Parameter(negative=())] = False,
     seed: int = 0,
     settings: Settings = None,

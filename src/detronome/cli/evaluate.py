@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from detronome.cli.options import Json
+from cyclopts import Parameter
+
+from detronome.cli.options import DATA_GROUP, MACHINE_GROUP, OUTPUT_GROUP, Json
 from detronome.cli.render import print_json, print_metrics, print_panoptic_metrics
 from detronome.errors import ConfigError
 
@@ -18,14 +20,14 @@ def evaluate(
     data: str | None = None,
     /,
     *,
-    split: str | None = None,
-    detections: Path | None = None,
-    annotations: Path | None = None,
-    panoptic: bool = False,
+    split: Annotated[str | None, DATA_GROUP] = None,
+    detections: Annotated[Path | None, DATA_GROUP] = None,
+    annotations: Annotated[Path | None, DATA_GROUP] = None,
+    panoptic: Annotated[bool, DATA_GROUP, Parameter(negative=())] = False,
     iou_type: Literal["bbox", "segm"] | None = None,
     max_detections: int | None = None,
-    device: str | None = None,
-    details: Path | None = None,
+    device: Annotated[str | None, MACHINE_GROUP] = None,
+    details: Annotated[Path | None, OUTPUT_GROUP] = None,
     json: Json = False,
 ) -> None:
     """Print COCO AP and AR, or panoptic quality: of a checkpoint on a data folder, or of a results file.

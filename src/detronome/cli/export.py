@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.console import Console
 
-from detronome.cli.options import Json
+from detronome.cli.options import DATA_GROUP, OUTPUT_GROUP, Json
 from detronome.cli.render import print_json, print_notice
 
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ def export(
     /,
     *,
     to: Literal["onnx", "openvino", "torch", "tensorrt"] = "onnx",
-    out: Path | None = None,
+    out: Annotated[Path | None, OUTPUT_GROUP] = None,
     int8: bool = False,
-    data: str | None = None,
-    images: int = 100,
-    calibration_images: int = 200,
+    data: Annotated[str | None, DATA_GROUP] = None,
+    images: Annotated[int, DATA_GROUP] = 100,
+    calibration_images: Annotated[int, DATA_GROUP] = 200,
     json: Json = False,
 ) -> None:
     """Write a model in a form that runs without this library, compared with the original.

@@ -6,13 +6,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detronome.cli.options import Json, Settings, parse_settings
+from detronome.cli.options import MACHINE_GROUP, MODEL_GROUP, Json, Model, Settings, parse_settings
 from detronome.cli.render import print_json, print_notice
 from detronome.report.terminal import speaks_unicode
 
@@ -36,11 +36,11 @@ def plan(
     data: str,
     /,
     *,
-    model: str = "detr-r50",
-    gpu: str | None = None,
-    gpus: int = 1,
-    price: float | None = None,
-    config: Path | None = None,
+    model: Model = "detr-r50",
+    gpu: Annotated[str | None, MACHINE_GROUP] = None,
+    gpus: Annotated[int, MACHINE_GROUP] = 1,
+    price: Annotated[float | None, MACHINE_GROUP] = None,
+    config: Annotated[Path | None, MODEL_GROUP] = None,
     settings: Settings = None,
     json: Json = False,
 ) -> int:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from detronome.cli.options import Json
+from detronome.cli.options import DATA_GROUP, MACHINE_GROUP, OUTPUT_GROUP, Json
+from detronome.cli.progress import show_progress
 from detronome.cli.render import print_json, print_line, print_notice
 
 if TYPE_CHECKING:
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["predict"]
 
-_LINE_EVERY_S = 10.0
 _Names = Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)]
 
 
@@ -28,21 +25,21 @@ def predict(
     checkpoint: str,
     /,
     *images: Path,
-    out: Path | None = None,
-    format: _Names = None,  # noqa: A002
+    out: Annotated[Path | None, OUTPUT_GROUP] = None,
+    format: Annotated[_Names, OUTPUT_GROUP] = None,  # noqa: A002
     score: float = 0.5,
     max_detections: int | None = None,
     classes: _Names = None,
-    recursive: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
-    annotations: Path | None = None,
+    recursive: Annotated[bool, DATA_GROUP, Parameter(negative=(), show_default=False)] = False,
+    annotations: Annotated[Path | None, DATA_GROUP] = None,
     tile: str | None = None,
     overlap: float = 0.2,
     tile_whole: bool = True,
-    every: int = 1,
-    batch_size: int | None = None,
-    on_error: Literal["skip", "stop"] = "skip",
-    if_exists: Literal["error", "replace"] = "error",
-    device: str = "auto",
+    every: Annotated[int, DATA_GROUP] = 1,
+    batch_size: Annotated[int | None, MACHINE_GROUP] = None,
+    on_error: Annotated[Literal["skip", "stop"], DATA_GROUP] = "skip",
+    if_exists: Annotated[Literal["error", "replace"], OUTPUT_GROUP] = "error",
+    device: Annotated[str, MACHINE_GROUP] = "auto",
     json: Json = False,
 ) -> None:
     """Find objects in images and videos: drawn pictures, COCO results, YOLO labels, a CSV table.
@@ -91,7 +88,7 @@ def predict(
     from detronome import api
     from detronome.api.folders import numbered
 
-    with _progress() as progress:
+    with show_progress() as show:
         done = api.predict(
             checkpoint,
             images,
@@ -110,7 +107,7 @@ def predict(
             on_error=on_error,
             if_exists=if_exists,
             device=device,
-            on_progress=progress,
+            on_progress=partial(show, "predicting"),
         )
     for problem in done.unreadable:
         print_notice(f"left out: {problem.where}: {problem.what}")
@@ -134,24 +131,3 @@ def _print(done: Predictions, score: float) -> None:
 def _split(texts: Sequence[str]) -> list[str]:
     """Return names that were given apart or with commas."""
     return [name.strip() for text in texts for name in text.split(",") if name.strip()]
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that shows (done, in all) on stderr: a bar, or a line now and then in a log."""
-    console = Console(stderr=True, highlight=False)
-    if console.is_terminal:
-        columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("predicting", total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-    told_at = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told_at
-        if time.monotonic() - told_at >= _LINE_EVERY_S:
-            told_at = time.monotonic()
-            console.print(f"predicting: {done:,} of {total:,}")
-
-    yield tell

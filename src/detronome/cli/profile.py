@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from detronome.cli.options import Json, Settings, parse_settings
+from detronome.cli.options import MODEL_GROUP, OUTPUT_GROUP, Json, Model, Settings, parse_settings
 from detronome.cli.render import print_json, print_notice
 from detronome.report.terminal import speaks_unicode
 
@@ -40,12 +40,12 @@ def profile(
     data_or_run: str,
     /,
     *,
-    model: str = "detr-r50",
+    model: Model = "detr-r50",
     steps: int | None = None,
-    config: Path | None = None,
+    config: Annotated[Path | None, MODEL_GROUP] = None,
     settings: Settings = None,
-    trace: Path | None = None,
-    memory_snapshot: Path | None = None,
+    trace: Annotated[Path | None, OUTPUT_GROUP] = None,
+    memory_snapshot: Annotated[Path | None, OUTPUT_GROUP] = None,
     json: Json = False,
 ) -> None:
     """Say what a training step waits for, with the numbers that prove it, and what to change.

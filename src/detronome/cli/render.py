@@ -50,6 +50,7 @@ def print_json(record: Mapping[str, Any]) -> None:
     """Print a record to stdout as one JSON document; nan becomes null."""
     json.dump(_without_nan(record), sys.stdout, indent=1)
     sys.stdout.write("\n")
+    sys.stdout.flush()  # also where the command goes on, as serve does
 
 
 def print_line(text: str) -> None:
@@ -73,7 +74,7 @@ def print_metrics(metrics: DetectionMetrics, *, title: str) -> None:
     recall = [(n, v) for n, v in metrics.numbers.items() if n.startswith("AR")]
     for (ap, ap_value), (ar, ar_value) in zip(precision, recall, strict=False):
         table.add_row(ap, _number(ap_value), ar, _number(ar_value))
-    console.print(table)
+    print_table(table)
     if metrics.per_class_ap:
         console.print()
         classes = Table(box=None, pad_edge=False)
@@ -81,9 +82,9 @@ def print_metrics(metrics: DetectionMetrics, *, title: str) -> None:
         classes.add_column("AP", justify="right")
         for name, value in metrics.per_class_ap.items():
             classes.add_row(Text(name), _number(value))
-        console.print(classes)
+        print_table(classes)
     for note in metrics.notes:
-        console.print(Text(f"note: {note}", style="yellow"))
+        console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
 
 
 def print_panoptic_metrics(metrics: PanopticMetrics, *, title: str) -> None:
@@ -94,7 +95,7 @@ def print_panoptic_metrics(metrics: PanopticMetrics, *, title: str) -> None:
     for name, quality in (("all", metrics.all), ("things", metrics.things), ("stuff", metrics.stuff)):
         row = (_number(quality.PQ), _number(quality.SQ), _number(quality.RQ), str(quality.num_categories))
         groups.add_row(name, *row)
-    console.print(groups)
+    print_table(groups)
     classes = Table("category", "PQ", "SQ", "RQ", "found", "false", "missed", box=None, pad_edge=False)
     for column in (*groups.columns[1:], *classes.columns[1:]):
         column.justify = "right"
@@ -105,9 +106,9 @@ def print_panoptic_metrics(metrics: PanopticMetrics, *, title: str) -> None:
             classes.add_row(Text(metrics.names[category_id]), *numbers)
     if classes.row_count:
         console.print()
-        console.print(classes)
+        print_table(classes)
     for note in metrics.notes:
-        console.print(Text(f"note: {note}", style="yellow"))
+        console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
 
 
 def print_outcome(run: Run, *, as_json: bool) -> int:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 
-from detronome.cli.options import Json
+from detronome.cli.options import OUTPUT_GROUP, Json
 from detronome.cli.render import print_json
 
 __all__ = ["report"]
 
 
-def report(run: Path, /, *others: Path, out: Path | None = None, json: Json = False) -> None:
+def report(run: Path, /, *others: Path, out: Annotated[Path | None, OUTPUT_GROUP] = None, json: Json = False) -> None:
     """Write one self-contained HTML page: curves, metrics, pictures, settings.
 
     Parameters

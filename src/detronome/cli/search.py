@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detronome.cli.options import Json, Settings, parse_settings
+from detronome.cli.options import MACHINE_GROUP, MODEL_GROUP, OUTPUT_GROUP, Json, Model, Settings, parse_settings
 from detronome.cli.render import print_json, print_line, print_notice, print_table
 from detronome.runtime.signals import exit_code
 
@@ -39,13 +39,13 @@ def search(
     /,
     *,
     space: Space,
-    epochs: int,
-    out: Path,
-    model: str = "detr-r50",
-    config: Path | None = None,
+    epochs: Annotated[int, MODEL_GROUP],
+    out: Annotated[Path, OUTPUT_GROUP],
+    model: Model = "detr-r50",
+    config: Annotated[Path | None, MODEL_GROUP] = None,
     settings: Settings = None,
     trials: int = 20,
-    jobs: int = 1,
+    jobs: Annotated[int, MACHINE_GROUP] = 1,
     pruner: Literal["median", "halving", "none"] = "median",
     seed: int = 0,
     json: Json = False,

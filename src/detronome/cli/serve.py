@@ -7,7 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from detronome.cli.render import print_notice
+from detronome.cli.options import MACHINE_GROUP, Json
+from detronome.cli.render import print_json, print_notice
 
 __all__ = ["serve"]
 
@@ -16,10 +17,10 @@ def serve(
     checkpoint: str,
     /,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    device: str = "auto",
-    threads: int | None = None,
+    host: Annotated[str, MACHINE_GROUP] = "127.0.0.1",
+    port: Annotated[int, MACHINE_GROUP] = 8000,
+    device: Annotated[str, MACHINE_GROUP] = "auto",
+    threads: Annotated[int | None, MACHINE_GROUP] = None,
     timeout: float = 10.0,
     max_batch: int = 8,
     max_delay_ms: float = 5.0,
@@ -28,6 +29,7 @@ def serve(
     max_megapixels: float = 50.0,
     grace: float = 30.0,
     allow_urls: Annotated[bool, Parameter(negative=())] = False,
+    json: Json = False,
 ) -> None:
     """Answer predictions over HTTP: POST an image to /predict, or drop one on the page at /.
 
@@ -77,6 +79,12 @@ def serve(
         print_notice(
             f"warning: whoever can reach port {port} of {host} can use this model; nothing asks for a password"
         )
+
+    def tell(url: str) -> None:
+        if json:
+            print_json({"url": url, "checkpoint": checkpoint})
+        print_notice(f"serving {checkpoint} at {url}  (Ctrl-C ends it)")
+
     api.serve(
         checkpoint,
         host=host,
@@ -85,7 +93,7 @@ def serve(
         threads=threads,
         limits=limits,
         allow_urls=allow_urls,
-        on_ready=lambda url: print_notice(f"serving {checkpoint} at {url}  (Ctrl-C ends it)"),
+        on_ready=tell,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from detronome.cli.options import Json, Settings, parse_settings
+from detronome.cli.options import MODEL_GROUP, OUTPUT_GROUP, Json, Model, Settings, parse_settings
 from detronome.cli.render import print_outcome
 from detronome.errors import ConfigError
 from detronome.report.trackers.names import TrackerName
@@ -21,14 +21,14 @@ def train(
     data: str | None = None,
     /,
     *,
-    model: str = _DEFAULT_MODEL,
-    epochs: int | None = None,
-    out: Path | None = None,
-    config: Path | None = None,
+    model: Model = _DEFAULT_MODEL,
+    epochs: Annotated[int | None, MODEL_GROUP] = None,
+    out: Annotated[Path | None, OUTPUT_GROUP] = None,
+    config: Annotated[Path | None, MODEL_GROUP] = None,
     settings: Settings = None,
-    if_exists: Literal["error", "resume"] = "error",
+    if_exists: Annotated[Literal["error", "resume"], OUTPUT_GROUP] = "error",
     resume: Path | None = None,
-    track: Annotated[list[TrackerName] | None, Parameter(negative=(), consume_multiple=True)] = None,
+    track: Annotated[list[TrackerName] | None, OUTPUT_GROUP, Parameter(negative=(), consume_multiple=True)] = None,
     json: Json = False,
 ) -> int:
     """Train a detector; Ctrl-C saves and leaves a run that --resume continues.

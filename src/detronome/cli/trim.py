@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detronome.cli.options import Json, Settings, parse_settings
+from detronome.cli.options import DATA_GROUP, MACHINE_GROUP, OUTPUT_GROUP, Json, Settings, parse_settings
 from detronome.cli.render import print_json, print_line, print_notice, print_table
 from detronome.errors import ConfigError
 
@@ -40,10 +40,10 @@ def trim(
     rounds: int = 30,
     fine_tune: int = 0,
     settings: Settings = None,
-    out: Path | None = None,
-    picture: Path | None = None,
-    split: str = "val",
-    device: str = "auto",
+    out: Annotated[Path | None, OUTPUT_GROUP] = None,
+    picture: Annotated[Path | None, OUTPUT_GROUP] = None,
+    split: Annotated[str, DATA_GROUP] = "val",
+    device: Annotated[str, MACHINE_GROUP] = "auto",
     json: Json = False,
 ) -> None:
     """Make a smaller, faster model of a trained one without training; or find out which one is worth having.

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detronome.cli.options import Json, Settings, parse_settings
+from detronome.cli.options import MODEL_GROUP, OUTPUT_GROUP, Json, Model, Settings, parse_settings
 from detronome.cli.render import print_json, print_line, print_notice, print_table
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ def tune(
     data: str,
     /,
     *,
-    model: str = "detr-r50",
-    config: Path | None = None,
+    model: Model = "detr-r50",
+    config: Annotated[Path | None, MODEL_GROUP] = None,
     settings: Settings = None,
-    out: Path = Path("tuned.toml"),
+    out: Annotated[Path, OUTPUT_GROUP] = Path("tuned.toml"),
     budget_minutes: float = 10.0,
     allow_inexact: Annotated[bool, Parameter(negative=())] = False,
     json: Json = False,

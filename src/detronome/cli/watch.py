@@ -9,12 +9,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from detronome.cli.options import Json
+from detronome.cli.options import MACHINE_GROUP, Json
 from detronome.cli.render import print_json, print_notice
 
 __all__ = ["watch"]
 
-_EXIT_CODES = {"interrupted": 2, "silent": 3}
+_EXIT_CODES = {"silent": 3, "interrupted": 4}
 
 
 def watch(
@@ -23,8 +23,8 @@ def watch(
     *,
     once: Annotated[bool, Parameter(negative=())] = False,
     serve: Annotated[bool, Parameter(negative=())] = False,
-    port: int = 8765,
-    host: str = "127.0.0.1",
+    port: Annotated[int, MACHINE_GROUP] = 8765,
+    host: Annotated[str, MACHINE_GROUP] = "127.0.0.1",
     json: Json = False,
 ) -> int:
     """Follow a run as it goes on: in the terminal, or on a page. The run is not touched.
@@ -51,7 +51,13 @@ def watch(
 
             if host not in LOOPBACK:
                 print_notice(f"warning: whoever can reach port {port} of {host} sees this run")
-            api.serve_run(run, host=host, port=port, on_ready=print_notice)
+
+            def tell(url: str) -> None:
+                if json:
+                    print_json({"url": url, "run": str(run)})
+                print_notice(url)
+
+            api.serve_run(run, host=host, port=port, on_ready=tell)
         elif once:
             state = api.run_state(run)
             if json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Collection
 from dataclasses import asdict
 
@@ -24,6 +25,7 @@ from detronome.data.store.cache_folder import cache_folders
 from detronome.data.store.pixels import PixelReader
 from detronome.data.store.shards.source import ShardSource
 from detronome.errors import ConfigError, Problem
+from detronome.runtime.host_memory import host_memory
 from detronome.runtime.processors import usable_cpus
 from detronome.runtime.seeding import generator
 from detronome.types import Categories
@@ -300,6 +302,8 @@ def _batch_bytes(config: RunConfig, num_images: int, sizes_hw: Int32[np.ndarray,
 
 
 def _free_shared_memory_bytes() -> int:
+    if sys.platform != "linux":  # processes share main memory there, and no folder bounds it
+        return host_memory().available_bytes
     try:
         status = os.statvfs(_SHARED_MEMORY)
     except OSError:

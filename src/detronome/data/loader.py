@@ -190,9 +190,9 @@ class BatchStream(Iterator[EffectiveBatch]):
         self._quarantine = quarantine
         self._augment_on = augment_on
         self.meter = LoaderMeter()
-        handler = signal.getsignal(signal.SIGCHLD)
+        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         self._items: Iterator[PackedStep | Failure] | None = iter(loader)
-        if signal.getsignal(signal.SIGCHLD) is not handler:
+        if hasattr(signal, "SIGCHLD") and signal.getsignal(signal.SIGCHLD) is not handler:
             # Torch has installed a handler that raises wherever the program is when a worker dies, perhaps in the
             # middle of an update. Waiting for a batch notices it too.
             signal.signal(signal.SIGCHLD, handler)
@@ -205,7 +205,10 @@ class BatchStream(Iterator[EffectiveBatch]):
         first = following = getattr(self._items, "_rcvd_idx", 0)
         while len(tasks.get(following, ())) == 2:  # the worker and what it has sent
             following += 1
-        return following - first + (queue.qsize() if queue is not None else 0)
+        try:
+            return following - first + (queue.qsize() if queue is not None else 0)
+        except NotImplementedError:  # macOS cannot count what is in a queue between processes
+            return following - first
 
     @property
     def next_image_ids(self) -> list[int]:

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from detronome.errors import DataError, MissingExtraError
+from detronome.runtime.descriptors import BINARY
 
 if TYPE_CHECKING:
     import av
@@ -202,7 +203,7 @@ class VideoWriter:
             self._container.mux(packet)
 
     def _publish(self) -> None:
-        descriptor = os.open(self._temporary, os.O_RDWR)
+        descriptor = os.open(self._temporary, os.O_RDWR | BINARY)
         try:
             os.fsync(descriptor)
         finally:

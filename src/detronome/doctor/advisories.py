@@ -109,17 +109,17 @@ ADVISORIES = (
     ),
     Advisory(
         package="starlette",
-        affected=">=0.39,<0.49.1",
-        what="one request can keep a server busy for minutes",
-        good=">=0.49.1",
-        source="CVE-2025-62727",
+        affected="<1.3.1",
+        what="one request can keep a server busy: limits of forms are passed by, ranges of files are merged slowly",
+        good=">=1.3.1",
+        source="CVE-2026-54283, CVE-2025-62727",
     ),
     Advisory(
         package="python-multipart",
-        affected="<0.0.18",
-        what="one request can keep a server busy for minutes",
-        good=">=0.0.18",
-        source="CVE-2024-53981",
+        affected="<0.0.31",
+        what="one request can keep a server busy or fill its memory",
+        good=">=0.0.31",
+        source="CVE-2026-53539, CVE-2026-42561, GHSA-v9pg-7xvm-68hf",
     ),
     Advisory(
         package="jinja2",
@@ -133,7 +133,7 @@ ADVISORIES = (
         affected=">=0",
         what="it has had no release since 2020 and fails under NumPy 1.24 and later (np.bool)",
         good="",
-        source="imgaug 0.4.0",
+        source="imgaug 0.4.0, aleju/imgaug#829",
     ),
 )
 

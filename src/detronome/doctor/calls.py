@@ -43,6 +43,10 @@ _CALLS = (
     _Call(probe="compiled.opencv", check="opencv", package="opencv-python-headless", is_optional=True),
     _Call(probe="compiled.onnx", check="onnx", package="onnx", is_optional=True),
     _Call(probe="compiled.onnxruntime", check="onnxruntime", package="onnxruntime", is_optional=True),
+    _Call(probe="compiled.openvino", check="openvino", package="openvino", is_optional=True),
+    _Call(probe="compiled.tensorrt", check="tensorrt", package="tensorrt", is_optional=True),
+    _Call(probe="compiled.av", check="av", package="av", is_optional=True),
+    _Call(probe="compiled.serving", check="serving", package="starlette", is_optional=True),
 )
 _DISTRIBUTIONS = {"torch with numpy": "numpy", "opencv": "opencv-python-headless"}
 
@@ -131,7 +135,7 @@ def _failed(answer: Answer, check: str, package: str, installer: Installer, *, i
             severity=Severity.WARNING,
             what=f"{check}: no answer in time",
             cause="the call hangs, or the machine and its disks are very busy",
-            fix=again or "detronome doctor   # once more, when less is going on",
+            fix=f"detronome doctor --limit-s 120   # is it slow, or does it hang?{f' then: {again}' if again else ''}",
             evidence=answer.last_line,
         )
     how = "crashes" if answer.end == "died" else "fails"

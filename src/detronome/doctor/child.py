@@ -37,6 +37,7 @@ _LAUNCH = (
 _ROOT = str(Path(__file__).resolve().parents[2])
 _PATIENCE_S = 0.05
 _GRACE_S = 5.0
+_FAREWELL_S = 0.5
 _LAST_WORDS = 4000
 """Characters of what a dead process said."""
 
@@ -69,24 +70,25 @@ class Batch:
     """Probes that share a process: `module.function` below `detronome.doctor.probes`."""
 
     probes: Sequence[str]
-    limit_s: float
-    """Of all of them together."""
     is_first_needed: bool = False
     """Whether the others are in vain where the first one fails."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def run_batch(batch: Batch, *, executable: str = sys.executable, stop: Event | None = None) -> dict[str, Answer]:
+def run_batch(
+    batch: Batch, *, limit_s: float, executable: str = sys.executable, stop: Event | None = None
+) -> dict[str, Answer]:
     """Run probes in a child process, and in further ones where it dies; return the answers by probe.
 
     Args:
         batch: the probes.
+        limit_s: of all of them together; what has not answered then has timed out, and the rest is not run.
         executable: the Python that runs them.
         stop: once it is set, the child is ended and no further one begins.
     """
     stop = stop or Event()
     answers: dict[str, Answer] = {}
-    deadline = time.monotonic() + batch.limit_s
+    deadline = time.monotonic() + limit_s
     left = list(batch.probes)
     while left and not stop.is_set() and (remaining_s := deadline - time.monotonic()) > 0:
         told = _run(left, remaining_s, executable, batch, stop)
@@ -154,7 +156,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
-    process.wait()
+    with suppress(subprocess.TimeoutExpired):  # on a busy machine even a killed process takes its time
+        process.wait(timeout=_FAREWELL_S)
 
 
 def _read(

@@ -1,56 +1,62 @@
-"""The examination: probes in child processes side by side, then the judgements."""
+"""The examination: probes in child processes, all side by side, then the judgements."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from threading import Event
 
 from detronome.doctor.calls import judge_calls
 from detronome.doctor.child import Answer, Batch, run_batch
-from detronome.doctor.findings import Examination, Finding, Severity
+from detronome.doctor.findings import LIMIT_S, Examination, Finding, Severity
 from detronome.doctor.install import Installer
 from detronome.doctor.machine import judge_gpu, judge_machine, judge_speed
 from detronome.doctor.packages import Inventory, judge_packages, judge_python
+from detronome.version import __version__
 
 __all__ = ["GROUPS", "examine_environment"]
 
-GROUPS = ("packages", "calls", "machine", "GPU", "speed")
-
-_LIMIT_S = 120.0
-"""Of one child process. A sound machine needs a few seconds; a busy one with cold disks may take a minute for torch."""
-_METADATA = Batch(probes=("installed.python", "installed.packages"), limit_s=30)
-_SIDE_BY_SIDE = (
+GROUPS = ("packages", "calls", "machine", "GPU", "speed", "time")
+_NO_TIME = ("timed out", "not run")
+_METADATA = Batch(probes=("installed.python", "installed.packages"))
+_BATCHES = (
+    _METADATA,
     Batch(
         probes=tuple(
             f"torch_calls.{name}"
             for name in ("import_torch", "numpy_round_trip", "ranks", "worker_tensor", "nms", "devices")
         ),
-        limit_s=_LIMIT_S,
         is_first_needed=True,
         environment={"PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
     ),
     Batch(
-        probes=tuple(
-            f"compiled.{name}"
-            for name in (
-                "simplejpeg",
-                "pillow",
-                "scipy",
-                "safetensors",
-                "hotcoco",
-                "core_imports",
-                "coco_api",
-                "opencv",
-                "onnx",
-                "onnxruntime",
-            )
+        probes=(
+            *(
+                f"compiled.{name}"
+                for name in (
+                    "simplejpeg",
+                    "pillow",
+                    "scipy",
+                    "safetensors",
+                    "hotcoco",
+                    "core_imports",
+                    "coco_api",
+                    "opencv",
+                    "onnx",
+                    "onnxruntime",
+                    "openvino",
+                    "tensorrt",
+                    "av",
+                    "serving",
+                )
+            ),
+            "speed.decoding",
+            "speed.matrices",
         ),
-        limit_s=_LIMIT_S,
+        environment={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     ),
     Batch(
         probes=(
@@ -62,39 +68,39 @@ _SIDE_BY_SIDE = (
             "machine.start_methods",
             "gpu.driver",
         ),
-        limit_s=60,
     ),
-    Batch(probes=("machine.disks",), limit_s=30),
+    Batch(probes=("machine.disks",)),
 )
-_ALONE = Batch(probes=("speed.decoding", "speed.matrices"), limit_s=20)
-"""After the others, whose work would take part of the processors."""
 
 
-def examine_environment(on_stage: Callable[[str], None] = lambda stage: None) -> Examination:
+def examine_environment(
+    on_stage: Callable[[str], None] = lambda stage: None, *, limit_s: float = LIMIT_S
+) -> Examination:
     """Examine the Python that runs, the packages that it finds, and this machine.
 
-    Nothing that could be broken is imported here. Takes a few seconds; what hangs is ended after two minutes.
+    Nothing that could be broken is imported here.
 
     Args:
         on_stage: is told what is being done.
+        limit_s: of the whole; what has not answered then is ended, and named in a finding.
     """
     begin = time.monotonic()
     on_stage("calling the packages")
     answers: dict[str, Answer] = {}
     stop = Event()
-    with ThreadPoolExecutor(max_workers=1 + len(_SIDE_BY_SIDE)) as pool:
+
+    with ThreadPoolExecutor(max_workers=len(_BATCHES)) as pool:
         try:
-            for told in pool.map(lambda batch: run_batch(batch, stop=stop), (_METADATA, *_SIDE_BY_SIDE)):
+            for told in pool.map(lambda batch: run_batch(batch, limit_s=limit_s, stop=stop), _BATCHES):
                 answers |= told
         except BaseException:
             stop.set()  # Ctrl-C: the pool waits for its threads, and they for their children
             raise
-    on_stage("measuring the speed")
-    answers |= run_batch(_ALONE)
-    findings = _judge(answers)
+    on_stage("judging")
+    findings = _judge(answers, limit_s)
     python = answers["installed.python"].facts
     return Examination(
-        version=_own_version(),
+        version=__version__,
         python=sys.version.split()[0],
         executable=sys.executable,
         platform=python.get("platform", sys.platform),
@@ -103,8 +109,10 @@ def examine_environment(on_stage: Callable[[str], None] = lambda stage: None) ->
     )
 
 
-def _judge(answers: dict[str, Answer]) -> list[Finding]:
+def _judge(answers: dict[str, Answer], limit_s: float) -> list[Finding]:
     unread = [answers[probe] for probe in _METADATA.probes if not answers[probe].is_answered]
+    if any(answer.end in _NO_TIME for answer in unread):
+        return [*_unfinished(answers, limit_s)]
     if unread:
         return [
             Finding(
@@ -130,12 +138,28 @@ def _judge(answers: dict[str, Answer]) -> list[Finding]:
         judge_machine(answers),
         judge_gpu(answers, inventory.installer),
         judge_speed(answers, usable),
+        _unfinished(answers, limit_s),
     )
     return [replace(finding, group=group) for group, found in zip(GROUPS, judged, strict=True) for finding in found]
 
 
-def _own_version() -> str:
-    try:
-        return version("detronome")
-    except PackageNotFoundError:
-        return "from source"
+def _unfinished(answers: dict[str, Answer], limit_s: float) -> Iterator[Finding]:
+    """Yield which checks did not finish in time, so that nobody takes silence for health."""
+    names: list[str] = []
+    for batch in _BATCHES:
+        ends = {probe: answers[probe].end for probe in batch.probes}
+        if batch.is_first_needed and ends[batch.probes[0]] in ("raised", "died"):
+            continue  # the others are in vain
+        names += [_name(probe) for probe, end in ends.items() if end in _NO_TIME]
+    if names:
+        yield Finding(
+            check="time",
+            severity=Severity.WARNING,
+            what=f"not finished within {limit_s:g} s: {', '.join(names)}",
+            cause="the machine is busy or its disks are slow, or a call hangs and those behind it waited",
+            fix=f"detronome doctor --limit-s {max(120, 4 * limit_s):g}",
+        )
+
+
+def _name(probe: str) -> str:
+    return probe.rpartition(".")[2].replace("_", " ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,8 +12,14 @@ from detronome.doctor.symptoms import SYMPTOMS, Symptom
 
 __all__ = ["Explanation", "Match", "explain_error"]
 
-_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+_LOOKALIKES = str.maketrans({"\u00a0": " ", "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\ufeff": None})
+"""What web pages and word processors put in place of plain characters."""
 _LONGEST_LINE = 200
+_NARROWEST, _WIDEST = 40, 300
+"""Columns of a terminal that may have broken lines."""
 _SAME_ERROR_LINES = 12
 """So many lines after a general symptom belong to the same error."""
 _PACKAGES = {
@@ -28,6 +34,8 @@ _PACKAGES = {
     "optuna": "'detronome[search]'",
     "starlette": "'detronome[serve]'",
     "uvicorn": "'detronome[serve]'",
+    "python_multipart": "'detronome[serve]'",
+    "multipart": "python-multipart",
     "timm": "'detronome[timm]'",
     "supervision": "'detronome[supervision]'",
     "fsspec": "'detronome[cloud]'",
@@ -36,6 +44,7 @@ _PACKAGES = {
     "onnxruntime": "'detronome[onnx]'",
     "openvino": "'detronome[openvino]'",
     "nncf": "'detronome[int8]'",
+    "tensorrt": "'detronome[tensorrt]'",
     "av": "'detronome[video]'",
     "detronome": "detronome",
 }
@@ -77,27 +86,48 @@ def explain_error(text: str) -> Explanation:
     Causes come before their consequences, so the earliest symptom counts; those that always follow from something else
     count only where there is nothing else.
     """
-    clean = _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    plain = _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n").translate(_LOOKALIKES))
+    found: list[tuple[Symptom, Match]] = []
+    for reading in _readings(plain):
+        found = _find(reading)
+        if found:
+            break
+    matches = [match for _, match in sorted(found, key=lambda pair: _rank(pair[0], pair[1], found))]
+    return Explanation(
+        num_lines=len(reading.strip("\n").split("\n")) if reading.strip() else 0,
+        best=matches[0] if matches else None,
+        others=matches[1:],
+        last_error=_last_error(plain.split("\n")),
+    )
+
+
+def _readings(text: str) -> Iterator[str]:
+    """Yield a text as it is; then as a log of JSON that is read, and as one whose lines a terminal has broken."""
+    yield text
+    if "\\n" in text or '\\"' in text:
+        yield text.replace("\\n", "\n").replace('\\"', '"')
+    lines = text.split("\n")
+    width = max(map(len, lines))
+    if _NARROWEST <= width <= _WIDEST:
+        yield "".join(line if len(line) == width else f"{line}\n" for line in lines)
+
+
+def _find(text: str) -> list[tuple[Symptom, Match]]:
+    """Return the first hit of each symptom."""
     starts = [0]
-    starts += [place + 1 for place, letter in enumerate(clean) if letter == "\n"]
-    lines = clean.split("\n")
+    starts += [place.end() for place in re.finditer("\n", text)]
+    lines = text.split("\n")
     taken: list[tuple[int, int]] = []
     found: list[tuple[Symptom, Match]] = []
     for symptom in SYMPTOMS:
-        for hit in symptom.pattern.finditer(clean):
+        for hit in symptom.pattern.finditer(text):
             # A general symptom does not repeat what a special one, which comes before it, has said of the same words.
             if any(begin < hit.end() and hit.start() < end for begin, end in taken):
                 continue
             taken.append(hit.span())
             found.append((symptom, _match(symptom, hit, lines, starts)))
             break
-    matches = [match for _, match in sorted(found, key=lambda pair: _rank(pair[0], pair[1], found))]
-    return Explanation(
-        num_lines=len(clean.strip("\n").split("\n")) if clean.strip() else 0,
-        best=matches[0] if matches else None,
-        others=matches[1:],
-        last_error=_last_error(lines),
-    )
+    return found
 
 
 def _rank(symptom: Symptom, match: Match, found: Sequence[tuple[Symptom, Match]]) -> tuple[bool, bool, int]:
@@ -145,7 +175,7 @@ _ERROR_LINE = re.compile(
 
 
 def _last_error(lines: Sequence[str]) -> str:
-    for line in reversed(lines):
-        if _ERROR_LINE.match(line):
-            return _cut(line.strip(), line.strip())
-    return next((_cut(line.strip(), line.strip()) for line in reversed(lines) if line.strip()), "")
+    words = [line.strip() for line in lines if line.strip() and "\ufffd" not in line]  # no binary junk
+    named = next((line for line in reversed(words) if _ERROR_LINE.match(line)), "")
+    line = named or next(reversed(words), "")
+    return _cut(line, line)

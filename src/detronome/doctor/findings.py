@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Examination", "Facts", "Finding", "Severity"]
+__all__ = ["EXIT_CODES", "LIMIT_S", "Examination", "Facts", "Finding", "Severity"]
+
+LIMIT_S = 15.0
+"""Of a whole examination, so that the command ends within 20 s on a busy machine too. A quiet one needs five."""
 
 Facts = dict[str, Any]
 """What a probe found out: plain data, as it came through a pipe."""
@@ -23,7 +26,8 @@ class Severity(StrEnum):
     """Something ends in an error, or must not be used."""
 
 
-_EXIT_CODES = {Severity.OK: 0, Severity.WARNING: 1, Severity.FAILURE: 2}
+EXIT_CODES = {Severity.OK: 0, Severity.WARNING: 1, Severity.FAILURE: 2}
+"""Of a command, by the worst that it has found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,7 @@ class Examination:
     @property
     def exit_code(self) -> int:
         """0 all is well, 1 there are warnings, 2 there are failures."""
-        return _EXIT_CODES[self.worst]
+        return EXIT_CODES[self.worst]
 
     def count(self, severity: Severity) -> int:
         """Return how many findings are so bad."""

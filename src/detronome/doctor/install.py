@@ -22,6 +22,8 @@ class Installer:
     command: str
     """What stands before `install` and `uninstall`."""
     options: str = ""
+    project: str = ""
+    """The folder of the project whose `uv.lock` says what is installed; empty where none does."""
 
     @classmethod
     def of_this_environment(cls) -> Installer:
@@ -30,7 +32,9 @@ class Installer:
             python = shlex.quote(sys.executable)
             if shutil.which("uv") is None:
                 return cls(command=f"{python} -m ensurepip && {python} -m pip")
-            return cls(command="uv pip", options=f"--python {python} ")
+            folder = Path(sys.prefix).parent  # uv puts a project's environment beside its lock file
+            project = str(folder) if (folder / "uv.lock").is_file() else ""
+            return cls(command="uv pip", options=f"--python {python} ", project=project)
         on_path = shutil.which("python")
         is_first = on_path is not None and Path(on_path).absolute() == Path(sys.executable).absolute()
         return cls(command=f"{'python' if is_first else shlex.quote(sys.executable)} -m pip")
@@ -51,6 +55,20 @@ class Installer:
             + (f"--index-url {_PYTORCH_INDEX}{cuda} " if cuda else "")
         )
         return f"{self.command} install {self.options}{options}{' '.join(words)}"
+
+    def update(self, requirements: Sequence[str], *, build: str = "") -> str:
+        """Return the command that brings packages to other releases; in the lock file too, where there is one.
+
+        Args:
+            requirements: names, with the release where it matters.
+            build: of torch, whose index is then asked, e.g. `cpu` or `cu126`; empty for the package index.
+        """
+        if not self.project or build:
+            return self.install(*requirements, upgrade=True, cuda=build)
+        where = f"--project {shlex.quote(self.project)}"
+        words = " ".join(f"--upgrade-package {shlex.quote(requirement)}" for requirement in requirements)
+        # --inexact: extras that are installed and not named here stay.
+        return f"uv lock {where} {words} && uv sync {where} --inexact"
 
     def uninstall(self, packages: Sequence[str]) -> str:
         """Return the command that removes packages without asking."""

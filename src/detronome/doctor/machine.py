@@ -416,7 +416,6 @@ def judge_speed(answers: Mapping[str, Answer], usable: int) -> Iterator[Finding]
         facts = decoding.facts
         rate = facts["per_cpu_s"]
         gain = f", {rate / facts['pillow_per_s']:.1f}x Pillow" if facts.get("pillow_per_s") else ""
-        busy = "; other programs use the processors too" if facts["share"] < 0.5 else ""
         if rate < _SLOW_DECODING_PER_S:
             yield Finding(
                 check="decoding",
@@ -428,8 +427,7 @@ def judge_speed(answers: Mapping[str, Answer], usable: int) -> Iterator[Finding]
         else:
             yield Finding(
                 check="decoding",
-                what=f"a core decodes {rate:.0f} photos a second (640 x 480){gain}; "
-                f"all {usable}: {usable * rate:,.0f}{busy}",
+                what=f"a core decodes {rate:.0f} photos a second (640 x 480){gain}; all {usable}: {usable * rate:,.0f}",
             )
     if matrices.is_answered:
         yield Finding(

@@ -51,7 +51,7 @@ _OUR_EVALUATION = "# detronome eval needs no pycocotools: it has an evaluator of
 SYMPTOMS = (
     _symptom(
         "a message of Detronome",
-        r"^error: (?P<name>.+)\n(?: +where: .*\n)? +fix: +(?P<own_fix>.+)",
+        r"^.{0,60}?\berror: (?P<name>.+)\n(?:.{0,60}? where: .*\n)?.{0,60}? fix: +(?P<own_fix>.+)",
         "{name}",
         "# {own_fix}",
     ),
@@ -170,6 +170,30 @@ SYMPTOMS = (
         "# run in a container of a newer Linux (glibc 2.28 or later: Debian 10, Ubuntu 20.04, RHEL 8)",
     ),
     _symptom(
+        "ONNX Runtime finds no CUDA",
+        r"Failed to load library \S*libonnxruntime_providers_\w+\.so with error|Failed to create CUDAExecutionProvider",
+        "ONNX Runtime's GPU build does not find the CUDA and cuDNN that it was built for, and computes on the CPU: the "
+        "line "
+        "names the library, whose number is the release of CUDA",
+        "pip install --upgrade --force-reinstall 'onnxruntime-gpu[cuda,cudnn]'",
+        "import torch   # before `import onnxruntime`: it then takes torch's libraries, if they are of the same CUDA",
+    ),
+    _symptom(
+        "TensorRT's libraries missing",
+        r"libnvinfer\w*\.so[.\d]*: cannot open shared object file|Unable to load library: libnvinfer",
+        "TensorRT's own libraries are not installed, or only some of them",
+        "pip install --upgrade --force-reinstall 'detronome[tensorrt]'",
+        "unset LD_LIBRARY_PATH   # if it names another TensorRT",
+    ),
+    _symptom(
+        "OpenVINO finds no such device",
+        r"libopenvino_intel_(?:gpu|npu)_plugin\.so\W|libOpenCL\.so\.1: cannot open shared object file"
+        r"|Device with \"\w+\" name is not registered in the OpenVINO Runtime",
+        "there is no such device (GPU, NPU) for OpenVINO, or its driver is not installed",
+        "python -c 'import openvino; print(openvino.Core().available_devices)'   # what there is; CPU always is",
+        "sudo apt-get install -y intel-opencl-icd   # for Intel's GPUs",
+    ),
+    _symptom(
         "CUDA library missing",
         r"(?P<name>lib(?:cudnn\w*|cublas\w*|cudart|nccl|cusparse\w*|nvrtc|cufft|curand|cusolver|nvJitLink|cupti"
         r"|nvToolsExt)(?:\.so[.\d]*)?): cannot open shared object file|Could not load library (?P<name_2>libcudnn\w*)"
@@ -199,6 +223,7 @@ SYMPTOMS = (
     _symptom(
         "driver too old",
         r"NVIDIA driver on your system is too old|CUDA driver version is insufficient for CUDA runtime version"
+        r"|CUDA initialization failure with error:? 35\b"
         r"|forward compatibility was attempted on non supported HW",
         "the NVIDIA driver is older than the CUDA that torch was built for: CUDA 13 asks for driver 580 or later, CUDA "
         "12 for "
@@ -396,6 +421,22 @@ SYMPTOMS = (
         "python3 -m venv env && . env/bin/activate && pip install detronome",
     ),
     _symptom(
+        "installed packages do not go together",
+        r"(?<![\w.-])(?P<name>[\w.-]{1,80}) \S{1,80} requires (?P<asked>[^\s;]{1,200}), but you have "
+        r"(?P<other>[\w.-]{1,80}) \S{1,80} which is incompatible",
+        "{name} asks for {asked}, and the installation that has just run brought another {other}: pip changes what it "
+        "is told to, whatever others ask for",
+        "pip install --upgrade {name} '{asked}'   # has {name} no newer release that takes it, {other} goes back",
+        "detronome doctor --updates   # what each package allows",
+    ),
+    _symptom(
+        "NumPy too new for Numba",
+        r"Numba needs NumPy (?P<name>[\d.]+) or less",
+        "this Numba knows NumPy up to {name}, and a newer one is installed",
+        "pip install --upgrade numba",
+        "pip install 'numpy=={name}.*'   # where there is no newer Numba",
+    ),
+    _symptom(
         "requirements contradict each other",
         r"ResolutionImpossible|No solution found when resolving dependencies|conflicting dependencies",
         "two packages ask for ranges of a third that exclude each other",
@@ -493,9 +534,9 @@ SYMPTOMS = (
     _symptom(
         "class or index out of range, on the GPU",
         r"Assertion `(?:t >= 0 && t < n_classes|target_val >= zero && target_val <= one"
-        r"|-?sizes\[i\] <= index && index < sizes\[i\].*?|idx_dim >= 0 && idx_dim < index_size.*?"
-        r"|srcIndex < srcSelectDimSize|ind >= 0 && ind < ind_dim_size.*?|input_val >= zero && input_val <= one)"
-        r"|(?:ScatterGatherKernel|IndexKernel|IndexKernelUtils|Indexing|Loss|NLLLoss2d)\.cu:\d+.*?[Aa]ssert",
+        r"|-?sizes\[i\] <= index && index < sizes\[i\].{0,100}?|idx_dim >= 0 && idx_dim < index_size.*?"
+        r"|srcIndex < srcSelectDimSize|ind >= 0 && ind < ind_dim_size.{0,100}?|input_val >= zero && input_val <= one)"
+        r"|(?:ScatterGatherKernel|IndexKernel|IndexKernelUtils|Indexing|Loss|NLLLoss2d)\.cu:\d+.{0,300}?[Aa]ssert",
         "an index is out of range on the GPU: nearly always a category id that is not below the number of classes "
         "(COCO's ids "
         "go to 90 with gaps: DETR wants the highest id + 1), or scores that are NaN",
@@ -574,6 +615,21 @@ SYMPTOMS = (
         f"{_CHECK_DATA}   # lists every bad image; detronome train replaces them and goes on",
     ),
     _symptom(
+        "video is damaged",
+        r"Invalid data found when processing input|moov atom not found|partial file\b.*mp4",
+        "the file is no video, or its end is missing, as after a recording that was cut off or a copy that is not done",
+        "ffprobe FILE   # what is in it",
+        "ffmpeg -i FILE -c copy WHOLE.mp4   # writes anew what can be read",
+    ),
+    _symptom(
+        "no such video codec",
+        r"UnknownCodecError: \S+|av\.error\.(?:Decoder|Encoder)NotFoundError|Unknown (?:en|de)coder '\w+'"
+        r"|[Cc]ould not find (?:en|de)coder for|Could not find codec parameters",
+        "the FFmpeg that PyAV or OpenCV brings has no such codec, or the header that names it is damaged",
+        "pip install --upgrade --force-reinstall --only-binary :all: av   # its wheels bring the usual codecs",
+        "ffmpeg -i FILE -c:v libx264 READABLE.mp4",
+    ),
+    _symptom(
         "image too large",
         r"DecompressionBomb(?:Error|Warning)|exceeds limit of \d+ pixels, could be decompression bomb",
         "an image has more pixels than Pillow's limit against decompression bombs",
@@ -586,10 +642,19 @@ SYMPTOMS = (
         "{name} is not where the code looks for it: another folder, another split, or names that differ in case",
         f"{_CHECK_DATA}   # names every image that is missing",
     ),
+    _symptom(
+        "model or video not found",
+        r"(?:No such file or directory: |Could not open the file: )['\"]?"
+        r"(?P<name>[^'\"\n]{1,300}?\.(?:onnx|xml|engine|plan|pth?|pt2|safetensors|mp4|avi|mov|mkv|webm))\b"
+        r"|Load model (?P<name_2>\S+) failed\. File doesn't exist",
+        "{name} is not there: a relative path from another folder, or a step before this one that has not written it",
+        "ls -l {name}",
+    ),
     # Memory, disks and limits of the machine.
     _symptom(
         "GPU memory ran out",
-        r"(?:CUDA|HIP|XPU) out of memory\. (?:Tried to allocate|Allocation was)|torch(?:\.cuda)?\.OutOfMemoryError"
+        r"(?:CUDA|HIP|XPU) out of memory\. (?:Tried to allocate|Allocation was)"
+        r"|(?<!except )torch(?:\.cuda)?\.OutOfMemoryError"
         r"|MPS backend out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
         r"|Unable to find a valid cuDNN algorithm to run convolution"
         r"|unable to find an engine to execute this computation",
@@ -619,7 +684,8 @@ SYMPTOMS = (
     ),
     _symptom(
         "killed for its memory",
-        r"is killed by signal: Killed|Out of memory: Killed process|oom[-_]kill|OOMKilled|was ended by SIGKILL",
+        r"is killed by signal: Killed|Out of memory: Killed process|oom[-_]kill(?!\w*[\s:=]+0\b)"
+        r"|OOMKilled(?!\W{1,4}false)|was ended by SIGKILL",
         "main memory ran out and the system killed a process: too many workers, data sets held as Python objects, or a "
         "container's limit",
         "detronome train DATA --set data.workers=2   # its annotations are memory-mapped: 3.5 MB a worker",
@@ -755,6 +821,13 @@ SYMPTOMS = (
         'echo "127.0.0.1 $(hostname)" | sudo tee -a /etc/hosts   # one machine whose name has no address',
     ),
     _symptom(
+        "port of a server in use",
+        r"error while attempting to bind on address|OSError: \[(?:Errno|WinError) (?:98|48|10048)\]",
+        "another process listens on this port already, often an earlier server that was not ended",
+        "ss -ltnp   # who holds it",
+        "detronome serve MODEL --port 8001",
+    ),
+    _symptom(
         "port in use",
         r"EADDRINUSE|[Aa]ddress already in use|errno: 98\b",
         "the port is taken: another run on this machine, or an earlier one whose processes live on",
@@ -883,22 +956,63 @@ SYMPTOMS = (
     _symptom(
         "operator cannot be exported",
         r"Exporting the operator '[^']+' to ONNX opset version \d+ is not supported|Unsupported ONNX opset version"
-        r"|UnsupportedOperatorError|torch\.onnx\.errors\.\w+",
-        "the ONNX exporter does not know an operator or a construct of this model in this opset",
+        r"|UnsupportedOperatorError|torch\.onnx\.(?:errors|_internal\.exporter\._errors)\.\w+"
+        r"|GuardOnDataDependentSymNode",
+        "the ONNX exporter does not know an operator or a construct of this model in this opset, such as a branch that "
+        "depends on a value",
         "pip install --upgrade 'torch>=2.11' 'onnx>=1.21' onnxscript",
+        "detronome export RUN --to onnx   # our networks are written so that they can be exported",
     ),
     _symptom(
         "ONNX file too new for the runtime",
         r"Unsupported model IR version|ONNX Runtime only \*?guarantees\*? support for models stamped with",
         "the file was written for a newer ONNX than this ONNX Runtime reads",
         "pip install --upgrade onnxruntime",
+        "detronome export RUN --to onnx   # writes an opset that older runtimes read too",
     ),
     _symptom(
-        "ONNX Runtime without CUDA",
-        r"Specified provider 'CUDAExecutionProvider' is not in available provider names"
-        r"|Failed to create CUDAExecutionProvider",
-        "the installed ONNX Runtime is the CPU build, or its CUDA libraries are missing",
-        "pip uninstall -y onnxruntime && pip install --force-reinstall onnxruntime-gpu",
+        "operator unknown to the runtime",
+        r"No Op registered for \w+ with domain_version|Fatal error: [\w.]+:\w+\S* is not a registered function/op"
+        r"|Could not find an implementation for \w+\(|No conversion rule found for operations:",
+        "the runtime has no such operator: it is of a newer opset, or of a library (mmdeploy, a TensorRT plugin) that "
+        "has to be registered first",
+        "pip install --upgrade onnxruntime openvino",
+        "detronome export RUN --to onnx   # our files hold standard operators alone",
+    ),
+    _symptom(
+        "exported model is damaged",
+        r"[Pp]rotobuf parsing failed|Error parsing message with type 'onnx\.|Unable to read the model: ",
+        "the file is no model, or its end is missing: a download that was cut off, a Git LFS pointer, another format",
+        "head -c 200 FILE   # readable text: it is a pointer or a page",
+        "detronome export RUN --to onnx",
+    ),
+    _symptom(
+        "input does not fit the exported model",
+        r"Got invalid dimensions for input: |Invalid rank for input: |Unexpected input data type\. Actual: "
+        r"|Required inputs \(\[[^\]]*\]\) are missing from input feed",
+        "an exported model takes inputs of one name, shape and type, and got another",
+        "detronome predict FILE.onnx IMAGES   # prepares images as the file asks for",
+        "print([(i.name, i.shape, i.type) for i in session.get_inputs()])   # in your own code: what it asks for",
+    ),
+    _symptom(
+        "ONNX Runtime without this device",
+        r"Specified provider '(?P<name>\w+)' is not in available provider names|Unknown Provider Type: (?P<name_2>\w+)",
+        "the installed ONNX Runtime has no {name} and takes the CPU instead; the package onnxruntime is the CPU build",
+        "pip uninstall -y onnxruntime && pip install --force-reinstall onnxruntime-gpu   # for CUDA and TensorRT",
+        "python -c 'import onnxruntime; print(onnxruntime.get_available_providers())'   # what there is",
+    ),
+    _symptom(
+        "TensorRT engine of another machine",
+        r"engine plan file is (?:not compatible|generated on an incompatible device)|Version tag does not match"
+        r"|stdVersionRead == \w+",
+        "an engine runs with the release of TensorRT and on the kind of GPU that it was built with, and with no other",
+        "detronome export RUN --to tensorrt   # on the machine where it will run",
+    ),
+    _symptom(
+        "form parser not installed",
+        r"`?python-multipart`? library must be installed|Form data requires \"python-multipart\" to be installed",
+        "a server that takes uploads needs python-multipart, which is not installed",
+        "pip install 'detronome[serve]'",
     ),
     _symptom(
         "package not installed",

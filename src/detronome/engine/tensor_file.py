@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from detronome.runtime.descriptors import BINARY
+
 __all__ = ["FileRecord", "write_hashed", "write_tensors"]
 
 _PIECE_BYTES = 2**23
@@ -60,7 +62,7 @@ def write_hashed(path: Path, pieces: Iterable[bytes | memoryview]) -> FileRecord
     """
     digest = hashlib.sha256()
     num_bytes = 0
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o644)
     try:
         for piece in pieces:
             _write_all(descriptor, memoryview(piece))

@@ -7,6 +7,7 @@ import platform
 import torch
 
 from detronome.errors import ConfigError
+from detronome.version import __version__
 
 __all__ = ["describe_environment", "resolve_device"]
 
@@ -48,7 +49,7 @@ def describe_environment(device: torch.device) -> dict[str, str]:
     from importlib.metadata import version
 
     return {
-        "detronome": version("detronome"),
+        "detronome": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": version("torchvision"),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from detronome.errors import DataError
+from detronome.runtime.descriptors import BINARY, NO_FOLLOW, flush, lock, unlock
 
 __all__ = [
     "atomic_directory",
@@ -22,6 +23,7 @@ __all__ = [
     "is_disk_full",
     "is_open_at",
     "locked",
+    "remove_lock",
     "require_space",
     "sha256_of",
     "try_lock",
@@ -66,11 +68,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.iterdir():
-            _fsync(file)
-        _fsync(temporary)
+            flush(file)
+        flush(temporary)
         os.chmod(temporary, 0o755)
         os.rename(temporary, path)
-        _fsync(path.parent)
+        flush(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -103,13 +105,14 @@ def filled_directory(path: Path, *, last: str = "") -> Iterator[Path]:
                 shutil.rmtree(incomplete, ignore_errors=True)
                 incomplete.mkdir()
                 yield incomplete
-                os.sync()  # one call for all of perhaps a hundred thousand files
+                if hasattr(os, "sync"):  # Windows has none
+                    os.sync()  # one call for all of perhaps a hundred thousand files
                 for name in sorted(os.listdir(incomplete), key=lambda name: (name == last, name)):
                     os.rename(incomplete / name, path / name)
-                _fsync(path)
+                flush(path)
             finally:
                 shutil.rmtree(path / _INCOMPLETE, ignore_errors=True)
-                (path / _LOCK).unlink(missing_ok=True)
+                remove_lock(path / _LOCK)
     except OSError as error:
         raise DataError(
             f"the output cannot be written: {error.strerror or error}",
@@ -128,7 +131,7 @@ def atomic_symlink(link: Path, target: str) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     os.replace(temporary, link)
-    _fsync(link.parent)
+    flush(link.parent)
 
 
 @contextmanager
@@ -144,15 +147,15 @@ def locked(path: Path, *, wait: bool = False, with_children: bool = True) -> Ite
     Raises:
         OSError: the file cannot be opened; or, with `wait`, the file system has no locks.
     """
-    lock = fcntl.flock if with_children else fcntl.lockf
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         # No link is followed: anyone may have put one into a folder that came from elsewhere.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # NFS locks only what can be written
+        # NFS locks only what can be written.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW | BINARY, 0o644)
         try:
             if wait:
-                lock(descriptor, fcntl.LOCK_EX)
-            is_ours = wait or _try(lock, descriptor)
+                lock(descriptor, wait=True, with_children=with_children)
+            is_ours = wait or _try(descriptor, with_children=with_children)
             if is_ours and not is_open_at(descriptor, path):  # removed by its holder between opening and locking
                 continue
             try:
@@ -160,19 +163,28 @@ def locked(path: Path, *, wait: bool = False, with_children: bool = True) -> Ite
                 return
             finally:
                 with suppress(OSError):  # a file system without locks
-                    lock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it to a child forked meanwhile
+                    unlock(descriptor, with_children=with_children)  # or a child forked meanwhile would keep it
         finally:
             os.close(descriptor)
 
 
 def try_lock(descriptor: int) -> bool:
-    """Return False if another process holds the lock on a file; where the file system has no locks, go on without."""
-    return _try(fcntl.flock, descriptor)
+    """Return False if another process holds the lock on a file; where the file system has no locks, go on without.
+
+    On Windows nothing is locked: a lock there would keep this process itself from reading the file's content.
+    """
+    return sys.platform == "win32" or _try(descriptor)
 
 
-def _try(lock: Callable[[int, int], None], descriptor: int) -> bool:
+def remove_lock(path: Path) -> None:
+    """Remove a lock file that is held. Windows keeps what is open; left there, it locks nothing."""
+    with suppress(PermissionError):
+        path.unlink(missing_ok=True)
+
+
+def _try(descriptor: int, *, with_children: bool = True) -> bool:
     try:
-        lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor, with_children=with_children)
     except (BlockingIOError, PermissionError):
         return False
     except OSError:
@@ -235,11 +247,3 @@ def _require_empty(folder: Path) -> None:
         raise DataError(
             "the output exists and is not an empty folder", where=str(folder), fix="name a new folder, or empty it"
         )
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,8 @@ from typing import Any
 
 __all__ = ["STOP_SIGNALS", "Interrupted", "StopRequest", "exit_code"]
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Windows has no SIGUSR1."""
 
 _SAME_REQUEST_S = 1.0
 """Launchers pass on the signal that the terminal has sent to the whole process group: what follows within so many

@@ -24,7 +24,7 @@ from detronome.data.download.events import Listener, Noticed
 from detronome.data.download.transfer import TransferOptions, fetch
 from detronome.data.store.cache_folder import cache_folders
 from detronome.errors import CheckpointError, DataError, first_few
-from detronome.runtime.files import locked, sha256_of, write_atomic
+from detronome.runtime.files import locked, remove_lock, sha256_of, write_atomic
 from detronome.weights.catalog import OfficialFile
 from detronome.weights.hub_folder import CONFIG, INDEXES, PREPROCESSOR, SINGLE_FILES, is_plain_name
 
@@ -214,7 +214,7 @@ def _only_one(destination: Path, on_event: Listener) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            remove_lock(lock)
 
 
 def require_digits(path: Path, digits: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.data.panoptic_folder import edit, write_map, write_panoptic
 
 from detronome.api import evaluate_panoptic_results
-from detronome.cli.commands import run
+from detronome.cli.dispatch import run
 from detronome.data.coco.panoptic_map import read_segment_ids
 from detronome.errors import DataError
 
@@ -143,5 +143,5 @@ def test_the_command_prints_numbers(files: tuple[Path, Path], capsys: pytest.Cap
 def test_the_command_needs_both_files(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run(["eval", "--panoptic", "--detections", "mine.json"])
-    assert ended.value.code == 1
+    assert ended.value.code == 2
     assert "with --detections and --annotations" in capsys.readouterr().err

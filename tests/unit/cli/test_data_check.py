@@ -73,12 +73,13 @@ def test_all_names_every_case(capsys: Capture, folder: Path) -> None:
 
 
 def test_mistakes_are_explained(capsys: Capture, folder: Path, tmp_path: Path) -> None:
-    for arguments, told in (
-        ((tmp_path / "dta",), "does not exist"),
-        ((folder, "--split", "tset"), "no split 'tset'"),
-        ((folder, "--queries", 0), "0 queries"),
-        ((folder, "--workers", -1), "-1 workers"),
-        ((folder, "--fix", tmp_path / "out.json"), "one file cannot hold"),
+    for arguments, ends_with, told in (
+        ((tmp_path / "dta",), 1, "does not exist"),
+        ((folder, "--split", "tset"), 1, "no split 'tset'"),
+        ((folder, "--queries", 0), 2, "0 queries"),
+        ((folder, "--workers", -1), 2, "-1 workers"),
+        ((folder, "--fix", tmp_path / "out.json"), 2, "one file cannot hold"),
     ):
         code, out, err = run(capsys, *arguments)
-        assert (code, out) == (1, "") and told in err and "Traceback" not in err
+        assert (code, out) == (ends_with, ""), arguments
+        assert told in err and "Traceback" not in err

@@ -51,9 +51,14 @@ def test_json(capsys: Capture, blocks: Path, tmp_path: Path) -> None:
 
 
 def test_a_mistake_is_explained(capsys: Capture, blocks: Path, tmp_path: Path) -> None:
-    for arguments in (("--to", "yolo", "--split", "tset"), ("--to", "yolo", "--voc-one-based"), ("--to", "csv"), ()):
+    for arguments, ends_with in (
+        (("--to", "yolo", "--split", "tset"), 1),
+        (("--to", "yolo", "--voc-one-based"), 2),
+        (("--to", "csv"), 2),
+        ((), 2),
+    ):
         code, out, err = run(capsys, blocks, tmp_path / "out", *arguments)
-        assert (code, out) == (1, "")
+        assert (code, out) == (ends_with, ""), arguments
         assert "error:" in err and "fix:" in err and "Traceback" not in err
     assert not (tmp_path / "out").exists()
 

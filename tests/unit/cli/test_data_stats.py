@@ -112,7 +112,7 @@ def test_cache_is_listed_and_cleared(own_cache: Path, blocks: Path, capsys: pyte
 def test_an_age_that_makes_no_sense_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["data", "cache", *arguments])
-    assert end.value.code == 1
+    assert end.value.code == 2
     assert "--older-than" in capsys.readouterr().err
 
 

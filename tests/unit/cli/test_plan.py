@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from detronome.cli.commands import app, run
+from detronome.cli.commands import app
+from detronome.cli.dispatch import run
 
 SMALL = ["augment.sizes=[64]", "augment.max_size=96", "augment.eval_size=64", "augment.eval_max_size=96"]
 

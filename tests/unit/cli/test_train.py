@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from detronome.cli import commands, main
+from detronome.cli import dispatch, main
 from detronome.engine.events import Event, StepLogged
 from detronome.report.console import ConsoleProgress
 from detronome.runtime.signals import Interrupted
@@ -84,17 +84,17 @@ def test_the_same_line_starts_goes_on_and_ends(
     code, again, err = run(capsys, *line)
     assert (code, again) == (0, out) and "run had ended already: nothing was trained" in err
     code, out, err = run(capsys, *line, "optim.lr=1", "train.seed=3")
-    assert (code, out) == (1, "") and err.count("error:") == 2 and "detronome train --resume run " in err
+    assert (code, out) == (2, "") and err.count("error:") == 2 and "detronome train --resume run " in err
 
 
 def test_settings_can_change_on_resume(capsys: Capture, tiny_run: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run, tmp_path / "run", symlinks=True)
     code, out, err = run(capsys, "train", "--resume", "run", "--set", "optim.lr=1", "loss.aux_loss=false")
-    assert (code, out) == (1, "") and err.count("error:") == 2
+    assert (code, out) == (2, "") and err.count("error:") == 2
     code, _, err = run(capsys, "train", "--resume", "run", "--set", "data.prefetch=3")
     assert code == 0 and "3 (was 2 until now)" in err
     code, _, err = run(capsys, "train", "--resume", "run", "--if-exists", "resume")
-    assert code == 1 and "--if-exists cannot be given with --resume" in err
+    assert code == 2 and "--if-exists cannot be given with --resume" in err
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_an_interruption_while_the_command_line_itself_is_imported_is_one_line(
     def interrupted(arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "run", interrupted)
+    monkeypatch.setattr(dispatch, "run", interrupted)
     assert run(capsys, "--help") == (130, "", "interrupted\n")
 
 

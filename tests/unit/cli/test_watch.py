@@ -45,12 +45,12 @@ def test_where_there_is_no_run_once_says_so(capsys: Capture, tmp_path: Path) -> 
     assert code == 1 and "is no run, and holds none" in error
     (tmp_path / "file").touch()
     code, _, error = watch(capsys, tmp_path / "file")
-    assert code == 1 and "this is a file" in error
+    assert code == 2 and "this is a file" in error
 
 
 @pytest.mark.parametrize(
     ("reason", "ago_s", "code"),
-    [("", 1.0, 0), ("finished", 1.0, 0), ("early_stop", 9e5, 0), ("interrupted", 1.0, 2), ("", 9e5, 3)],
+    [("", 1.0, 0), ("finished", 1.0, 0), ("early_stop", 9e5, 0), ("interrupted", 1.0, 4), ("", 9e5, 3)],
 )
 def test_the_exit_code_tells_the_state(reason: str, ago_s: float, code: int, capsys: Capture, tmp_path: Path) -> None:
     end = [{"kind": "end", "step": 5, "reason": reason}] if reason else []
@@ -73,10 +73,11 @@ def test_the_page_is_served_until_a_signal_comes(number: int, code: int, tmp_pat
     pytest.importorskip("uvicorn")
     write(tmp_path / "run", START, STEP)
     before = (tmp_path / "run" / "log.jsonl").stat().st_mtime_ns
-    command = [sys.executable, "-m", "detronome", "watch", str(tmp_path / "run"), "--serve", "--port", "0"]
+    command = [sys.executable, "-m", "detronome", "watch", str(tmp_path / "run"), "--serve", "--port", "0", "--json"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
-        assert server.stderr is not None
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **piped, text=True, env=environment) as server:
+        assert server.stdout is not None and server.stderr is not None
         try:
             url = re.search(r"http://127\.0\.0\.1:\d+", server.stderr.readline())
             assert url is not None
@@ -87,6 +88,7 @@ def test_the_page_is_served_until_a_signal_comes(number: int, code: int, tmp_pat
         finally:
             server.kill()
         assert "Traceback" not in server.stderr.read()
+        assert json.loads(server.stdout.read()) == {"url": url[0], "run": str(tmp_path / "run")}
     assert server.returncode == code
     assert (tmp_path / "run" / "log.jsonl").stat().st_mtime_ns == before
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.jsonl"]

@@ -492,14 +492,85 @@ Root Cause (first observed failure):
     "operator cannot be exported": [
         "torch.onnx.errors.UnsupportedOperatorError: Exporting the operator 'aten::grid_sampler' to ONNX opset version 11 is "
         "not supported.",
+        "torch.onnx._internal.exporter._errors.TorchExportError: Failed to export the model with torch.export. This is step 1/3 of exporting the model to ONNX.",
     ],
     "ONNX file too new for the runtime": [
         "onnxruntime.capi.onnxruntime_pybind11_state.Fail: [ONNXRuntimeError] : 1 : FAIL : Load model from model.onnx "
         "failed:Unsupported model IR version: 12, max supported IR version: 10",
+        "onnxruntime.capi.onnxruntime_pybind11_state.Fail: [ONNXRuntimeError] : 1 : FAIL : ONNX Runtime only *guarantees* support for models stamped with official released onnx opset versions. Opset 27 is under development and support for this is limited.",
     ],
-    "ONNX Runtime without CUDA": [
+    "operator unknown to the runtime": [
+        "onnxruntime.capi.onnxruntime_pybind11_state.Fail: [ONNXRuntimeError] : 1 : FAIL : Fatal error: mmdeploy:MMCVMultiScaleDeformableAttention(-1) is not a registered function/op",
+        'onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph: [ONNXRuntimeError] : 10 : INVALID_GRAPH : This is an invalid model. In Node, ("", GridSample, "", -1) , Error No Op registered for GridSample with domain_version of 15',
+        """RuntimeError: Exception from src/inference/src/cpp/core.cpp:105:
+Check 'false' failed at src/frontends/common_translators/src/unconverted_ops_report.cpp:151:
+FrontEnd API failed with OpConversionFailure:
+Model wasn't fully converted.
+Summary:
+-- No conversion rule found for operations: DeformableAttention-17
+""",
+    ],
+    "exported model is damaged": [
+        "onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf: [ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Failed to load model because protobuf parsing failed.",
+        "google.protobuf.message.DecodeError: Error parsing message with type 'onnx.ModelProto': Wire format was corrupt",
+        'RuntimeError: Exception from src/inference/src/model_reader.cpp:148:\nUnable to read the model: "/srv/model.xml" Please check that model format: ".xml" is supported and the model is correct.',
+    ],
+    "input does not fit the exported model": [
+        "onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument: [ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input: images for the following indices\n index: 2 Got: 480 Expected: 640\n Please fix either the inputs/outputs or the model.",
+        "onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument: [ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Unexpected input data type. Actual: (tensor(double)) , expected: (tensor(float))",
+        "ValueError: Required inputs (['pixel_values']) are missing from input feed (['images']).",
+    ],
+    "ONNX Runtime without this device": [
         "UserWarning: Specified provider 'CUDAExecutionProvider' is not in available provider names.Available providers: "
         "'AzureExecutionProvider, CPUExecutionProvider'",
+        "EP Error Unknown Provider Type: TensorRTExecutionProvider when using ['TensorRTExecutionProvider']",
+    ],
+    "ONNX Runtime finds no CUDA": [
+        """2026-11-08 19:02:18.488301611 [E:onnxruntime:Default, provider_bridge_ort.cc:1546 TryGetProviderInfo_CUDA] /onnxruntime_src/onnxruntime/core/session/provider_bridge_ort.cc:1209 onnxruntime::Provider& onnxruntime::ProviderLibrary::Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load library libonnxruntime_providers_cuda.so with error: libcublasLt.so.12: cannot open shared object file: No such file or directory
+
+2026-11-08 19:02:18.488327179 [W:onnxruntime:Default, onnxruntime_pybind_state.cc:861 CreateExecutionProviderInstance] Failed to create CUDAExecutionProvider. Please reference the page to ensure all dependencies are met.
+""",
+    ],
+    "OpenVINO finds no such device": [
+        """RuntimeError: Exception from src/inference/src/cpp/core.cpp:117:
+Cannot load library "/opt/venv/lib/python3.11/site-packages/openvino/libs/libopenvino_intel_gpu_plugin.so": libOpenCL.so.1: cannot open shared object file: No such file or directory
+""",
+        'RuntimeError: Device with "NPU" name is not registered in the OpenVINO Runtime',
+    ],
+    "TensorRT engine of another machine": [
+        "[TRT] [E] 6: The engine plan file is not compatible with this version of TensorRT, expecting library version 10.13.3 got 10.3.0, please rebuild.",
+        "[TRT] [E] IRuntime::deserializeCudaEngine: Error Code 6: The engine plan file is generated on an incompatible device, expecting compute 8.6 got compute 7.5, please rebuild.",
+        "[TRT] [E] 1: [stdArchiveReader.cpp::StdArchiveReader::30] Error Code 1: Serialization (Serialization assertion stdVersionRead == serializationVersion failed.Version tag does not match. Note: Current Version: 205, Serialized Engine Version: 213)",
+    ],
+    "TensorRT's libraries missing": [
+        "ImportError: libnvinfer.so.10: cannot open shared object file: No such file or directory",
+    ],
+    "installed packages do not go together": [
+        """ERROR: pip's dependency resolver does not currently take into account all the packages that are installed. This behaviour is the source of the following dependency conflicts.
+nncf 3.4.0 requires numpy<2.5.0,>=1.24.0, but you have numpy 2.5.1 which is incompatible.
+""",
+    ],
+    "NumPy too new for Numba": ["ImportError: Numba needs NumPy 2.3 or less. Got NumPy 2.5."],
+    "form parser not installed": [
+        "AssertionError: The `python-multipart` library must be installed to use form parsing.",
+        'RuntimeError: Form data requires "python-multipart" to be installed. ',
+    ],
+    "video is damaged": [
+        "av.error.InvalidDataError: [Errno 1094995529] Invalid data found when processing input: 'clip.mp4'",
+        "[mov,mp4,m4a,3gp,3g2,mj2 @ 0x55d] moov atom not found",
+    ],
+    "no such video codec": [
+        "av.codec.codec.UnknownCodecError: libx265",
+        "av.error.DecoderNotFoundError: [Errno 1128613112] Decoder not found",
+    ],
+    "model or video not found": [
+        "av.error.FileNotFoundError: [Errno 2] No such file or directory: 'clips/street.mp4'",
+        "onnxruntime.capi.onnxruntime_pybind11_state.NoSuchFile: [ONNXRuntimeError] : 3 : NO_SUCHFILE : Load model from exports/nano.onnx failed:Load model exports/nano.onnx failed. File doesn't exist",
+        "FileNotFoundError: [Errno 2] No such file or directory: 'detr-r50-e632da11.pth'",
+    ],
+    "port of a server in use": [
+        "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 8000): address already in use",
+        "OSError: [Errno 98] Address already in use",
     ],
     "package not installed": [
         "ModuleNotFoundError: No module named 'cv2'",

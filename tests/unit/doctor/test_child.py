@@ -46,7 +46,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*names: str, limit_s: float = 60, is_first_needed: bool = False) -> list[Answer]:
     probes = [f"made.{name}" for name in names]
-    return list(run_batch(Batch(probes=probes, limit_s=limit_s, is_first_needed=is_first_needed)).values())
+    return list(run_batch(Batch(probes=probes, is_first_needed=is_first_needed), limit_s=limit_s).values())
 
 
 @pytest.mark.usefixtures("made")
@@ -112,7 +112,7 @@ def test_it_can_be_stopped() -> None:
     stop = threading.Event()
     threading.Timer(1.5, stop.set).start()
     begin = time.monotonic()
-    answers = run_batch(Batch(probes=["made.slow", "made.fine"], limit_s=60), stop=stop)
+    answers = run_batch(Batch(probes=["made.slow", "made.fine"]), limit_s=60, stop=stop)
     assert time.monotonic() - begin < 20
     assert [answer.end for answer in answers.values()] == ["timed out", "not run"]
 
@@ -127,21 +127,21 @@ def test_where_the_first_is_needed_the_others_wait_for_it() -> None:
 @pytest.mark.usefixtures("made")
 def test_the_child_works_in_our_folder_and_does_not_search_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (answer,) = run_batch(Batch(probes=["made.where"], limit_s=30, environment={"OTHER": "yes"})).values()
+    (answer,) = run_batch(Batch(probes=["made.where"], environment={"OTHER": "yes"}), limit_s=30).values()
     assert answer.facts["folder"] == os.path.realpath(tmp_path)
     assert answer.facts["path"] not in ("", str(tmp_path))
     assert answer.facts["other"] == "yes"
 
 
 def test_a_probe_that_does_not_exist_is_an_answer_too() -> None:
-    (answer,) = run_batch(Batch(probes=["installed.nothing"], limit_s=30)).values()
+    (answer,) = run_batch(Batch(probes=["installed.nothing"]), limit_s=30).values()
     assert answer.end == "raised" and "AttributeError" in answer.last_line
 
 
 def test_every_probe_of_the_examination_exists() -> None:
-    from detronome.doctor.examination import _ALONE, _METADATA, _SIDE_BY_SIDE
+    from detronome.doctor.examination import _BATCHES
 
-    for batch in (_ALONE, _METADATA, *_SIDE_BY_SIDE):
+    for batch in _BATCHES:
         for probe in batch.probes:
             module, _, function = probe.rpartition(".")
             found = import_module(f"detronome.doctor.probes.{module}")

@@ -5,12 +5,14 @@ import io
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,7 +223,108 @@ def no_gpu_driver() -> None:
     torch.ones(1, device="cuda")
 
 
+def onnx_model(operator: str = "Relu", *, opset: int = 17, ir: int = 8, domain: str = "") -> bytes:
+    onnx = pytest.importorskip("onnx")
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (1, 2)) for name in "xy"]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(operator, ["x"], ["y"], domain=domain)], "g", values[:1], values[1:]
+    )
+    opsets = [onnx.helper.make_opsetid("", opset), *([onnx.helper.make_opsetid(domain, 1)] if domain else [])]
+    return bytes(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=ir).SerializeToString())
+
+
+def session(model: object) -> Any:
+    runtime = pytest.importorskip("onnxruntime")
+    return runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+
+def opset_of_the_future() -> None:
+    session(onnx_model(opset=99))
+
+
+def onnx_file_of_the_future() -> None:
+    session(onnx_model(ir=99))
+
+
+def operator_of_a_plugin() -> None:
+    session(onnx_model("MSDeformAttn", domain="mmdeploy"))
+
+
+def operator_of_nobody() -> None:
+    session(onnx_model("NoSuchOperator"))
+
+
+def operator_of_nobody_in_openvino() -> None:
+    openvino = pytest.importorskip("openvino")
+    openvino.Core().read_model(onnx_model("NoSuchOperator"))
+
+
+def onnx_file_that_is_none() -> None:
+    session(b"version https://git-lfs.github.com/spec/v1")
+
+
+def onnx_file_that_is_not_there(folder: Path) -> None:
+    session(str(folder / "nano.onnx"))
+
+
+def openvino_file_that_is_not_there(folder: Path) -> None:
+    pytest.importorskip("openvino").Core().read_model(str(folder / "nano.xml"))
+
+
+def input_of_another_shape() -> None:
+    session(onnx_model()).run(None, {"x": np.zeros((3, 2), np.float32)})
+
+
+def input_of_another_type() -> None:
+    session(onnx_model()).run(None, {"x": np.zeros((1, 2))})
+
+
+def input_of_another_name() -> None:
+    session(onnx_model()).run(None, {"images": np.zeros((1, 2), np.float32)})
+
+
+def device_that_openvino_does_not_have() -> None:
+    core = pytest.importorskip("openvino").Core()
+    if "GPU" in core.available_devices:
+        pytest.skip("there is a GPU for OpenVINO")
+    core.compile_model(core.read_model(onnx_model()), "GPU")
+
+
+def video_that_is_none(folder: Path) -> None:
+    (folder / "clip.mp4").write_text("<html>")
+    pytest.importorskip("av").open(str(folder / "clip.mp4"))
+
+
+def video_that_is_not_there() -> None:
+    pytest.importorskip("av").open("/data/clip.mp4")
+
+
+def codec_of_nobody() -> None:
+    pytest.importorskip("av").codec.Codec("libnothing", "w")
+
+
+def port_of_a_server() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        socket.create_server(first.getsockname(), reuse_port=False)
+
+
 PROVOKED: list[tuple[str, Callable[..., None]]] = [
+    ("ONNX file too new for the runtime", opset_of_the_future),
+    ("ONNX file too new for the runtime", onnx_file_of_the_future),
+    ("operator unknown to the runtime", operator_of_a_plugin),
+    ("operator unknown to the runtime", operator_of_nobody),
+    ("operator unknown to the runtime", operator_of_nobody_in_openvino),
+    ("exported model is damaged", onnx_file_that_is_none),
+    ("model or video not found", onnx_file_that_is_not_there),
+    ("model or video not found", openvino_file_that_is_not_there),
+    ("input does not fit the exported model", input_of_another_shape),
+    ("input does not fit the exported model", input_of_another_type),
+    ("input does not fit the exported model", input_of_another_name),
+    ("OpenVINO finds no such device", device_that_openvino_does_not_have),
+    ("video is damaged", video_that_is_none),
+    ("model or video not found", video_that_is_not_there),
+    ("no such video codec", codec_of_nobody),
+    ("port of a server in use", port_of_a_server),
     ("matching costs are not numbers", matching_costs),
     ("checkpoint holds more than tensors", official_checkpoint),
     ("checkpoint damaged", cut_checkpoint),
@@ -320,7 +423,23 @@ import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 files = [open("/dev/null") for _ in range(100)]
 """
+_SERVER = """
+import socket, uvicorn
+first = socket.create_server(("127.0.0.1", 0))
+uvicorn.run(lambda scope: None, host="127.0.0.1", port=first.getsockname()[1])
+"""
+_FORM = """
+import sys
+sys.modules["python_multipart"] = sys.modules["multipart"] = None
+import asyncio
+from starlette.requests import Request
+async def main():
+    await Request({"type": "http", "headers": [(b"content-type", b"multipart/form-data; boundary=a")]}).form()
+asyncio.run(main())
+"""
 IN_PROCESSES = [
+    ("port of a server in use", _SERVER, {}),
+    ("form parser not installed", _FORM, {}),
     (
         "shared memory too small",
         _loader("os.kill(os.getpid(), signal.SIGBUS)"),

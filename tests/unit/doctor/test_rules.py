@@ -3,7 +3,9 @@
 import json
 import re
 import shlex
+import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from importlib.metadata import requires
 from pathlib import Path
@@ -16,7 +18,7 @@ from cyclopts.exceptions import MissingArgumentError
 from detronome.cli.commands import app
 from detronome.doctor import examination as examination_module
 from detronome.doctor.calls import judge_calls
-from detronome.doctor.child import Answer, Batch
+from detronome.doctor.child import Answer, Batch, run_batch
 from detronome.doctor.examination import examine_environment
 from detronome.doctor.findings import Examination, Finding, Severity
 from detronome.doctor.install import Installer
@@ -274,7 +276,7 @@ def test_memory_that_others_hold() -> None:
 
 def test_slow_decoding() -> None:
     def speed(rate: float) -> Wrong:
-        decoding = answered("speed.decoding", per_cpu_s=rate, share=1.0, pillow_per_s=20.0)
+        decoding = answered("speed.decoding", per_cpu_s=rate, pillow_per_s=20.0)
         return wrong(judge_speed({"speed.decoding": decoding, "speed.matrices": Answer(probe="m")}, 4))
 
     assert speed(400.0) == []
@@ -282,7 +284,7 @@ def test_slow_decoding() -> None:
 
 
 def calls(**ends: Answer) -> Wrong:
-    batches = examination_module._SIDE_BY_SIDE
+    batches = examination_module._BATCHES
     answers = {probe: answered(probe) for batch in batches for probe in batch.probes}
     answers["torch_calls.import_torch"] = answered(
         "torch_calls.import_torch", version="2.15.0", cuda=None, hip=None, path="/x", seconds=1.0
@@ -327,7 +329,7 @@ def test_the_worst_finding_gives_the_exit_code() -> None:
 
 
 def test_a_python_that_tells_nothing_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(batch: Batch, stop: object = None) -> dict[str, Answer]:
+    def nothing(batch: Batch, limit_s: float, stop: object = None) -> dict[str, Answer]:
         return {probe: Answer(probe=probe, end="died", error="gone") for probe in batch.probes}
 
     monkeypatch.setattr(examination_module, "run_batch", nothing)
@@ -335,6 +337,55 @@ def test_a_python_that_tells_nothing_is_a_finding(monkeypatch: pytest.MonkeyPatc
     found = examine_environment(stages.append)
     assert found.exit_code == 2 and len(found.findings) == 1 and len(stages) == 2
     assert found.executable == sys.executable
+
+
+def test_when_the_time_is_over_what_did_not_finish_is_named() -> None:
+    """For real, with a limit in which no Python starts."""
+    begin = time.monotonic()
+    found = examine_environment(limit_s=0.01)
+    assert time.monotonic() - begin < 10
+    ((check, severity, what),) = wrong(found.findings)
+    assert (check, severity) == ("time", Severity.WARNING) and "within 0.01 s" in what
+    assert all(name in what for name in ("import torch", "nms", "scipy", "disks", "decoding", "packages"))
+    assert found.findings[-1].fix == "detronome doctor --limit-s 120"
+
+
+def test_a_torch_that_hangs_is_named_and_the_rest_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hanging(batch: Batch, limit_s: float, stop: object = None) -> dict[str, Answer]:
+        if batch.is_first_needed:
+            first, *rest = batch.probes
+            return {first: Answer(probe=first, end="timed out")} | {probe: Answer(probe=probe) for probe in rest}
+        return run_batch(batch, limit_s=240)
+
+    monkeypatch.setattr(examination_module, "run_batch", hanging)
+    found = {finding.check: finding for finding in examine_environment().findings}
+    assert "import torch" in found["time"].what and "nms" in found["time"].what and "scipy" not in found["time"].what
+    assert "no answer in time" in found["torch"].what
+    assert found["requirements"].severity is Severity.OK and "scipy" in found["calls"].what
+
+
+def test_a_torch_that_fails_is_no_matter_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(batch: Batch, limit_s: float, stop: object = None) -> dict[str, Answer]:
+        if batch.is_first_needed:
+            first, *rest = batch.probes
+            broken = Answer(probe=first, end="raised", error="ImportError: it is broken")
+            return {first: broken} | {probe: Answer(probe=probe) for probe in rest}
+        return run_batch(batch, limit_s=240)
+
+    monkeypatch.setattr(examination_module, "run_batch", failing)
+    assert "time" not in {finding.check for finding in examine_environment().findings}
+
+
+def test_it_can_be_asked_in_python() -> None:
+    """In a process of its own: torch is not imported there."""
+    script = (
+        "import sys, detronome as dt\n"
+        "found = dt.check_environment(limit_s=120)\n"
+        "assert isinstance(found, dt.Examination), found\n"
+        "print(sorted({f.group for f in found.findings} - {'time'}), sorted({'torch', 'numpy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['GPU', 'calls', 'machine', 'packages', 'speed'] []"
 
 
 def test_commands_are_for_the_environment() -> None:
@@ -347,6 +398,11 @@ def test_commands_are_for_the_environment() -> None:
     assert PIP.uninstall(["a"]) == "pip uninstall -y a"
     assert uv.translate("pip install --force-reinstall a 'b>=2'") == (
         "uv pip install --python /a/python --reinstall a 'b>=2'"
+    )
+    assert PIP.update(["a==2"]) == "pip install --upgrade a==2"
+    assert uv.update(["torch==2.15.0", "torchvision"], build="cpu") == (
+        "uv pip install --python /a/python --upgrade --index-url https://download.pytorch.org/whl/cpu "
+        "torch==2.15.0 torchvision"
     )
     assert PIP.translate("pip install --force-reinstall a") == "pip install --force-reinstall a"
 

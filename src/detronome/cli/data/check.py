@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from detronome.cli.options import Json
+from detronome.cli.options import DATA_GROUP, MACHINE_GROUP, OUTPUT_GROUP, Json
+from detronome.cli.progress import show_progress
 from detronome.cli.render import print_json
 
 __all__ = ["check"]
@@ -22,15 +18,15 @@ def check(
     data: str,
     /,
     *,
-    split: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
-    images: bool = True,
+    split: Annotated[list[str] | None, DATA_GROUP, Parameter(negative=(), consume_multiple=True)] = None,
+    images: Annotated[bool, DATA_GROUP] = True,
     queries: int = 100,
-    fix: Path | None = None,
-    assume_xyxy: Annotated[bool | None, Parameter(negative="--assume-xywh")] = None,
-    manifest: Path | None = None,
+    fix: Annotated[Path | None, OUTPUT_GROUP] = None,
+    assume_xyxy: Annotated[bool | None, DATA_GROUP, Parameter(negative="--assume-xywh")] = None,
+    manifest: Annotated[Path | None, OUTPUT_GROUP] = None,
     strict: Annotated[bool, Parameter(negative=())] = False,
-    workers: int | None = None,
-    all_cases: Annotated[bool, Parameter(name="--all", negative=())] = False,
+    workers: Annotated[int | None, MACHINE_GROUP] = None,
+    all_cases: Annotated[bool, OUTPUT_GROUP, Parameter(name="--all", negative=())] = False,
     json: Json = False,
 ) -> int:
     """Find everything that is wrong with a data set: annotations, image files, panoptic maps, splits.
@@ -65,8 +61,9 @@ def check(
     from detronome import api
     from detronome.data.check.findings import SHOWN
     from detronome.report.check_console import print_check
+    from detronome.runtime.processors import usable_cpus
 
-    with _progress() as progress:
+    with show_progress() as show:
         report = api.check_data(
             data,
             splits=split,
@@ -75,30 +72,9 @@ def check(
             fix=fix,
             assume_xyxy=assume_xyxy,
             manifest=manifest,
-            workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+            workers=usable_cpus() if workers is None else workers,
             max_cases=None if all_cases else SHOWN,
-            on_progress=progress,
+            on_progress=show,
         )
     print_json(report.to_json()) if json else print_check(report, all_cases=all_cases)
     return int(report.worst == "error" or (strict and report.worst == "warning"))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Yield a function that shows on stderr what is being looked at; None where that is no terminal."""
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-
-        def tell(what: str, done: int, total: int) -> None:
-            for task in bar.tasks:
-                if task.description != what:
-                    bar.remove_task(task.id)
-            if not bar.tasks:
-                bar.add_task(what, total=None)
-            bar.update(bar.tasks[0].id, completed=done, total=total or None)
-
-        yield tell

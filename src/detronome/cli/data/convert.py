@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from detronome.cli.options import Json
+from detronome.cli.options import DATA_GROUP, OUTPUT_GROUP, Json
 from detronome.cli.render import print_json, print_line, print_notice
 
 __all__ = ["convert"]
@@ -19,10 +19,10 @@ def convert(
     /,
     *,
     to: Literal["coco", "yolo", "voc", "roboflow"],
-    split: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
-    images: Literal["symlink", "copy", "hardlink", "none"] = "symlink",
-    sidecar: Annotated[bool, Parameter(negative="--no-sidecar")] = True,
-    voc_one_based: Annotated[bool, Parameter(negative=())] = False,
+    split: Annotated[list[str] | None, DATA_GROUP, Parameter(negative=(), consume_multiple=True)] = None,
+    images: Annotated[Literal["symlink", "copy", "hardlink", "none"], OUTPUT_GROUP] = "symlink",
+    sidecar: Annotated[bool, OUTPUT_GROUP, Parameter(negative="--no-sidecar")] = True,
+    voc_one_based: Annotated[bool, OUTPUT_GROUP, Parameter(negative=())] = False,
     json: Json = False,
 ) -> None:
     """Write a data folder in another layout; converting back gives every field again.

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from detronome.cli.options import Json
+from detronome.cli.options import MACHINE_GROUP, Json
 from detronome.cli.render import print_json, print_line, print_notice
 
 __all__ = ["download"]
@@ -29,8 +29,8 @@ def download(
         list[Literal["train", "val", "annotations", "panoptic"]] | None,
         Parameter(negative=(), consume_multiple=True),
     ] = None,
-    connections: int = 8,
-    mirror: str | None = None,
+    connections: Annotated[int, MACHINE_GROUP] = 8,
+    mirror: Annotated[str | None, MACHINE_GROUP] = None,
     keep_archives: Annotated[bool, Parameter(negative=())] = False,
     json: Json = False,
 ) -> int:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detronome.cli.options import Json
+from detronome.cli.options import DATA_GROUP, Json
 from detronome.cli.render import print_json, print_table
 
 __all__ = ["index"]
@@ -22,7 +22,7 @@ def index(
     data: str,
     /,
     *,
-    split: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
+    split: Annotated[list[str] | None, DATA_GROUP, Parameter(negative=(), consume_multiple=True)] = None,
     json: Json = False,
 ) -> None:
     """Compile the annotations now, so that the first run need not; a file that was compiled before takes no time.

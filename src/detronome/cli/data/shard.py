@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import shlex
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from detronome.cli.options import Json
+from detronome.cli.options import DATA_GROUP, Json
+from detronome.cli.progress import show_progress
 from detronome.cli.render import print_json, print_line, print_notice
 from detronome.errors import ConfigError, first_few
 from detronome.report.formats import format_bytes
 
 __all__ = ["shard"]
-
-_LINE_EVERY_S = 10.0
 
 
 def shard(
@@ -27,7 +22,7 @@ def shard(
     out: str | None = None,
     /,
     *,
-    split: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
+    split: Annotated[list[str] | None, DATA_GROUP, Parameter(negative=(), consume_multiple=True)] = None,
     shard_mib: int = 256,
     verify: str | None = None,
     json: Json = False,
@@ -54,8 +49,8 @@ def shard(
             raise ConfigError(
                 "--verify stands alone", where="detronome data shard", fix="detronome data shard --verify OUT"
             )
-        with _progress("verifying") as progress:
-            check = api.verify_shards(verify, splits=split, on_progress=progress)
+        with show_progress(is_bytes=True) as show:
+            check = api.verify_shards(verify, splits=split, on_progress=partial(show, "verifying"))
         if json:
             print_json(check.to_json())
             return 1 if check.damaged else 0
@@ -66,8 +61,8 @@ def shard(
         raise ConfigError(
             "a data folder and an output are needed", where="detronome data shard", fix="detronome data shard DATA OUT"
         )
-    with _progress("writing") as progress:
-        result = api.shard_data(data, out, splits=split, shard_mib=shard_mib, on_progress=progress)
+    with show_progress(is_bytes=True) as show:
+        result = api.shard_data(data, out, splits=split, shard_mib=shard_mib, on_progress=partial(show, "writing"))
     if json:
         print_json(result.to_json())
         return 0
@@ -83,24 +78,3 @@ def shard(
 
 def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-@contextmanager
-def _progress(verb: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that shows (bytes done, bytes in all) on stderr: a bar, or a line now and then in a log."""
-    console = Console(stderr=True, highlight=False)
-    if console.is_terminal:
-        columns = (TextColumn(verb), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(verb, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-    told_at = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told_at
-        if time.monotonic() - told_at >= _LINE_EVERY_S:
-            told_at = time.monotonic()
-            console.print(f"{verb}: {100 * done // max(1, total)} % of {format_bytes(total)}")
-
-    yield tell

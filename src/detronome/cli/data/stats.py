@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detronome.cli.options import Json
+from detronome.cli.options import DATA_GROUP, OUTPUT_GROUP, Json
 from detronome.cli.render import print_json, print_table
 from detronome.report.terminal import speaks_unicode
 
@@ -33,9 +33,9 @@ def stats(
     data: str,
     /,
     *,
-    split: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
-    out: Path | None = None,
-    all_classes: Annotated[bool, Parameter(negative=())] = False,
+    split: Annotated[list[str] | None, DATA_GROUP, Parameter(negative=(), consume_multiple=True)] = None,
+    out: Annotated[Path | None, OUTPUT_GROUP] = None,
+    all_classes: Annotated[bool, OUTPUT_GROUP, Parameter(negative=())] = False,
     json: Json = False,
 ) -> None:
     """Say what a data set is like: its classes, how crowded its images are, the sizes of images and boxes.

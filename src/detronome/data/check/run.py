@@ -239,7 +239,7 @@ def _open_index(split: Located, table: AnnotationTable, scratch: Path) -> Annota
         copy = _scratch_file(scratch, split)
         categories = [{"id": 1, "name": "any"}]
         content = {"images": list(images.values()), "annotations": [], "categories": categories}
-        copy.write_text(json.dumps(content))
+        copy.write_text(json.dumps(content), encoding="utf-8")
         return AnnotationIndex.open(copy)
 
 

@@ -9,6 +9,7 @@ The journal never claims a byte that has not been flushed, so after a crash at a
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import msgspec
 
 from detronome.data.download.byte_ranges import ByteRange, ByteRanges
 from detronome.errors import DataError
+from detronome.runtime.descriptors import BINARY, NO_FOLLOW, flush_data, write_at
 from detronome.runtime.files import is_disk_full, is_open_at, sha256_of, try_lock, write_atomic
 
 __all__ = ["PartFile", "Validator", "bytes_on_disk"]
@@ -73,7 +75,7 @@ class PartFile:
         self._sha256 = sha256
         try:
             destination.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            self._descriptor: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT | NO_FOLLOW | BINARY, 0o644)
         except OSError as error:
             raise _disk_error(error, self._path) from error
         try:
@@ -154,7 +156,7 @@ class PartFile:
             assert self._descriptor is not None, "the part file is closed"
             try:
                 while view:
-                    written = os.pwrite(self._descriptor, view, position)
+                    written = write_at(self._descriptor, view, position)
                     view, position = view[written:], position + written
             except OSError as error:
                 raise _disk_error(error, self._path) from error
@@ -187,6 +189,8 @@ class PartFile:
         """Give the complete file its name; the part file and the journal are gone after that."""
         assert self._descriptor is not None
         os.fsync(self._descriptor)
+        if sys.platform == "win32":  # no open file is renamed there
+            self.close()
         os.replace(self._path, self._destination)
         self._journal_path.unlink(missing_ok=True)
         self.close()
@@ -210,7 +214,7 @@ class PartFile:
             )
         assert self._descriptor is not None
         try:
-            os.fdatasync(self._descriptor)
+            flush_data(self._descriptor)
             write_atomic(self._journal_path, msgspec.json.encode(journal))
         except OSError as error:
             raise _disk_error(error, self._path) from error

@@ -19,6 +19,7 @@ import msgspec
 
 from detronome.data.download.members import Limits, checked_members
 from detronome.errors import DataError, first_few
+from detronome.runtime.descriptors import BINARY, NO_FOLLOW
 from detronome.runtime.files import is_disk_full
 
 __all__ = ["FileRecord", "bytes_to_unpack", "unpack"]
@@ -129,7 +130,7 @@ def _make_dirs(target: Path, relative: str, checked: set[str]) -> None:
 
 def _unpack_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.unpacking")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | NO_FOLLOW | BINARY, 0o644)
     try:
         with os.fdopen(descriptor, "wb") as file, opened.open(member) as content:
             written = 0

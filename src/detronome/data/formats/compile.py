@@ -102,7 +102,7 @@ def _write(target: Path, documents: dict[str, SplitDocument]) -> None:
     with atomic_directory(target) as temporary:
         for name, split in documents.items():
             (temporary / _file_name(name)).write_bytes(to_json_bytes(split.document))
-        (temporary / _META).write_text(json.dumps(meta))
+        (temporary / _META).write_text(json.dumps(meta), encoding="utf-8")
 
 
 def _load(target: Path) -> dict[str, CompiledSplit] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +15,9 @@ __all__ = ["ImagePlacement", "place_image"]
 
 ImagePlacement = Literal["symlink", "copy", "hardlink", "none"]
 
+_NO_LINKS = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+"""What file systems without links answer; EINVAL: Windows, to a user who may make none."""
+
 
 def place_image(source: Path, target: Path, how: ImagePlacement) -> None:
     """Put an image file at a new place, or do nothing for `none`.
@@ -25,7 +29,12 @@ def place_image(source: Path, target: Path, how: ImagePlacement) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     if how == "symlink":
-        target.symlink_to(os.path.realpath(source))
+        try:
+            target.symlink_to(os.path.realpath(source))
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise _cannot_be_linked(error, source, fix="use --images copy, or --images hardlink") from error
     elif how == "copy":
         try:
             shutil.copy2(source, target)
@@ -37,8 +46,9 @@ def place_image(source: Path, target: Path, how: ImagePlacement) -> None:
         try:
             os.link(os.path.realpath(source), target)
         except OSError as error:
-            raise DataError(
-                f"the image cannot be linked: {error.strerror or error}",
-                where=str(source),
-                fix="hard links need one file system that has them: use --images symlink or --images copy",
-            ) from error
+            fix = "hard links need one file system that has them: use --images symlink or --images copy"
+            raise _cannot_be_linked(error, source, fix=fix) from error
+
+
+def _cannot_be_linked(error: OSError, source: Path, *, fix: str) -> DataError:
+    return DataError(f"the image cannot be linked: {error.strerror or error}", where=str(source), fix=fix)

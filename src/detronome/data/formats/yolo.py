@@ -252,10 +252,21 @@ def _yaml_of(data_dir: Path) -> tuple[Path, dict[str, Any]] | None:
     return candidates[0] if candidates else None
 
 
+class _Loader(yaml.BaseLoader):
+    """Plain text, and no aliases of lists and mappings: with them a few lines stand for more than memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        is_alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
+        node = super().compose_node(parent, index)
+        if is_alias and not isinstance(node, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(None, None, "a list or mapping is used again by its alias", mark)
+        return node
+
+
 def _load_yaml(file: Path) -> dict[str, Any]:
     """Return the file's mapping; scalars stay text, so that a class called `no` is not False."""
     try:
-        content = yaml.load(file.read_text("utf-8-sig"), Loader=yaml.BaseLoader)
+        content = yaml.load(file.read_text("utf-8-sig"), Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{file}:{mark.line + 1}" if mark else str(file)

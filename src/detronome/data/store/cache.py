@@ -17,6 +17,7 @@ import hashlib
 import logging
 import os
 import secrets
+import shutil
 import struct
 import weakref
 import zlib
@@ -30,6 +31,7 @@ from jaxtyping import Int32, Int64, UInt8
 
 from detronome.data.augment.params import resized_hw
 from detronome.errors import DataError
+from detronome.runtime.descriptors import BINARY, read_at, read_into_at, write_at
 from detronome.runtime.files import write_atomic
 
 __all__ = ["PixelCache", "SourceStamp", "stored_size_hw"]
@@ -132,7 +134,7 @@ class PixelCache:
         try:
             if where == "disk":
                 descriptor = _open_or_make(path, identity, sizes, offsets)
-                free_bytes = _free_disk_bytes(descriptor)
+                free_bytes = _free_disk_bytes(path)
             else:
                 descriptor = _make_in_memory(identity, sizes, offsets)
                 free_bytes = _free_memory_bytes()
@@ -141,7 +143,9 @@ class PixelCache:
             raise DataError(
                 f"the pixel cache cannot be made: {error.strerror or error}",
                 where=str(path) if where == "disk" else "memory",
-                fix="set DETRONOME_CACHE to a folder on a disk with free space that you may write to, or turn it off",
+                fix="set DETRONOME_CACHE to a folder on a disk with free space that you may write to, or turn it off"
+                if where == "disk"
+                else "data.cache=disk, or none",
             ) from error
         first = _first_offset(len(sizes))
         budget_bytes = min(budget_bytes, int(free_bytes * (1.0 - _KEPT_FREE)))
@@ -231,7 +235,7 @@ class PixelCache:
         """Return the file's descriptor, or None where there is nothing to be had from it."""
         if self._is_usable and self._descriptor is None:
             try:
-                descriptor = os.open(self._path, os.O_RDWR)
+                descriptor = os.open(self._path, os.O_RDWR | BINARY)
                 self._hold(descriptor)
                 # Where the maker has ended or closed its file, the path may by now stand for another.
                 if not _is_whole(descriptor, self._identity, self._num_images):
@@ -252,7 +256,7 @@ class PixelCache:
             if place is None:
                 return None
             offset, height, width = place
-            is_kept, check, *kept_source = _STATE.unpack(os.pread(descriptor, _STATE.size, _state_offset(i)))
+            is_kept, check, *kept_source = _STATE.unpack(read_at(descriptor, _STATE.size, _state_offset(i)))
             if is_kept != 1 or tuple(kept_source) != source:
                 return None
             pixels = np.empty((height, width, 3), np.uint8)
@@ -264,7 +268,7 @@ class PixelCache:
 
     def _place(self, descriptor: int, i: int) -> tuple[int, int, int] | None:
         """Return (offset, height, width) of image `i`, or None where it was not admitted or its record is damaged."""
-        offset, height, width, check = _PLACE.unpack(os.pread(descriptor, _PLACE.size, _record_offset(i)))
+        offset, height, width, check = _PLACE.unpack(read_at(descriptor, _PLACE.size, _record_offset(i)))
         if check != _place_check(i, offset, height, width) or offset + _pixel_bytes(height, width) > self._end:
             return None
         return offset, height, width
@@ -274,7 +278,7 @@ class PixelCache:
         if _is_stopped(descriptor):
             return
         with suppress(OSError):
-            os.pwrite(descriptor, b"\1", _IDENTITY_BYTES)
+            write_at(descriptor, b"\1", _IDENTITY_BYTES)
         _logger.warning(
             "the pixel cache %s takes no more images, the rest are decoded every time: %s", self._path, error.strerror
         )
@@ -358,25 +362,25 @@ def _open_or_make(
     one open goes on with that.
     """
     with suppress(FileNotFoundError):
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDWR | BINARY)
         if _is_whole(descriptor, identity, len(offsets)):
-            os.pwrite(descriptor, b"\0", _IDENTITY_BYTES)
+            write_at(descriptor, b"\0", _IDENTITY_BYTES)
             return descriptor
         os.close(descriptor)
     write_atomic(path, _head(identity, sizes_hw, offsets))
-    return os.open(path, os.O_RDWR)
+    return os.open(path, os.O_RDWR | BINARY)
 
 
 def _is_whole(descriptor: int, identity: bytes, num_images: int) -> bool:
     """Whether the file is the one that is meant, with a record for each image."""
-    if os.pread(descriptor, _IDENTITY_BYTES, 0) != identity:
+    if read_at(descriptor, _IDENTITY_BYTES, 0) != identity:
         return False
     return os.fstat(descriptor).st_size >= _record_offset(num_images)
 
 
 def _is_stopped(descriptor: int) -> bool:
     try:
-        return os.pread(descriptor, 1, _IDENTITY_BYTES) == b"\1"
+        return read_at(descriptor, 1, _IDENTITY_BYTES) == b"\1"
     except OSError:
         return True
 
@@ -384,24 +388,24 @@ def _is_stopped(descriptor: int) -> bool:
 def _write(descriptor: int, content: memoryview, offset: int) -> None:
     written = 0
     while written < len(content):  # a disk that is filling up takes a part first
-        written += os.pwrite(descriptor, content[written:], offset + written)
+        written += write_at(descriptor, content[written:], offset + written)
 
 
 def _read_into(descriptor: int, content: memoryview, offset: int) -> bool:
     """Fill `content` from the file; return whether the file had enough."""
     done = 0
     while done < len(content):
-        count = os.preadv(descriptor, [content[done:]], offset + done)
+        count = read_into_at(descriptor, content[done:], offset + done)
         if count == 0:
             return False
         done += count
     return True
 
 
-def _free_disk_bytes(descriptor: int) -> int:
+def _free_disk_bytes(path: Path) -> int:
     """Return what the file's disk has left, with what the file itself has already taken."""
-    disk = os.fstatvfs(descriptor)
-    return disk.f_bavail * disk.f_frsize + os.fstat(descriptor).st_blocks * 512
+    taken = getattr(path.stat(), "st_blocks", 0) * 512  # Windows does not tell
+    return shutil.disk_usage(path.parent).free + int(taken)
 
 
 def _free_memory_bytes() -> int:

@@ -56,7 +56,7 @@ class CacheEntry:
 def cache_roots() -> list[Path]:
     """Return the folders that hold the cache, the preferred first; none need exist."""
     chosen = Path(os.environ.get("DETRONOME_CACHE") or os.path.expanduser("~/.cache/detronome"))
-    temporary = Path(tempfile.gettempdir()) / f"detronome-{os.getuid()}"
+    temporary = Path(tempfile.gettempdir()) / f"detronome-{_user_id()}"
     return [chosen, temporary] if _is_ours(temporary) else [chosen]
 
 
@@ -115,7 +115,12 @@ def _is_ours(temporary: Path) -> bool:
         status = temporary.lstat()
     except OSError:
         return True
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == _user_id()
+
+
+def _user_id() -> int:
+    """Return the user's number. On Windows, where each user has an own temporary folder, 0, as every file's owner."""
+    return os.getuid() if hasattr(os, "getuid") else 0
 
 
 def _real_items(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -145,7 +150,7 @@ def _size_and_time(path: Path) -> tuple[int, float]:
 
 def _made_from(path: Path) -> str | None:
     try:
-        meta = json.loads((path / "meta.json").read_text())
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     source = meta.get("annotation_file") if isinstance(meta, dict) else None

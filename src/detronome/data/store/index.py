@@ -78,7 +78,7 @@ class AnnotationIndex:
     def __init__(self, folder: Path, annotation_file: Path) -> None:
         self._folder = folder
         self._annotation_file = annotation_file
-        meta = json.loads((folder / _META).read_text())
+        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
         is_thing = meta.get("is_thing")
         self.categories = Categories(
             tuple(meta["category_ids"]), tuple(meta["category_names"]), None if is_thing is None else tuple(is_thing)
@@ -279,7 +279,7 @@ def _content_hash(annotation_file: Path, identity: list[int], folders: list[Path
     memo = Path(_KNOWN, f"{hashlib.blake2b(path, digest_size=16).hexdigest()}.json")
     for folder in folders:
         with suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads((folder / memo).read_text())
+            known = json.loads((folder / memo).read_text(encoding="utf-8"))
             if known["identity"] == identity:
                 return str(known["sha256"])
     is_settled = time.time_ns() - identity[2] > _SETTLED_NS
@@ -313,7 +313,7 @@ def _write(folder: Path, annotations: CocoAnnotations, annotation_file: Path) ->
     with atomic_directory(folder) as temporary:
         for name, column in columns.items():
             np.save(temporary / f"{name}.npy", column, allow_pickle=False)
-        (temporary / _META).write_text(json.dumps(meta))
+        (temporary / _META).write_text(json.dumps(meta), encoding="utf-8")
 
 
 def _text_columns(name: str, texts: list[str]) -> dict[str, np.ndarray[Any, Any]]:

@@ -109,5 +109,5 @@ class FormProcess:
                 name = signal.Signals(-code).name
                 hint = ": memory may have run out" if name == "SIGKILL" else ""
                 return f"the process was ended by {name}{hint}; see {self._log}"
-        lines = self._log.read_text(errors="replace")[-_LOG_CHARS:].strip().splitlines()
+        lines = self._log.read_text(encoding="utf-8", errors="replace")[-_LOG_CHARS:].strip().splitlines()
         return f"the process ended: {lines[-1] if lines else f'exit code {code}'}"

@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +31,7 @@ from detronome.deploy.serve.remote_images import fetch_image
 from detronome.deploy.serve.request import Asked, parse_request
 from detronome.deploy.serve.service import Found, Service, Slot
 from detronome.errors import MissingExtraError
+from detronome.version import __version__
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -115,7 +115,7 @@ def build_app(service: Service, *, is_local: bool = True, allows_urls: bool = Fa
     async def show_openapi(request: Request) -> Response:
         return answer(
             openapi(
-                version=version("detronome"),
+                version=__version__,
                 categories=service.categories,
                 limits=service.limits,
                 allows_urls=allows_urls,

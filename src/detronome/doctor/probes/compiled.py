@@ -10,16 +10,20 @@ from importlib.util import find_spec
 from detronome.doctor.findings import Facts
 
 __all__ = [
+    "av",
     "coco_api",
     "core_imports",
     "hotcoco",
     "onnx",
     "onnxruntime",
     "opencv",
+    "openvino",
     "pillow",
     "safetensors",
     "scipy",
+    "serving",
     "simplejpeg",
+    "tensorrt",
 ]
 
 _JPEG = base64.b64decode(
@@ -137,6 +141,30 @@ def onnxruntime() -> Facts:
     if facts["is_there"]:
         facts["providers"] = import_module("onnxruntime").get_available_providers()
     return facts
+
+
+def openvino() -> Facts:
+    """Import OpenVINO, where it is installed."""
+    return _optional("openvino")
+
+
+def tensorrt() -> Facts:
+    """Import TensorRT, where it is installed, which loads its libraries."""
+    return _optional("tensorrt")
+
+
+def av() -> Facts:
+    """Import PyAV, where it is installed, and look for the codec that most videos have."""
+    facts = _optional("av")
+    if facts["is_there"]:
+        import_module("av").codec.Codec("h264", "r")
+    return facts
+
+
+def serving() -> Facts:
+    """Import what a server needs, where it is installed."""
+    found = [_optional(module)["is_there"] for module in ("starlette", "uvicorn", "python_multipart")]
+    return {"is_there": all(found)}
 
 
 def _optional(module: str) -> Facts:

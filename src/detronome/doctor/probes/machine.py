@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import platform
 import shutil
+import sys
 import sysconfig
 import tempfile
 import time
@@ -68,11 +69,14 @@ def shared_memory() -> Facts:
 
 def open_files() -> Facts:
     """How many files a process may hold open."""
-    import resource
+    if sys.platform == "win32":
+        return {"soft": None, "hard": None}
+    else:
+        import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    unlimited = resource.RLIM_INFINITY
-    return {"soft": None if soft == unlimited else soft, "hard": None if hard == unlimited else hard}
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        unlimited = resource.RLIM_INFINITY
+        return {"soft": None if soft == unlimited else soft, "hard": None if hard == unlimited else hard}
 
 
 def start_methods() -> Facts:
@@ -130,6 +134,8 @@ def _disk(wanted: Path) -> Facts:
 
 
 def _write_test(folder: Path) -> Facts:
+    from detronome.runtime.descriptors import flush
+
     block = os.urandom(_BLOCK_BYTES)
     old, new = folder / "published", folder / "temporary"
     old.write_bytes(b"old")
@@ -141,22 +147,18 @@ def _write_test(folder: Path) -> Facts:
         os.fsync(file.fileno())
     write_s = time.monotonic() - begin
     os.replace(new, old)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(folder)
     is_whole = old.read_bytes() == block * _FILE_BLOCKS
     return {"write_s": write_s, "write_bytes": _BLOCK_BYTES * _FILE_BLOCKS, "is_whole": is_whole, "locks": _locks(old)}
 
 
 def _locks(path: Path) -> bool:
     """Return whether a file can be locked; runs hold one lock each."""
-    import fcntl
+    from detronome.runtime.descriptors import lock
 
     with path.open("r+b") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno())
         except OSError:
             return False
     return True

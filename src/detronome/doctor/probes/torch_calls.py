@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 import traceback
@@ -101,8 +102,8 @@ def ranks() -> Facts:
 
 
 def _can_fork() -> bool:
-    """Return whether a child can have torch without importing it again."""
-    return "fork" in multiprocessing.get_all_start_methods()
+    """Return whether a child can have torch without importing it again; on macOS its libraries do not bear a fork."""
+    return sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
 
 
 def _rank(rank: int, backend: str, folder: str, pipe: Connection) -> None:

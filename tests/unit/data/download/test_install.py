@@ -354,7 +354,7 @@ def test_mistakes_end_with_a_reason_and_an_interruption_with_130(
         ("coco2017", "x", "--mirror", "nowhere"),
     ):
         code, out, err = run(capsys, *arguments)
-        assert (code, out) == (1, "") and "error" in err and "Traceback" not in err
+        assert (code, out) == (2, "") and "error" in err and "Traceback" not in err
 
     def interrupt(*args: object, **named: object) -> None:
         raise KeyboardInterrupt

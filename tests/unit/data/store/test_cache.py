@@ -132,7 +132,7 @@ def test_a_fifth_of_what_is_free_stays_free(make: Make, where: Where, monkeypatc
 def test_free_space_is_known(tmp_path: Path) -> None:
     assert 2**20 < cache_module._free_memory_bytes() < 2**50
     with (tmp_path / "file").open("wb") as file:
-        assert 2**20 < cache_module._free_disk_bytes(file.fileno()) < 2**60
+        assert 2**20 < cache_module._free_disk_bytes(Path(file.name)) < 2**60
 
 
 def test_a_changed_source_is_decoded_anew(make: Make) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from detronome.data.store.shards import cloud
 from detronome.data.store.shards.descriptors import Descriptor
 from detronome.data.store.shards.format import ShardIndex, shard_name
 from detronome.errors import ConfigError, DataError
+from detronome.runtime.descriptors import BINARY
 from detronome.runtime.files import locked, try_lock
 
 __all__ = ["CachedShards"]
@@ -37,13 +39,15 @@ class CachedShards:
         cache_bytes: the budget of the cache as a whole.
 
     Raises:
-        ConfigError: not even one shard fits into the budget.
+        ConfigError: not even one shard fits into the budget, or this is Windows.
     """
 
     num_open = 1
     """An evicted shard that is still open takes room beyond the budget."""
 
     def __init__(self, url: str, places: ShardIndex, cache_bytes: int) -> None:
+        if sys.platform == "win32":  # shards are published and evicted while they are open
+            raise ConfigError("no shards from an address on Windows", where=url, fix="copy them to a disk")
         largest = places.largest_shard_bytes
         if largest > cache_bytes:
             raise ConfigError(
@@ -185,7 +189,7 @@ def _make_room(root: Path, needed_bytes: int, budget_bytes: int) -> bool:
 
 def _reserved_bytes(temporary: Path) -> int:
     try:
-        descriptor = os.open(temporary, os.O_RDWR)
+        descriptor = os.open(temporary, os.O_RDWR | BINARY)
     except FileNotFoundError:
         return 0
     try:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from detronome.runtime.descriptors import BINARY, read_at
 from detronome.runtime.files import is_open_at
 
 __all__ = ["Descriptor"]
@@ -24,7 +25,7 @@ class Descriptor:
         Raises:
             OSError: it cannot be opened.
         """
-        return cls(os.open(path, os.O_RDONLY))
+        return cls(os.open(path, os.O_RDONLY | BINARY))
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # when Python ends, `os` may be gone already
         close(self._descriptor)
@@ -44,9 +45,9 @@ class Descriptor:
         Raises:
             OSError: they cannot be read.
         """
-        content = os.pread(self._descriptor, length, offset)
+        content = read_at(self._descriptor, length, offset)
         while len(content) < length:
-            more = os.pread(self._descriptor, length - len(content), offset + len(content))
+            more = read_at(self._descriptor, length - len(content), offset + len(content))
             if not more:
                 break
             content += more

@@ -1,0 +1,148 @@
+"""What a command ends with: exit codes, interruptions, readers that have enough, terminals that know little."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from detronome.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+COMMAND = [sys.executable, "-m", "detronome"]
+EXPLAIN = ["doctor", "--explain", "DataLoader worker (pid 7) is killed by signal: Bus error."]
+"""Takes no torch, and prints colours and more than ASCII where it may."""
+
+
+def code_of(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    return int(end.value.code or 0)
+
+
+def environment(**given: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
+    return {**kept, "TERM": "xterm-256color", **given}
+
+
+def in_terminal(arguments: list[str], **given: str) -> tuple[int, str]:
+    """Run a command in a terminal of its own; return its exit code and all that it drew."""
+    process_id, terminal = pty.fork()
+    if process_id == 0:
+        os.execve(sys.executable, [*COMMAND, *arguments], environment(**given))
+    drawn = b""
+    try:
+        while select.select([terminal], [], [], 60)[0]:
+            drawn += os.read(terminal, 65536)
+    except OSError:  # as Linux says that the other side is closed
+        pass
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(process_id, 0)[1]), drawn.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["trian"], 2),
+        (["train", "x", "--epohcs", "3"], 2),
+        (["train", "x", "--epochs", "many"], 2),
+        (["train"], 2),
+        (["train", "x", "--set", "optim.lr"], 2),
+        (["eval", "a", "b", "--iou-type", "segm"], 2),
+        (["data", "shard", "data", "--verify", "x"], 2),
+        (["report", "nowhere"], 1),
+        (["data", "check", "nowhere"], 1),
+        (["eval", "nowhere", "nowhere"], 1),
+        (["eval", "--detections", "x.json", "--annotations", "y.json"], 1),
+        (["doctor", "--explain", "nothing that is known"], 1),
+        (EXPLAIN, 0),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_what_cannot_be_asked_for_ends_with_2_and_what_fails_with_1(
+    arguments: list[str], code: int, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert code_of(*arguments) == code
+
+
+def test_a_rank_that_is_not_the_main_one_says_nothing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert code_of("trian", "--json") == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_stands_behind_two_dashes_is_no_option(capsys: Capture) -> None:
+    assert code_of("report", "--", "--json") == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_an_interruption_is_a_short_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("detronome.doctor.explain.explain_error", interrupted)
+    assert code_of(*EXPLAIN, "--json") == 130
+    out, err = capsys.readouterr()
+    assert err == "interrupted\n" and json.loads(out)["error"]["exit_code"] == 130
+
+
+def test_ctrl_c_ends_a_process_with_130_and_no_traceback() -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "doctor", "--explain"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(PYTHONVERBOSE="", PYTHONUNBUFFERED="1"),
+    )
+    assert process.stdin is not None
+    waiting = Path(f"/proc/{process.pid}/wchan")
+    deadline = time.monotonic() + 60
+    while "pipe" not in waiting.read_text() and time.monotonic() < deadline:  # until it reads what is piped
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("arguments", [["completion", "bash"], EXPLAIN], ids=["plain", "rich"])
+def test_a_reader_that_has_enough_is_no_error(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*COMMAND, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, env=environment(), check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"PYTHONIOENCODING": "ascii"}, {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["PYTHONIOENCODING", "LANG"],
+)
+def test_a_stream_that_knows_ascii_alone(given: dict[str, str]) -> None:
+    for arguments in (EXPLAIN, ["report", "größe/数据"], ["--help"]):
+        done = subprocess.run([*COMMAND, *arguments], capture_output=True, env=environment(**given), check=False)
+        assert done.returncode in (0, 1) and b"Traceback" not in done.stderr
+        assert (done.stdout + done.stderr).isascii()
+
+
+def test_a_terminal_gets_colours_unless_it_asks_for_none() -> None:
+    code, drawn = in_terminal(EXPLAIN)
+    assert code == 0 and re.search(r"\x1b\[[0-9;]*3[0-7]", drawn)
+    code, drawn = in_terminal(EXPLAIN, NO_COLOR="1")
+    assert code == 0 and not re.search(r"\x1b\[(?:[0-9;]*;)?(?:3|4|9|10)[0-9]", drawn)
+    code, drawn = in_terminal(EXPLAIN, TERM="dumb")
+    assert code == 0 and "\x1b" not in drawn and "cause" in drawn
