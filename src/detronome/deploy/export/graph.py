@@ -98,4 +98,5 @@ def quiet_export() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11, of a file that is only read
         yield

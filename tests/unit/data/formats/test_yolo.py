@@ -208,6 +208,7 @@ def test_names_in_another_encoding_are_told(tmp_path: Path, put_image: Put, put_
     ("text", "told"),
     [
         ("train: [", "not valid YAML"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\ntrain: *b\nnames: [cat]", "used again by its alias"),
         ("- a\n- b", "not a YOLO description"),
         ("\x00", "cannot be read"),
         ("train: images/train\nnames: {0: cat, 2: dog}", "there is no 1"),
