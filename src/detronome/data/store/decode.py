@@ -258,7 +258,8 @@ def _decode_other(where: str, content: bytes) -> tuple[UInt8[np.ndarray, "H W 3"
         except DataError:
             raise
         except Image.DecompressionBombError as error:
-            raise _error("too_large", where, str(error), _CUT) from error
+            limit = f"the limit of {_MAX_PIXELS // 10**6} megapixels"
+            raise _error("too_large", where, f"it has more pixels than {limit}", _CUT) from error
         except UnidentifiedImageError as error:
             raise _unidentified(where, content) from error
         except _UnsupportedPixelsError as error:

@@ -16,7 +16,7 @@ __all__ = ["YoloWriter"]
 
 class YoloWriter:
     """Writes `labels/<name>.txt` with a line `class cx cy w h confidence` for each confident object, highest score
-    first: 0-1 of the image's width and height, classes counted from 0 in the order of `classes.txt`.
+    first: 0-1 of the image's width and height, cut at its borders, classes counted from 0 in the order of `classes.txt`.
 
     An image without objects has an empty file; a frame of a video is `labels/<video>/<number>.txt`.
 
@@ -38,7 +38,8 @@ class YoloWriter:
         """Write the file of one image or frame."""
         height, width = found.pixels.shape[:2]
         confident = found.confident
-        left, top, right, bottom = (confident.boxes_xyxy.astype(np.float64) / [width, height, width, height]).T
+        corners = confident.boxes_xyxy.astype(np.float64) / [width, height, width, height]
+        left, top, right, bottom = corners.clip(0, 1).T  # readers of such files refuse what is beyond
         boxes = np.stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], axis=1)
         lines = [
             f"{self._class_of[int(label)]} {' '.join(f'{value:.6f}' for value in box)} {score:.4f}\n"
