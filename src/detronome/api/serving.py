@@ -48,7 +48,7 @@ def serve(
         on_ready: told the server's address once it answers.
 
     Raises:
-        MissingExtraError: starlette, uvicorn or python-multipart is not installed.
+        MissingExtraError: a package of the extra `serve` is not installed.
         ConfigError: the address or a limit cannot be used.
         CheckpointError: there is no such model, or it is damaged.
     """

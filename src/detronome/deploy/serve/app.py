@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import replace
@@ -44,6 +45,9 @@ _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+_PIECE_BYTES = 2**16
+"""Of an answer; the next one is sent when the client has read most of what was sent before."""
+
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -62,17 +66,22 @@ def build_app(service: Service, *, is_local: bool = True, allows_urls: bool = Fa
         allows_urls: fetch images from public addresses that clients name.
 
     Raises:
-        MissingExtraError: starlette, uvicorn or python-multipart is not installed.
+        MissingExtraError: a package of the extra `serve` is not installed.
     """
     try:
+        import httptools  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
         from starlette.applications import Starlette
         from starlette.exceptions import HTTPException
         from starlette.middleware import Middleware
         from starlette.middleware.trustedhost import TrustedHostMiddleware
+        from starlette.requests import Request
         from starlette.responses import HTMLResponse, Response
         from starlette.routing import Route
+
+        if sys.platform != "win32":
+            import uvloop  # noqa: F401
     except ImportError as error:
         package = (error.name or "starlette").partition(".")[0].replace("_", "-")
         raise MissingExtraError(package, extra="serve", needed_for="the server") from error
@@ -86,20 +95,24 @@ def build_app(service: Service, *, is_local: bool = True, allows_urls: bool = Fa
     async def show_page(request: Request) -> Response:
         return HTMLResponse(page, headers=page_headers)
 
-    async def predict(request: Request) -> Response:
+    async def predict(scope: _Scope, receive: _Receive, send: _Send) -> None:
         started = time.monotonic()
         service.in_flight += 1
         try:
-            body, media_type = await _predict(service, request, started, allows_urls)
-        except RefusedError as error:
-            service.metrics.refused.add(reason=error.reason)
-            closes = service.is_draining or error.reason == "connections"
-            headers = retry_after(error) | ({"Connection": "close"} if closes else {})
-            return answer(error_record(error.what, error.fix), error.status, headers)
+            with service.uploads.share() as take:
+                try:
+                    body, media_type = await _predict(service, Request(scope, receive), started, allows_urls, take)
+                    response = Response(body, 200, _HEADERS, media_type=media_type)
+                except RefusedError as error:
+                    service.metrics.refused.add(reason=error.reason)
+                    closes = service.is_draining or error.reason == "connections"
+                    headers = retry_after(error) | ({"Connection": "close"} if closes else {})
+                    response = answer(error_record(error.what, error.fix), error.status, headers)
+                await _send_in_pieces(response, send)
         finally:
             service.in_flight -= 1
-        service.metrics.request_s.observe(time.monotonic() - started)
-        return Response(body, 200, _HEADERS, media_type=media_type)
+        if response.status_code == 200:
+            service.metrics.request_s.observe(time.monotonic() - started)
 
     async def show_health(request: Request) -> Response:
         is_healthy = service.model.is_healthy
@@ -131,8 +144,8 @@ def build_app(service: Service, *, is_local: bool = True, allows_urls: bool = Fa
         return answer(error_record("the server failed on this request", "its log says why"), 500)
 
     routes = {
+        "/predict": Route("/predict", _Application(predict), methods=["POST"]),
         "/": Route("/", show_page),
-        "/predict": Route("/predict", predict, methods=["POST"]),
         "/healthz": Route("/healthz", show_health),
         "/readyz": Route("/readyz", show_readiness),
         "/metrics": Route("/metrics", show_metrics),
@@ -147,6 +160,16 @@ def build_app(service: Service, *, is_local: bool = True, allows_urls: bool = Fa
         ],
         exception_handlers={HTTPException: tell_http_error, Exception: tell_bug},
     )
+
+
+class _Application:
+    """An ASGI application as starlette knows one: plain functions are handlers, which return what they answer."""
+
+    def __init__(self, function: Callable[[_Scope, _Receive, _Send], Awaitable[None]]) -> None:
+        self._function = function
+
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        await self._function(scope, receive, send)
 
 
 class _Counting:
@@ -165,7 +188,18 @@ class _Counting:
         await self._app(scope, receive, count)
 
 
-async def _predict(service: Service, request: Request, started: float, allows_urls: bool) -> tuple[bytes, str]:
+async def _send_in_pieces(response: Response, send: _Send) -> None:
+    """Send an answer no faster than it is read, so that what it holds is counted until the client has it."""
+    body = bytes(response.body)
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    for start in range(0, max(1, len(body)), _PIECE_BYTES):
+        end = start + _PIECE_BYTES
+        await send({"type": "http.response.body", "body": body[start:end], "more_body": end < len(body)})
+
+
+async def _predict(
+    service: Service, request: Request, started: float, allows_urls: bool, take: Callable[[int], None]
+) -> tuple[bytes, str]:
     """Return the answer's body and media type."""
     asked = parse_request(request.query_params.multi_items(), request.headers.get("accept", ""), service.limits)
     deadline = started + asked.timeout_s
@@ -173,23 +207,25 @@ async def _predict(service: Service, request: Request, started: float, allows_ur
         raise RefusedError(503, "connections", "there are too many connections", fix="try again", retry_after_s=1)
     service.refuse_if_busy(deadline)
     limits = service.limits
-    with service.uploads.share() as take:
-        body = await read_body(
-            request.receive, request.headers, max_bytes=limits.max_body_bytes, deadline=deadline, take=take
-        )
-        gone = asyncio.ensure_future(_until_gone(request.receive))
-        try:
-            content_type = request.headers.get("content-type", "")
-            if content_type.partition(";")[0].strip().lower() == "application/json":
-                url = _url_in_body(body, allows_urls)
-                content = await fetch_image(url, max_bytes=limits.max_body_bytes, deadline=deadline, take=take)
-            else:
-                content = image_in_body(body, content_type)
-            with service.slot(deadline) as slot:
-                found = await service.detect(content, slot, deadline=deadline, gone=gone)
-                return await _encoded(service, found, asked, slot, deadline=deadline, gone=gone)
-        finally:
-            gone.cancel()
+    body = await read_body(
+        request.receive, request.headers, max_bytes=limits.max_body_bytes, deadline=deadline, take=take
+    )
+    gone = asyncio.ensure_future(_until_gone(request.receive))
+    try:
+        content_type = request.headers.get("content-type", "")
+        if content_type.partition(";")[0].strip().lower() == "application/json":
+            url = _url_in_body(body, allows_urls)
+            content = await fetch_image(url, max_bytes=limits.max_body_bytes, deadline=deadline, take=take)
+        else:
+            content = image_in_body(body, content_type)
+        with service.slot(deadline) as slot:
+            found = await service.detect(content, slot, deadline=deadline, gone=gone)
+            answer, media_type = await _encoded(service, found, asked, slot, deadline=deadline, gone=gone)
+    finally:
+        gone.cancel()
+    if len(answer) > _PIECE_BYTES:
+        take(len(answer))
+    return answer, media_type
 
 
 async def _encoded(

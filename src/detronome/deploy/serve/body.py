@@ -21,7 +21,7 @@ _DISCONNECTED = 499
 
 
 class UploadBudget:
-    """How many bytes of bodies may be held at one moment."""
+    """How many bytes of bodies, of requests and of answers, may be held at one moment."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
@@ -38,7 +38,7 @@ class UploadBudget:
         def take(size_bytes: int) -> None:
             nonlocal taken
             if self.held_bytes + size_bytes > self._most_bytes:
-                raise RefusedError(503, "uploads", "too many uploads at once", fix="try again", retry_after_s=1)
+                raise RefusedError(503, "uploads", "too many large bodies at once", fix="try again", retry_after_s=1)
             self.held_bytes += size_bytes
             taken += size_bytes
 

@@ -31,13 +31,13 @@ class Limits:
     max_pixels: int = 50_000_000
     """Of one image; looked up in its header before anything is decoded."""
     max_upload_bytes: int = 2**28
-    """Of all requests whose bodies are held at one moment."""
+    """Of all bodies that are held at one moment: what was uploaded, and large answers that are not read yet."""
     max_decoded_bytes: int = 2**30
     """Of all decoded images at one moment."""
     max_connections: int = 1000
-    """Open at one moment; predictions on more are refused."""
+    """Open at one moment; predictions on more are refused, and far more are closed."""
     idle_s: float = 15.0
-    """How long a connection may stay open without a whole request head."""
+    """How long a connection may stay open without a whole request head, or with an answer that is not read."""
     grace_s: float = 30.0
     """How long requests may take to finish after a signal to stop."""
 

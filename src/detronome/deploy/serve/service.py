@@ -108,11 +108,11 @@ class Service:
         """
         if self.is_draining:
             raise RefusedError(503, "draining", "the server is being stopped", fix="ask another", retry_after_s=5)
+        expected_s = self._slots.taken * self.model.seconds_per_image
+        if self._slots.taken >= self.limits.max_queue:  # first of what changes: it costs least, and is told most
+            raise RefusedError(503, "queue_full", "the queue is full", fix="try again", retry_after_s=expected_s)
         if not self.model.is_ready:
             raise RefusedError(503, "not_ready", "the model is not ready", fix="try again", retry_after_s=5)
-        expected_s = self._slots.taken * self.model.seconds_per_image
-        if self._slots.taken >= self.limits.max_queue:
-            raise RefusedError(503, "queue_full", "the queue is full", fix="try again", retry_after_s=expected_s)
         if expected_s > deadline - time.monotonic():
             raise RefusedError(
                 503, "too_late", "the queue is too long to answer in time", fix="try again", retry_after_s=expected_s

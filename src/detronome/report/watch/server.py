@@ -137,7 +137,10 @@ class _Source:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
+        # Connections inherit it; asyncio sets it for sockets of a named protocol alone, and answers would wait 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except (OSError, OverflowError) as error:
         number = error.errno if isinstance(error, OSError) else None
         # The error's own text says the address again; for a name that is not known the number is negative.

@@ -398,11 +398,60 @@ def test_a_client_that_leaves_leaves_the_queue(make_service: MakeService, proces
     asyncio.run(scenario())
 
 
+def test_a_large_answer_is_counted_until_it_is_read(make_service: MakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detronome.deploy.serve.app._PIECE_BYTES", 64)
+    content = encoded(1)
+
+    async def scenario() -> None:
+        service = make_service(max_upload_bytes=2 * len(content) + 300)
+        service.start()
+        app = build_app(service)
+        is_read = asyncio.Event()
+
+        async def ask(reads: asyncio.Event) -> list[Any]:
+            messages = [{"type": "http.request", "body": content, "more_body": False}]
+            sent: list[Any] = []
+
+            async def receive() -> Any:
+                return messages.pop() if messages else await asyncio.Event().wait()
+
+            async def send(message: Any) -> None:
+                if sent:
+                    await reads.wait()
+                sent.append(message)
+
+            scope = {
+                "type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict", "query_string": b"",
+                "headers": [(b"host", b"localhost")], "http_version": "1.1", "scheme": "http", "root_path": "",
+            }  # fmt: skip
+            await app(scope, receive, send)
+            return sent
+
+        first = asyncio.create_task(ask(is_read))
+        while service.uploads.held_bytes <= len(content):
+            await asyncio.sleep(0.005)
+        assert service.in_flight == 1 and service._slots.taken == 0
+        at_once = asyncio.Event()
+        at_once.set()
+        refused = await ask(at_once)
+        assert refused[0]["status"] == 503 and b"large bodies" in b"".join(one["body"] for one in refused[1:])
+        is_read.set()
+        head, *pieces = await first
+        body = b"".join(one["body"] for one in pieces)
+        assert head["status"] == 200 and json.loads(body)["detections"] and len(pieces) == -(-len(body) // 64)
+        assert [one["more_body"] for one in pieces] == [True] * (len(pieces) - 1) + [False]
+        assert service.uploads.held_bytes == service.in_flight == 0
+        assert (await ask(at_once))[0]["status"] == 200
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("module", ["python_multipart", "httptools", "uvloop"])
 def test_without_the_extra_the_error_says_how_to_get_it(
-    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     import sys
 
-    monkeypatch.setitem(sys.modules, "python_multipart", None)
-    with pytest.raises(MissingExtraError, match=r"(?s)python-multipart.*detronome\[serve\]"):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=rf"(?s){module.replace('_', '-')}.*detronome\[serve\]"):
         build_app(make_service())
