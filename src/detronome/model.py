@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, overload
+from typing import TYPE_CHECKING, Any, TypeGuard, get_args, overload
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from detronome.config.convert import apply_overrides, from_dict, to_dict
 from detronome.config.presets import PRESETS
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 __all__ = ["ImageSource", "Model", "Prediction", "load"]
 
 ImageSource = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
+_SINGLE = (str, bytes, bytearray, Path, Image.Image, np.ndarray, Tensor, io.IOBase)
+"""What is one image, or no image at all, although one can iterate over some."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +146,7 @@ class Model:
         self, trained: Checkpoint | Description, *, source: Path, device: str = "auto", notes: Sequence[str] = ()
     ) -> None:
         self._trained = trained
+        self._asked: tuple[Precision, bool] | None = None
         self.source = source
         self.notes = tuple(notes)
         self.config = from_dict(trained.config, where=str(source))
@@ -189,6 +194,9 @@ class Model:
     def form(self) -> Detector:
         """The network in the form that predicts: on a CPU an optimised copy, which differs by rounding; as exported; or
         as `optimize` made it."""
+        if self._asked is not None:
+            precision, compiled = self._asked
+            return optimized(self.detector, precision=precision, compiled=compiled)
         is_ours = isinstance(self._trained, Checkpoint)
         computes_in_fp32 = self.device.type == "cpu" and self.config.train.precision in ("auto", "fp32")
         return optimized(self.detector) if is_ours and computes_in_fp32 else self.detector
@@ -211,8 +219,19 @@ class Model:
                 fix=f"use one of {', '.join(get_args(Precision))}; for INT8, export the model",
             )
         _ = self.checkpoint
-        self.form = optimized(self.detector, precision=precision, compiled=compiled)
-        self.__dict__.pop("_predictor", None)
+        self._asked = (precision, compiled)
+        self._forget("form", "_predictor")
+        _ = self.form
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs, also in another process: forms are made again, since oneDNN's layouts and runtimes
+        cannot be copied."""
+        made_again = ["form", "_predictor"] + ([] if isinstance(self._trained, Checkpoint) else ["detector"])
+        return {name: value for name, value in self.__dict__.items() if name not in made_again}
+
+    def _forget(self, *names: str) -> None:
+        for name in names:
+            self.__dict__.pop(name, None)
 
     # A str is both an image and a sequence of str; the first signature is meant, and wins.
     @overload
@@ -232,11 +251,14 @@ class Model:
             One `Prediction` for one image, a list for a list.
 
         Raises:
-            DataError: an image cannot be read.
+            DataError: an image cannot be read, or is none.
+            ConfigError: the score is no number from 0 to 1.
         """
-        if isinstance(images, str | Path | Image.Image | np.ndarray):
-            return self._predict_all([images], score)[0]
-        return self._predict_all(images, score)
+        _require_score(score)
+        if _are_several(images):
+            return self._predict_all(list(images), score)
+        one: list[Any] = [images]
+        return self._predict_all(one, score)[0]
 
     @cached_property
     def _predictor(self) -> Any:
@@ -340,11 +362,26 @@ def _without_pretrained(config: RunConfig) -> RunConfig:
     return config
 
 
+def _are_several(images: object) -> TypeGuard[Iterable[ImageSource]]:
+    return isinstance(images, Iterable) and not isinstance(images, _SINGLE)
+
+
+def _require_score(score: object) -> None:
+    if not isinstance(score, int | float | np.number) or not 0 <= score <= 1:
+        raise ConfigError(f"a score of {score!r}", where="score", fix="give a number from 0 to 1")
+
+
 def _read_image(source: ImageSource) -> UInt8[np.ndarray, "H W 3"]:
     if isinstance(source, str | Path):
         return read_image(Path(source))
     if isinstance(source, Image.Image):
         return np.array(ImageOps.exif_transpose(source).convert("RGB"))
+    if not isinstance(source, np.ndarray):
+        raise DataError(
+            f"an image is a path, a Pillow image or an RGB uint8 array [height, width, 3], not {type(source).__name__}",
+            fix="open a file's bytes with PIL.Image.open; of a tensor [3, height, width] of bytes: "
+            "tensor.permute(1, 2, 0).numpy()",
+        )
     if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or source.size == 0:
         raise DataError(
             f"an image array must be uint8 [height, width, 3], this is {source.dtype} {list(source.shape)}",

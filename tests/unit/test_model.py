@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.unit.deploy.tiny_models import CATEGORIES, assert_close, config_of, model_of, picture
 
 from detronome.config.convert import to_dict
 from detronome.deploy.optimize import OptimizedDetector
 from detronome.engine.checkpoint import Checkpoint
 from detronome.engine.state import TrainingState
-from detronome.errors import ConfigError
+from detronome.errors import ConfigError, DataError
 from detronome.model import Model, Prediction
 from detronome.types import Detections
 
@@ -75,6 +79,38 @@ def test_another_precision_is_used_from_then_on() -> None:
     assert isinstance(loaded.form, OptimizedDetector) and loaded.form.precision == "bf16"
     assert not np.array_equal(before.scores, after.scores)
     np.testing.assert_allclose(before.scores, after.scores, atol=0.1)
+
+
+@pytest.mark.parametrize("optimised", [False, True])
+def test_a_copy_predicts_the_same(optimised: bool) -> None:
+    """Also one for another process, after a first prediction and in the form that was asked for."""
+    loaded = model()
+    if optimised:
+        loaded.optimize(precision="bf16")
+    found = loaded.predict(IMAGES[0], score=0.0)
+    for copied in (copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        assert_close(copied.predict(IMAGES[0], score=0.0).detections, found.detections)
+        assert isinstance(copied.form, OptimizedDetector) and copied.form.precision == ("bf16" if optimised else "fp32")
+
+
+def test_any_iterable_is_a_list_of_images() -> None:
+    loaded = model()
+    assert len(loaded.predict(image for image in IMAGES[:2])) == 2  # type: ignore[call-overload]
+    assert loaded.predict(()) == []
+
+
+@pytest.mark.parametrize("what", [b"\xff\xd8\xff", io.BytesIO(b"x"), None, 3, torch.zeros(3, 8, 8, dtype=torch.uint8)])
+def test_what_is_no_image_is_refused(what: object) -> None:
+    name = type(what).__name__
+    for images in (what, [what]):
+        with pytest.raises(DataError, match=rf"an RGB uint8 array \[height, width, 3\], not {name}"):
+            model().predict(images)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("score", [float("nan"), 2, -1, "x", None])
+def test_a_score_that_is_none_is_refused(score: object) -> None:
+    with pytest.raises(ConfigError, match="a score of"):
+        model().predict(Image.new("RGB", (40, 40)), score=score)  # type: ignore[call-overload]
 
 
 def test_a_precision_that_there_is_not_is_refused() -> None:

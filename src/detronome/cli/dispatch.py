@@ -21,6 +21,7 @@ from cyclopts import CycloptsError, UnknownCommandError
 
 from detronome.cli.commands import app
 from detronome.errors import ConfigError, DetronomeError, Problem, nearest_name_hint
+from detronome.runtime.signals import ended_in_order
 
 __all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_USAGE", "run"]
 
@@ -34,7 +35,8 @@ def run(arguments: Sequence[str]) -> None:
     as_json = _wants_json(arguments)
     try:
         try:
-            app(arguments)
+            with ended_in_order():
+                app(arguments)
         finally:
             sys.stdout.flush()
     except CycloptsError as error:

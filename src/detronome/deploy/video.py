@@ -33,6 +33,8 @@ _TICKS = {"libx264": 8, "mpeg4": 1}
 """Of the clock in the time of a frame: some, so that frames at uneven intervals keep their times, and so few that the
 rounding of containers that count milliseconds is undone. MPEG-4's clock has 16 bits for a second."""
 _DEFAULT_FPS = Fraction(25)
+_WHOLE = 0.95
+"""Part of the time said by the file's head that its pictures must fill: containers round, and some count otherwise."""
 _FIX = "play it to see whether it is whole, or convert it: ffmpeg -i VIDEO out.mp4"
 
 
@@ -96,11 +98,12 @@ class VideoReader:
         """Yield the frames in the order in which they are shown.
 
         Raises:
-            DataError: the video is damaged, or its pictures change their size; the frames before have been yielded.
+            DataError: the video is damaged or cut, or its pictures change their size; frames before are yielded.
         """
-        number, shape = -1, None
+        number, shape, end_s = -1, None, 0.0
         try:
             for number, frame in enumerate(self._container.decode(self._stream)):
+                end_s = max(end_s, self._end_s(frame, number))
                 if number % self.every:
                     continue
                 turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
@@ -121,6 +124,19 @@ class VideoReader:
             ) from error
         if number < 0:
             raise DataError("the video has no frame that can be decoded", where=str(self.file), fix=_FIX)
+        said_s = 0 if self._container.duration is None else self._container.duration / 1_000_000
+        if not self.has_audio and end_s < _WHOLE * said_s:  # sound may be longer than the pictures
+            raise DataError(
+                f"the video is cut: its pictures end after {end_s:.1f} s, and it says that it has {said_s:.1f} s",
+                where=str(self.file),
+                fix=_FIX,
+            )
+
+    def _end_s(self, frame: av.VideoFrame, number: int) -> float:
+        """Return when a frame is over."""
+        start_s = frame.time if frame.time is not None else number / self.fps
+        lasts_s = frame.duration * frame.time_base if frame.duration and frame.time_base else 1 / self.fps
+        return float(start_s + lasts_s)
 
     def _said_frames(self) -> int:
         if self._stream.frames:

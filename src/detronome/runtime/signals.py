@@ -6,10 +6,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["STOP_SIGNALS", "Interrupted", "StopRequest", "exit_code"]
+__all__ = ["STOP_SIGNALS", "Interrupted", "StopRequest", "ended_in_order", "exit_code"]
 
 STOP_SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Windows has no SIGUSR1."""
@@ -20,14 +22,14 @@ seconds is no second request."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A second signal came: end at once.
+    """A signal came that is not to wait for the end of a step, or a second one: end at once.
 
     Args:
         name: of the signal, e.g. `SIGTERM`.
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"interrupted by a second signal, {name}")
+        super().__init__(f"interrupted by {name}")
         self.exit_code = exit_code(name)
 
 
@@ -72,6 +74,25 @@ class StopRequest:
             for stop in self._previous:
                 signal.signal(stop, signal.SIG_DFL)
             raise Interrupted(name)
+
+
+@contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Let SIGTERM raise `Interrupted`, so that what is half done is cleaned up, as after Ctrl-C; a second one ends the
+    process."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Interrupted(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def exit_code(name: str) -> int:

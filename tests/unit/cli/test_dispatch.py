@@ -97,7 +97,8 @@ def test_an_interruption_is_a_short_line(capsys: Capture, monkeypatch: pytest.Mo
     assert err == "interrupted\n" and json.loads(out)["error"]["exit_code"] == 130
 
 
-def test_ctrl_c_ends_a_process_with_130_and_no_traceback() -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_process_in_order_and_without_a_traceback(number: signal.Signals, code: int) -> None:
     process = subprocess.Popen(
         [*COMMAND, "doctor", "--explain"],
         stdin=subprocess.PIPE,
@@ -111,9 +112,9 @@ def test_ctrl_c_ends_a_process_with_130_and_no_traceback() -> None:
     deadline = time.monotonic() + 60
     while "pipe" not in waiting.read_text() and time.monotonic() < deadline:  # until it reads what is piped
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, "", "interrupted\n")
+    assert (process.returncode, out, err) == (code, "", "interrupted\n")
 
 
 @pytest.mark.parametrize("arguments", [["completion", "bash"], EXPLAIN], ids=["plain", "rich"])

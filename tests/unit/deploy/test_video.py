@@ -147,12 +147,9 @@ def test_a_damaged_video_gives_the_frames_before(tmp_path: Path) -> None:
     content = file.read_bytes()
     (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
     numbers = []
-    try:
-        with VideoReader(tmp_path / "cut.mkv") as video:
-            for read in video:
-                numbers.append(read.number)
-    except DataError as error:
-        assert "damaged after" in str(error)
+    with VideoReader(tmp_path / "cut.mkv") as video, pytest.raises(DataError, match=r"damaged after|is cut: "):
+        for read in video:
+            numbers.append(read.number)
     assert 5 < len(numbers) < 40 and numbers == list(range(len(numbers)))
 
 

@@ -68,9 +68,9 @@ def download(
                 keep_archives=keep_archives,
                 on_event=console,
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print_notice("interrupted: what has come is kept; run the same command again to go on")
-        return _INTERRUPTED
+        return getattr(error, "exit_code", _INTERRUPTED)
     if json:
         print_json({"folder": str(folder), "parts": [part.to_json() for part in installed]})
         return 0

@@ -240,8 +240,8 @@ def _preprocessing(config: Mapping[str, Any]) -> tuple[str, ...]:
         f"resize to {size}x{size} pixels without keeping the aspect"
         if augment["square"]
         else f"resize to side s = {size} for the shorter one; where long / short * s > {longest}, "
-        f"s = max(1, round({longest} * short / long)); the longer one gets int(s * long / short) pixels; an image whose "
-        "shorter side is s stays as it is"
+        f"s = max(1, round({longest} * short / long)); the longer one gets int(s * long / short) pixels; an image "
+        "whose shorter side is s stays as it is"
     )
     return (
         "turn the image upright (EXIF) and to RGB",

@@ -9,13 +9,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -23,6 +20,7 @@ from detronome.deploy.serve.app import build_app
 from detronome.deploy.serve.model_process import ModelProcessError
 from detronome.deploy.serve.service import Service
 from detronome.errors import CheckpointError, ConfigError
+from detronome.runtime.signals import ended_in_order
 
 __all__ = ["LOOPBACK", "serve"]
 
@@ -61,7 +59,7 @@ def serve(
     app = build_app(service, is_local=host in LOOPBACK, allows_urls=allows_urls)
     listener = _listen(host, port)
     try:
-        with listener, _ended_by_signals():
+        with listener, ended_in_order():  # so that the model's process ends too
             try:
                 service.open()
             except ModelProcessError as error:
@@ -166,20 +164,3 @@ def _allow_files(count: int) -> None:
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """While the model is being opened, let SIGTERM end the process the way Ctrl-C does, so that its child ends too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

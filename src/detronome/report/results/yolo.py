@@ -16,7 +16,7 @@ __all__ = ["YoloWriter"]
 
 class YoloWriter:
     """Writes `labels/<name>.txt` with a line `class cx cy w h confidence` for each confident object, highest score
-    first: 0-1 of the image's width and height, cut at its borders, classes counted from 0 in the order of `classes.txt`.
+    first: 0-1 of the image's width and height, cut at its borders; classes count from 0 in the order of `classes.txt`.
 
     An image without objects has an empty file; a frame of a video is `labels/<video>/<number>.txt`.
 

@@ -30,7 +30,7 @@ REFUSED = {
     "truncated_image.png": "truncated",
     "broken.png": "begins like a PNG file, but its header cannot be read",
     "zero_width.gif": "its size is 0x32 pixels",
-    "decompression_bomb.gif": "decompression bomb",
+    "decompression_bomb.gif": "more pixels than the limit",
 }
 WITHOUT_END = {"truncated_jpeg.jpg"}
 """Only the last byte of its end marker is missing."""
