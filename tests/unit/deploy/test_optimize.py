@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from detronome.models.layers.packed import PackedConv2d, PackedLinear
 from detronome.ops import onednn
 from detronome.types import ModelOutput
 
+IS_CHECKED = os.environ.get("DETRONOME_SHAPE_CHECKS") != "off"
 needs_onednn = pytest.mark.skipif(not onednn.is_available(torch.float32), reason="no oneDNN operators here")
 needs_bf16 = pytest.mark.skipif(not onednn.is_available(torch.bfloat16), reason="no oneDNN operators in bf16 here")
 
@@ -104,6 +109,19 @@ def test_a_copy_in_bf16_holds_its_weights_in_half_the_bytes() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not IS_CHECKED, reason="this is that process")
+@pytest.mark.timeout(3600)
+def test_compiled_in_a_process_without_shape_checks() -> None:
+    """The compiler does not understand the functions that shape checks make."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "slow", __file__]
+    environment = {**os.environ, "DETRONOME_SHAPE_CHECKS": "off"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(IS_CHECKED, reason="in a process of its own")
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("family", ["detr", "nano"])
 def test_compiled_outputs_are_those_of_the_detector(family: str) -> None:
     failures: list[str] = []
