@@ -44,7 +44,7 @@ def logged(step: int, loss: float | None = None) -> StepLogged:
     return StepLogged(
         step=step,
         epoch=step / 10,
-        loss=10 / (1 + step) if loss is None else loss,
+        loss=10 / (1 + abs(step)) if loss is None else loss,
         losses={"loss_bbox": 0.1, "loss_giou": math.nan},
         grad_norm=3.0,
         learning_rates={"model": 1e-4, "backbone": 1e-5},

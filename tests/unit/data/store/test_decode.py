@@ -122,10 +122,10 @@ def test_modes_become_what_pillow_makes_of_them(tmp_path: Path, mode: str, suffi
     path = tmp_path / f"a.{suffix}"
     try:
         image.save(path)
-    except (OSError, KeyError):
+        with Image.open(path) as file:
+            wanted = np.asarray(file.convert("RGB")).astype(int)
+    except (OSError, KeyError):  # Pillow 12 writes YCbCr as TIFF and cannot read it
         pytest.skip("the format has no such mode")
-    with Image.open(path) as file:
-        wanted = np.asarray(file.convert("RGB")).astype(int)
     assert np.abs(read_image(path, (20, 30)) - wanted).max() <= 2
 
 
