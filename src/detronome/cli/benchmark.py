@@ -44,7 +44,7 @@ def benchmark(
     device: Annotated[str, MACHINE_GROUP] = "auto",
     out: Annotated[Path, OUTPUT_GROUP] = Path("benchmark"),
     json: Json = False,
-) -> None:
+) -> int:
     """Measure a detector in every form that this machine can run, each in turn with the others.
 
     Time is measured on the data's own images, from files to detections and for the network alone; each form has a
@@ -94,6 +94,12 @@ def benchmark(
         on_begin=lambda what: console.print(Text(what, style="dim")),
     )
     print_json(found.to_json()) if json else _print(found)
+    return _exit_code(found)
+
+
+def _exit_code(found: Benchmark) -> int:
+    """Return 1 if nothing could be measured."""
+    return 0 if any(form.batches or form.metrics is not None for form in found.forms) else 1
 
 
 def _whole_numbers(text: str) -> list[int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from detronome.api.benchmarking import Benchmark
-from detronome.cli.benchmark import _print, _whole_numbers
+from detronome.cli.benchmark import _exit_code, _print, _whole_numbers
 from detronome.deploy.benchmark.forms import LeftOut
 from detronome.deploy.benchmark.messages import CallTimes
 from detronome.deploy.benchmark.records import FormRecord, summarize
@@ -60,6 +61,12 @@ def test_the_table_says_what_was_measured_and_what_was_not(capsys: pytest.Captur
     assert rows["recommended"][1] == "fast"
     assert "failed: torn: it broke (mend it)" in err and "pip install 'detronome[openvino]'" in err
     assert "other programs" not in err
+
+
+def test_a_form_that_fails_is_told_and_all_of_them_are_a_failure() -> None:
+    measured = found()
+    assert _exit_code(measured) == 0
+    assert _exit_code(replace(measured, forms=measured.forms[-1:])) == 1
 
 
 def test_a_busy_machine_is_told(capsys: pytest.CaptureFixture[str]) -> None:
