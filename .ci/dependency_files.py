@@ -1,7 +1,7 @@
 """Writes `requirements.txt` and `environment.yml` (conda) from pyproject.toml: `python .ci/dependency_files.py`.
 
 It lives beside `.ci/run` because it serves whoever changes a dependency; the package itself never needs it.
-`tests/contract/test_dependency_files.py` fails while the files do not agree with pyproject.toml.
+`tests/contract/test_dependencies.py` fails while the files do not agree with pyproject.toml.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class Model:
         self, trained: Checkpoint | Description, *, source: Path, device: str = "auto", notes: Sequence[str] = ()
     ) -> None:
         self._trained = trained
-        self._asked: tuple[Precision, bool] | None = None
+        self._asked_form: tuple[Precision, bool] | None = None
         self.source = source
         self.notes = tuple(notes)
         self.config = from_dict(trained.config, where=str(source))
@@ -194,8 +194,8 @@ class Model:
     def form(self) -> Detector:
         """The network in the form that predicts: on a CPU an optimised copy, which differs by rounding; as exported; or
         as `optimize` made it."""
-        if self._asked is not None:
-            precision, compiled = self._asked
+        if self._asked_form is not None:
+            precision, compiled = self._asked_form
             return optimized(self.detector, precision=precision, compiled=compiled)
         is_ours = isinstance(self._trained, Checkpoint)
         computes_in_fp32 = self.device.type == "cpu" and self.config.train.precision in ("auto", "fp32")
@@ -219,19 +219,16 @@ class Model:
                 fix=f"use one of {', '.join(get_args(Precision))}; for INT8, export the model",
             )
         _ = self.checkpoint
-        self._asked = (precision, compiled)
-        self._forget("form", "_predictor")
-        _ = self.form
+        form = optimized(self.detector, precision=precision, compiled=compiled)
+        self._asked_form = (precision, compiled)
+        self.__dict__.pop("_predictor", None)
+        self.form = form
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs, also in another process: forms are made again, since oneDNN's layouts and runtimes
         cannot be copied."""
         made_again = ["form", "_predictor"] + ([] if isinstance(self._trained, Checkpoint) else ["detector"])
         return {name: value for name, value in self.__dict__.items() if name not in made_again}
-
-    def _forget(self, *names: str) -> None:
-        for name in names:
-            self.__dict__.pop(name, None)
 
     # A str is both an image and a sequence of str; the first signature is meant, and wins.
     @overload

@@ -43,12 +43,7 @@ DISTRIBUTIONS = {
     "tomli_w": "tomli-w",
     "yaml": "pyyaml",
 }
-USED_BY_OTHERS = {
-    "tensorboard": "torch.utils.tensorboard",
-    "onnxscript": "torch.onnx",
-    "httptools": "uvicorn",
-    "uvloop": "uvicorn",
-}
+USED_BY_OTHERS = {"tensorboard": "torch.utils.tensorboard", "onnxscript": "torch.onnx"}
 """Dependencies that our code reaches only through another one."""
 
 

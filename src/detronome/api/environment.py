@@ -16,7 +16,10 @@ def check_environment(*, limit_s: float = LIMIT_S, on_stage: Callable[[str], Non
     Every package is called in a process of its own, so a broken one ends nothing here.
 
     Args:
-        limit_s: seconds for the whole; what has not answered then is named in a finding.
+        limit_s: seconds for the whole, 2 to 3600; what has not answered then is named in a finding.
         on_stage: is told what is being done.
+
+    Raises:
+        ConfigError: for another limit.
     """
     return examine_environment(on_stage, limit_s=limit_s)

@@ -252,7 +252,6 @@ app.command(
         ("The cause of an error", "detronome doctor --explain 'DataLoader worker is killed by signal: Bus error'"),
         ("From a log", "detronome doctor --explain < train.log"),
         ("Newer releases, what holds them back, and security", "detronome doctor --updates"),
-        ("What is behind its newest release, and what holds it back", "detronome doctor --updates"),
         notes="Exit codes: 0 all is well, 1 warnings, 2 failures; of --explain: 0 the cause is found, 1 it is not.",
     ),
 )

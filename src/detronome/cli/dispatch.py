@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from cyclopts import CycloptsError, UnknownCommandError
 
@@ -33,11 +34,16 @@ EXIT_INTERRUPTED = 130
 def run(arguments: Sequence[str]) -> None:
     """Run a command; a mistake is told and ends the process with 1 or 2, an interruption with 128 + the signal."""
     as_json = _wants_json(arguments)
+    judged: SystemExit | None = None
     try:
         try:
             with ended_in_order():
                 app(arguments)
-        finally:
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # as rich ends it
+                raise end.__context__ from None
+            judged = end
+        if sys.stdout is not None:
             sys.stdout.flush()
     except CycloptsError as error:
         _fail(_usage_error(error), as_json=as_json)
@@ -48,13 +54,9 @@ def run(arguments: Sequence[str]) -> None:
         if as_json and _is_main_rank():
             _print_json("Interrupted", (Problem(what="interrupted"),), code)
         print("interrupted", file=sys.stderr)  # noqa: T201
-        sys.exit(code)
+        _end(code)
     except BrokenPipeError:
         # The reader (`| head`) has enough; without this, flushing stdout at exit would fail again.
-        _silence_stdout()
-    except SystemExit as end:
-        if not isinstance(end.__context__, BrokenPipeError):  # as rich ends it
-            raise
         _silence_stdout()
     except OSError as error:
         if error.errno != errno.ENOSPC or error.filename is not None:
@@ -66,6 +68,8 @@ def run(arguments: Sequence[str]) -> None:
             DetronomeError("the output cannot be written: the disk is full", where="stdout", fix="free some space")
         )
         sys.exit(EXIT_FAILED)
+    if judged is not None:
+        raise judged
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
@@ -93,12 +97,24 @@ def _fail(error: DetronomeError, *, as_json: bool) -> None:
         if as_json:
             _print_json(type(error).__name__, error.problems, code)
         print_error(error)
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """End the process; what a reader that is gone would not take must not change the exit code."""
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _silence_stdout()
     sys.exit(code)
 
 
 def _print_json(kind: str, problems: Sequence[Problem], code: int) -> None:
     """Print an error as one line, which may follow the lines of `watch --json`."""
     told = [{"what": one.what, "where": one.where or None, "fix": one.fix or None} for one in problems]
+    if sys.stdout is None:
+        return
     try:
         sys.stdout.write(json.dumps({"error": {"kind": kind, "exit_code": code, "problems": told}}) + "\n")
         sys.stdout.flush()
@@ -111,4 +127,5 @@ def _is_main_rank() -> bool:
 
 
 def _silence_stdout() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:  # services may start a program without one
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

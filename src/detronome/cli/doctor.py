@@ -6,6 +6,7 @@ It needs none of our packages but those of the command line: others may be missi
 from __future__ import annotations
 
 import json as json_format
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ __all__ = ["doctor"]
 
 _Found = TypeVar("_Found")
 _EXIT_UNKNOWN = 1
-_LEAST_S = 2.0
+_CONTROL = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f]")
 _STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 _MARKS = {"ok": "✔", "warning": "▲", "failure": "✘"}
 _ASCII_MARKS = {"ok": "ok", "warning": "!", "failure": "X"}
@@ -73,9 +74,9 @@ def doctor(
     updates
         What is behind the newest release, what holds it back, what is a matter of security, and the commands.
     limit_s
-        Seconds for the examination; what has not answered then is named.
+        Seconds for the examination, 2 to 3600; what has not answered then is named.
     """
-    _require_one_task(explain, list_known, updates, limit_s)
+    _require_one_task(explain, list_known, updates)
     if list_known:
         return _list(as_json=json)
     if explain is not None:
@@ -92,7 +93,7 @@ def doctor(
     return examination.exit_code
 
 
-def _require_one_task(explain: list[str] | None, list_known: bool, updates: bool, limit_s: float) -> None:
+def _require_one_task(explain: list[str] | None, list_known: bool, updates: bool) -> None:
     if list_known and (explain is None or explain):
         raise ConfigError(
             "--list prints the errors that --explain knows, and explains none",
@@ -101,12 +102,6 @@ def _require_one_task(explain: list[str] | None, list_known: bool, updates: bool
         )
     if updates and explain is not None:
         raise ConfigError("--updates and --explain are two tasks", where="--updates", fix="detronome doctor --updates")
-    if not limit_s >= _LEAST_S:
-        raise ConfigError(
-            f"--limit-s is {limit_s:g}; an examination takes some seconds",
-            where="--limit-s",
-            fix=f"give {_LEAST_S:g} or more",
-        )
 
 
 def _with_status(work: Callable[[Callable[[str], None]], _Found]) -> _Found:
@@ -121,6 +116,8 @@ def _with_status(work: Callable[[Callable[[str], None]], _Found]) -> _Found:
 def _print(lines: Callable[[int | None, bool], Iterator[Text]]) -> None:
     console = _console()
     for line in lines(_width(console), speaks_unicode(sys.stdout)):
+        # An index or a broken package may have written it: nothing of that is for the terminal.
+        line.plain = _CONTROL.sub(lambda found: " " * len(found[0]), line.plain)
         console.print(line, soft_wrap=True)
 
 

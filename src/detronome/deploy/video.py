@@ -125,7 +125,8 @@ class VideoReader:
         if number < 0:
             raise DataError("the video has no frame that can be decoded", where=str(self.file), fix=_FIX)
         said_s = 0 if self._container.duration is None else self._container.duration / 1_000_000
-        if not self.has_audio and end_s < _WHOLE * said_s:  # sound may be longer than the pictures
+        is_alone = len(self._container.streams) == 1  # sound and subtitles may be longer than the pictures
+        if is_alone and end_s < _WHOLE * said_s:
             raise DataError(
                 f"the video is cut: its pictures end after {end_s:.1f} s, and it says that it has {said_s:.1f} s",
                 where=str(self.file),

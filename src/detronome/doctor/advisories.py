@@ -30,8 +30,6 @@ class Twins:
     packages: tuple[str, ...]
     what: str
     keep: str
-    is_bad_alone: str = ""
-    """One that should not be there even alone."""
 
 
 _STOLEN = "this release was published by an attacker: importing it steals credentials"

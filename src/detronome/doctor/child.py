@@ -38,6 +38,7 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 _PATIENCE_S = 0.05
 _GRACE_S = 5.0
 _FAREWELL_S = 0.5
+"""For a child that is told to end, to remove its files; then it is killed."""
 _LAST_WORDS = 4000
 """Characters of what a dead process said."""
 
@@ -150,14 +151,19 @@ def _ends_in_time(process: subprocess.Popen[bytes], limit_s: float, stop: Event)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a child and what it has started, such as ranks and workers."""
-    if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
+    """End a child and what it has started, such as ranks and workers: first so that it removes its files."""
+    if not hasattr(os, "killpg"):
         process.kill()
-    with suppress(subprocess.TimeoutExpired):  # on a busy machine even a killed process takes its time
-        process.wait(timeout=_FAREWELL_S)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_FAREWELL_S)
+        return
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        if how is signal.SIGTERM and process.poll() is not None:
+            continue  # it has ended by itself; what it has started may live on
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, how)
+        with suppress(subprocess.TimeoutExpired):  # on a busy machine even a killed process takes its time
+            process.wait(timeout=_FAREWELL_S)
 
 
 def _read(
@@ -189,9 +195,18 @@ def _death(code: int | None) -> str:
     return f"the process ended with exit code {code}"
 
 
+class _ToldToEnd(SystemExit):
+    """Unwinds a probe, so that it removes what it has made."""
+
+
+def _end_probe(number: int, frame: object) -> None:
+    raise _ToldToEnd
+
+
 def answer_probes(probes: Sequence[str], *, is_first_needed: bool, limit_s: float) -> None:
     """Run probes in this process, the child, and write each answer as a line of JSON to the standard output."""
     faulthandler.dump_traceback_later(limit_s + _GRACE_S, exit=True)  # where nobody is left to end this process
+    signal.signal(signal.SIGTERM, _end_probe)
     # What libraries print goes to stderr: the lines of the answers stay whole.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)
@@ -202,6 +217,8 @@ def answer_probes(probes: Sequence[str], *, is_first_needed: bool, limit_s: floa
                 module, _, function = probe.rpartition(".")
                 facts = getattr(import_module(f"detronome.doctor.probes.{module}"), function)()
                 record |= {"end": "answered", "facts": facts}
+            except _ToldToEnd:
+                break
             except BaseException:
                 record |= {"end": "raised", "error": traceback.format_exc()}
             record["seconds"] = time.monotonic() - begin

@@ -11,10 +11,11 @@ from threading import Event
 
 from detronome.doctor.calls import judge_calls
 from detronome.doctor.child import Answer, Batch, run_batch
-from detronome.doctor.findings import LIMIT_S, Examination, Finding, Severity
+from detronome.doctor.findings import LEAST_LIMIT_S, LIMIT_S, MOST_LIMIT_S, Examination, Finding, Severity
 from detronome.doctor.install import Installer
 from detronome.doctor.machine import judge_gpu, judge_machine, judge_speed
 from detronome.doctor.packages import Inventory, judge_packages, judge_python
+from detronome.errors import ConfigError
 from detronome.version import __version__
 
 __all__ = ["GROUPS", "examine_environment"]
@@ -82,8 +83,17 @@ def examine_environment(
 
     Args:
         on_stage: is told what is being done.
-        limit_s: of the whole; what has not answered then is ended, and named in a finding.
+        limit_s: of the whole, 2 to 3600; what has not answered then is ended, and named in a finding.
+
+    Raises:
+        ConfigError: for another limit.
     """
+    if not LEAST_LIMIT_S <= limit_s <= MOST_LIMIT_S:
+        raise ConfigError(
+            f"the limit is {limit_s:g} s; an examination takes some seconds and ends within the hour",
+            where="limit_s (--limit-s)",
+            fix=f"give {LEAST_LIMIT_S:g} to {MOST_LIMIT_S:g}",
+        )
     begin = time.monotonic()
     on_stage("calling the packages")
     answers: dict[str, Answer] = {}
@@ -157,7 +167,7 @@ def _unfinished(answers: dict[str, Answer], limit_s: float) -> Iterator[Finding]
             severity=Severity.WARNING,
             what=f"not finished within {limit_s:g} s: {', '.join(names)}",
             cause="the machine is busy or its disks are slow, or a call hangs and those behind it waited",
-            fix=f"detronome doctor --limit-s {max(120, 4 * limit_s):g}",
+            fix=f"detronome doctor --limit-s {min(max(120, 4 * limit_s), MOST_LIMIT_S):g}",
         )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 from detronome.doctor.symptoms import SYMPTOMS, Symptom
@@ -17,6 +19,7 @@ _CONTROL = re.compile(
 )
 _LOOKALIKES = str.maketrans({"\u00a0": " ", "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\ufeff": None})
 """What web pages and word processors put in place of plain characters."""
+_PLACE = re.compile(r"\{(\w+)\}")
 _LONGEST_LINE = 200
 _NARROWEST, _WIDEST = 40, 300
 """Columns of a terminal that may have broken lines."""
@@ -28,24 +31,24 @@ _PACKAGES = {
     "yaml": "pyyaml",
     "sklearn": "scikit-learn",
     "skimage": "scikit-image",
-    "tensorboard": "'detronome[tensorboard]'",
-    "wandb": "'detronome[wandb]'",
-    "mlflow": "'detronome[mlflow]'",
-    "optuna": "'detronome[search]'",
-    "starlette": "'detronome[serve]'",
-    "uvicorn": "'detronome[serve]'",
-    "python_multipart": "'detronome[serve]'",
+    "tensorboard": "detronome[tensorboard]",
+    "wandb": "detronome[wandb]",
+    "mlflow": "detronome[mlflow]",
+    "optuna": "detronome[search]",
+    "starlette": "detronome[serve]",
+    "uvicorn": "detronome[serve]",
+    "python_multipart": "detronome[serve]",
     "multipart": "python-multipart",
-    "timm": "'detronome[timm]'",
-    "supervision": "'detronome[supervision]'",
-    "fsspec": "'detronome[cloud]'",
-    "onnx": "'detronome[onnx]'",
-    "onnxscript": "'detronome[onnx]'",
-    "onnxruntime": "'detronome[onnx]'",
-    "openvino": "'detronome[openvino]'",
-    "nncf": "'detronome[int8]'",
-    "tensorrt": "'detronome[tensorrt]'",
-    "av": "'detronome[video]'",
+    "timm": "detronome[timm]",
+    "supervision": "detronome[supervision]",
+    "fsspec": "detronome[cloud]",
+    "onnx": "detronome[onnx]",
+    "onnxscript": "detronome[onnx]",
+    "onnxruntime": "detronome[onnx]",
+    "openvino": "detronome[openvino]",
+    "nncf": "detronome[int8]",
+    "tensorrt": "detronome[tensorrt]",
+    "av": "detronome[video]",
     "detronome": "detronome",
 }
 """What to install for a module whose package has another name, or for which we have an extra."""
@@ -59,7 +62,7 @@ class Match:
     cause: str
     fix: Sequence[str]
     line: int
-    """From 1."""
+    """Of the text as it was given, from 1."""
     text: str
     """The line."""
     is_consequence: bool
@@ -86,37 +89,40 @@ def explain_error(text: str) -> Explanation:
     Causes come before their consequences, so the earliest symptom counts; those that always follow from something else
     count only where there is nothing else.
     """
-    plain = _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n").translate(_LOOKALIKES))
+    lines = [_plain(line) for line in text.split("\n")]
     found: list[tuple[Symptom, Match]] = []
-    for reading in _readings(plain):
-        found = _find(reading)
+    for pieces in _readings(lines):
+        found = _find(pieces)
         if found:
             break
     matches = [match for _, match in sorted(found, key=lambda pair: _rank(pair[0], pair[1], found))]
     return Explanation(
-        num_lines=len(reading.strip("\n").split("\n")) if reading.strip() else 0,
+        num_lines=max((number for number, line in enumerate(lines, start=1) if line.strip()), default=0),
         best=matches[0] if matches else None,
         others=matches[1:],
-        last_error=_last_error(plain.split("\n")),
+        last_error=_last_error("\n".join(lines).split("\n")),
     )
 
 
-def _readings(text: str) -> Iterator[str]:
-    """Yield a text as it is; then as a log of JSON that is read, and as one whose lines a terminal has broken."""
-    yield text
-    if "\\n" in text or '\\"' in text:
-        yield text.replace("\\n", "\n").replace('\\"', '"')
-    lines = text.split("\n")
-    width = max(map(len, lines))
+def _plain(line: str) -> str:
+    """Return a line without colours and lookalikes; what a carriage return begins anew is a line within it."""
+    return _CONTROL.sub("", line.removesuffix("\r").replace("\r", "\n").translate(_LOOKALIKES))
+
+
+def _readings(lines: Sequence[str]) -> Iterator[list[str]]:
+    """Yield what is read of each line: it itself; a log of JSON that is read; what a terminal has broken, joined."""
+    yield [f"{line}\n" for line in lines]
+    if any("\\n" in line or '\\"' in line for line in lines):
+        yield [line.replace("\\n", "\n").replace('\\"', '"') + "\n" for line in lines]
+    width = max(len(part) for line in lines for part in line.split("\n"))
     if _NARROWEST <= width <= _WIDEST:
-        yield "".join(line if len(line) == width else f"{line}\n" for line in lines)
+        yield ["".join(part if len(part) == width else f"{part}\n" for part in line.split("\n")) for line in lines]
 
 
-def _find(text: str) -> list[tuple[Symptom, Match]]:
-    """Return the first hit of each symptom."""
-    starts = [0]
-    starts += [place.end() for place in re.finditer("\n", text)]
-    lines = text.split("\n")
+def _find(pieces: Sequence[str]) -> list[tuple[Symptom, Match]]:
+    """Return the first hit of each symptom in what is read of each line."""
+    text = "".join(pieces)
+    starts = [0, *accumulate(map(len, pieces))][:-1]
     taken: list[tuple[int, int]] = []
     found: list[tuple[Symptom, Match]] = []
     for symptom in SYMPTOMS:
@@ -125,7 +131,7 @@ def _find(text: str) -> list[tuple[Symptom, Match]]:
             if any(begin < hit.end() and hit.start() < end for begin, end in taken):
                 continue
             taken.append(hit.span())
-            found.append((symptom, _match(symptom, hit, lines, starts)))
+            found.append((symptom, _match(symptom, hit, text, starts)))
             break
     return found
 
@@ -139,25 +145,26 @@ def _rank(symptom: Symptom, match: Match, found: Sequence[tuple[Symptom, Match]]
     return symptom.is_consequence, is_specified, match.line
 
 
-def _match(symptom: Symptom, hit: re.Match[str], lines: Sequence[str], starts: Sequence[int]) -> Match:
+def _match(symptom: Symptom, hit: re.Match[str], text: str, starts: Sequence[int]) -> Match:
     groups = {key: value for key, value in hit.groupdict().items() if value}
-    at = bisect_right(starts, hit.start("at") if "at" in groups else hit.start()) - 1
+    at = hit.start("at") if "at" in groups else hit.start()
+    end = text.find("\n", at)
     name = next((value for key, value in groups.items() if key != "at"), "")
     words = {**groups, "name": name, "package": _PACKAGES.get(name.split(".")[0], name.split(".")[0])}
+    # Whoever wrote the log wrote these words: in a command to paste they are words, and no commands.
+    quoted = {key: shlex.quote(value) for key, value in words.items()}
     return Match(
         name=symptom.name,
         cause=_fill(symptom.cause, words),
-        fix=[_fill(step, words) for step in symptom.fix],
-        line=at + 1,
-        text=_cut(lines[at].strip(), hit[0]),
+        fix=[_fill(step, words if step.startswith("#") else quoted) for step in symptom.fix],
+        line=bisect_right(starts, at),
+        text=_cut(text[text.rfind("\n", 0, at) + 1 : end if end >= 0 else None].strip(), hit[0]),
         is_consequence=symptom.is_consequence,
     )
 
 
 def _fill(text: str, words: dict[str, str]) -> str:
-    for name, value in words.items():
-        text = text.replace("{" + name + "}", value)
-    return text
+    return _PLACE.sub(lambda place: words.get(place[1], place[0]), text)
 
 
 def _cut(line: str, found: str) -> str:

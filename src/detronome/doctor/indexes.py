@@ -89,10 +89,11 @@ def indexes_of_uv(environment: Mapping[str, str], folder: Path) -> Indexes:
     """
     default, others, is_off = "", list[str](), False
     for settings in (_variables_of_uv(environment), *_files_of_uv(environment, folder)):
-        for table in (settings, settings.get("pip", {})):
-            named = [entry for entry in table.get("index", ()) if not entry.get("explicit")]
+        for table in (settings, _table(settings.get("pip"))):
+            entries = [_table(entry) for entry in _list(table.get("index"))]
+            named = [entry for entry in entries if not entry.get("explicit")]
             others += [str(entry["url"]) for entry in named if "url" in entry and not entry.get("default")]
-            others += [str(url) for url in table.get("extra-index-url", ())]
+            others += [str(url) for url in _list(table.get("extra-index-url"))]
             chosen = [str(entry["url"]) for entry in named if "url" in entry and entry.get("default")]
             default = default or next(iter(chosen), "") or str(table.get("index-url") or "")
             is_off = is_off or bool(table.get("no-index") or table.get("offline"))
@@ -136,10 +137,19 @@ def _project(folders: Iterable[Path]) -> dict[str, Any]:
     for folder in folders:
         if (folder / "uv.toml").is_file():
             return _read(folder / "uv.toml")
-        found = _read(folder / "pyproject.toml").get("tool", {}).get("uv")
+        found = _table(_read(folder / "pyproject.toml").get("tool")).get("uv")
         if found is not None:
-            return dict(found)
+            return _table(found)
     return {}
+
+
+def _table(value: object) -> dict[str, Any]:
+    """Return a table of a file that somebody wrote by hand; an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _read(file: Path) -> dict[str, Any]:

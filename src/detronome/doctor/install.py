@@ -12,6 +12,7 @@ from pathlib import Path
 
 __all__ = ["Installer"]
 
+_UV = "uv pip"
 _PYTORCH_INDEX = "https://download.pytorch.org/whl/"
 
 
@@ -34,10 +35,15 @@ class Installer:
                 return cls(command=f"{python} -m ensurepip && {python} -m pip")
             folder = Path(sys.prefix).parent  # uv puts a project's environment beside its lock file
             project = str(folder) if (folder / "uv.lock").is_file() else ""
-            return cls(command="uv pip", options=f"--python {python} ", project=project)
+            return cls(command=_UV, options=f"--python {python} ", project=project)
         on_path = shutil.which("python")
         is_first = on_path is not None and Path(on_path).absolute() == Path(sys.executable).absolute()
         return cls(command=f"{'python' if is_first else shlex.quote(sys.executable)} -m pip")
+
+    @property
+    def is_uv(self) -> bool:
+        """Whether uv installs, which has words of its own for some of pip's options."""
+        return self.command == _UV
 
     def install(self, *requirements: str, upgrade: bool = False, again: bool = False, cuda: str = "") -> str:
         """Return the command that installs requirements.
@@ -51,7 +57,7 @@ class Installer:
         words = [shlex.quote(requirement) for requirement in requirements]
         options = (
             ("--upgrade " if upgrade else "")
-            + (("--reinstall " if self.command == "uv pip" else "--force-reinstall ") if again else "")
+            + (("--reinstall " if self.is_uv else "--force-reinstall ") if again else "")
             + (f"--index-url {_PYTORCH_INDEX}{cuda} " if cuda else "")
         )
         return f"{self.command} install {self.options}{options}{' '.join(words)}"
@@ -72,12 +78,12 @@ class Installer:
 
     def uninstall(self, packages: Sequence[str]) -> str:
         """Return the command that removes packages without asking."""
-        yes = "" if self.command == "uv pip" else "-y "
-        return f"{self.command} uninstall {self.options}{yes}{' '.join(packages)}"
+        yes = "" if self.is_uv else "-y "
+        return f"{self.command} uninstall {self.options}{yes}{shlex.join(packages)}"
 
     def translate(self, command: str) -> str:
         """Return a command that is written for pip as one for this environment."""
         _, verb, words = command.split(maxsplit=2)
-        if self.command == "uv pip":
+        if self.is_uv:
             words = words.replace("--force-reinstall", "--reinstall").replace("-y ", "")
         return f"{self.command} {verb} {self.options}{words}"

@@ -250,6 +250,9 @@ def judge_gpu(answers: Mapping[str, Answer], installer: Installer) -> Iterator[F
     driver, torch, devices = (
         answers[name] for name in ("gpu.driver", "torch_calls.import_torch", "torch_calls.devices")
     )
+    if torch.facts.get("hip") and not driver.facts.get("devices"):
+        yield _rocm(torch, devices)
+        return
     if not driver.is_answered:
         yield Finding(
             check="GPU",
@@ -281,6 +284,23 @@ def judge_gpu(answers: Mapping[str, Answer], installer: Installer) -> Iterator[F
             fix="nvidia-smi   # which processes hold it",
             evidence=", ".join(f"{_size(gpu['used_bytes'])} of {_size(gpu['total_bytes'])}" for gpu in full),
         )
+
+
+def _rocm(torch: Answer, devices: Answer) -> Finding:
+    """Judge AMD's GPUs by what torch sees of them: no driver of theirs is asked."""
+    gpus = devices.facts.get("devices", [])
+    build = f"ROCm {torch.facts['hip']}"
+    if gpus:
+        listed = ", ".join(f"{gpu['name']} ({_size(gpu['total_bytes'])})" for gpu in gpus)
+        return Finding(check="GPU", what=f"{listed}; {build}")
+    return Finding(
+        check="GPU",
+        severity=Severity.WARNING,
+        what=f"torch is built for {build} and uses no GPU: models run on the processor",
+        cause="there is no AMD GPU, its driver fails, or this user or container may not open /dev/kfd",
+        fix="rocminfo && ls -l /dev/kfd /dev/dri",
+        evidence=devices.facts.get("reason", "") if devices.is_answered else devices.last_line,
+    )
 
 
 def _no_gpu(facts: Facts) -> Iterator[Finding]:

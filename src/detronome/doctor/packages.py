@@ -1,5 +1,4 @@
-"""Judges what is installed: versions that fit, ranges of our own, advisories, twins, files in the way. Nothing is "
-"called."""
+"""Judges what is installed: versions that fit, ranges of our own, advisories, twins, files in the way. Calls none."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """What goes with what: the releases of torch, and which CUDA asks for which driver.
 
-Read from the wheels' metadata and by resolving each pair on Linux x86-64 in November 2026; CUDA of torch 2.0 to 2.9
-from the names of its cuDNN packages. Builds for CUDA 12.6 end with torch 2.14 (pytorch/pytorch#190385), and with them
-GPUs older than Turing.
+Read from the wheels' metadata and by resolving each pair on Linux x86-64 in November 2026. Builds for CUDA 12.6 end
+with torch 2.14 (pytorch/pytorch#190385), and with them GPUs older than Turing.
 """
 
 from __future__ import annotations
@@ -41,42 +40,39 @@ class TorchRelease:
     torchvision: tuple[int, int]
     oldest_python: tuple[int, int]
     newest_python: tuple[int, int]
-    cuda: str
-    """Of the wheel on the package index."""
     is_for_numpy_1: bool = False
     """Its binary was built for NumPy 1 and fails under NumPy 2."""
 
 
 def _row(
-    torch: tuple[int, int], torchvision: int, python: tuple[int, int], cuda: str, *, is_for_numpy_1: bool = False
+    torch: tuple[int, int], torchvision: int, python: tuple[int, int], *, is_for_numpy_1: bool = False
 ) -> TorchRelease:
     return TorchRelease(
         torch=torch,
         torchvision=(0, torchvision),
         oldest_python=(3, python[0]),
         newest_python=(3, python[1]),
-        cuda=cuda,
         is_for_numpy_1=is_for_numpy_1,
     )
 
 
 TORCH_RELEASES = (
-    _row((2, 0), 15, (8, 11), "11.7", is_for_numpy_1=True),
-    _row((2, 1), 16, (8, 11), "12.1", is_for_numpy_1=True),
-    _row((2, 2), 17, (8, 12), "12.1", is_for_numpy_1=True),
-    _row((2, 3), 18, (8, 12), "12.1"),
-    _row((2, 4), 19, (8, 12), "12.1"),
-    _row((2, 5), 20, (9, 12), "12.4"),
-    _row((2, 6), 21, (9, 13), "12.4"),
-    _row((2, 7), 22, (9, 13), "12.6"),
-    _row((2, 8), 23, (9, 13), "12.8"),
-    _row((2, 9), 24, (10, 14), "12.8"),
-    _row((2, 10), 25, (10, 14), "12.8"),
-    _row((2, 11), 26, (10, 14), "13.0"),
-    _row((2, 12), 27, (10, 14), "13.0"),
-    _row((2, 13), 28, (10, 14), "13.0"),
-    _row((2, 14), 29, (10, 14), "13.0"),
-    _row((2, 15), 29, (11, 14), "13.2"),
+    _row((2, 0), 15, (8, 11), is_for_numpy_1=True),
+    _row((2, 1), 16, (8, 11), is_for_numpy_1=True),
+    _row((2, 2), 17, (8, 12), is_for_numpy_1=True),
+    _row((2, 3), 18, (8, 12)),
+    _row((2, 4), 19, (8, 12)),
+    _row((2, 5), 20, (9, 12)),
+    _row((2, 6), 21, (9, 13)),
+    _row((2, 7), 22, (9, 13)),
+    _row((2, 8), 23, (9, 13)),
+    _row((2, 9), 24, (10, 14)),
+    _row((2, 10), 25, (10, 14)),
+    _row((2, 11), 26, (10, 14)),
+    _row((2, 12), 27, (10, 14)),
+    _row((2, 13), 28, (10, 14)),
+    _row((2, 14), 29, (10, 14)),
+    _row((2, 15), 29, (11, 14)),
 )
 
 

@@ -149,7 +149,7 @@ SYMPTOMS = (
     ),
     _symptom(
         "OpenCV without its system libraries",
-        r"lib(?:GL|gthread-2\.0|glib-2\.0|SM|Xext|Xrender|xcb[\w-]*|X11)\.so\.\d+: cannot open shared object file",
+        r"lib(?:GL|gthread-2\.0|glib-2\.0|SM|Xext|Xrender|xcb[\w-]{0,40}|X11)\.so\.\d+: cannot open shared object file",
         "opencv-python draws windows and needs graphics libraries that servers and containers lack",
         "pip uninstall -y opencv-python opencv-contrib-python && pip install --force-reinstall opencv-python-headless",
         "sudo apt-get install -y libgl1 libglib2.0-0   # where windows are wanted",
@@ -171,7 +171,8 @@ SYMPTOMS = (
     ),
     _symptom(
         "ONNX Runtime finds no CUDA",
-        r"Failed to load library \S*libonnxruntime_providers_\w+\.so with error|Failed to create CUDAExecutionProvider",
+        r"Failed to load library \S{0,300}libonnxruntime_providers_\w{1,40}\.so with error"
+        r"|Failed to create CUDAExecutionProvider",
         "ONNX Runtime's GPU build does not find the CUDA and cuDNN that it was built for, and computes on the CPU: the "
         "line "
         "names the library, whose number is the release of CUDA",
@@ -180,7 +181,7 @@ SYMPTOMS = (
     ),
     _symptom(
         "TensorRT's libraries missing",
-        r"libnvinfer\w*\.so[.\d]*: cannot open shared object file|Unable to load library: libnvinfer",
+        r"libnvinfer\w{0,40}\.so[.\d]*: cannot open shared object file|Unable to load library: libnvinfer",
         "TensorRT's own libraries are not installed, or only some of them",
         "pip install --upgrade --force-reinstall 'detronome[tensorrt]'",
         "unset LD_LIBRARY_PATH   # if it names another TensorRT",
@@ -195,8 +196,9 @@ SYMPTOMS = (
     ),
     _symptom(
         "CUDA library missing",
-        r"(?P<name>lib(?:cudnn\w*|cublas\w*|cudart|nccl|cusparse\w*|nvrtc|cufft|curand|cusolver|nvJitLink|cupti"
-        r"|nvToolsExt)(?:\.so[.\d]*)?): cannot open shared object file|Could not load library (?P<name_2>libcudnn\w*)"
+        r"(?P<name>lib(?:cudnn\w{0,40}|cublas\w{0,40}|cudart|nccl|cusparse\w{0,40}|nvrtc|cufft|curand|cusolver|nvJitLink"
+        r"|cupti|nvToolsExt)(?:\.so[.\d]*)?): cannot open shared object file"
+        r"|Could not load library (?P<name_2>libcudnn\w{0,40})"
         r"|Unable to load any of \{(?P<name_3>libcudnn\S*)",
         "torch does not find a library of CUDA ({name}): its nvidia-* packages are missing or incomplete",
         "pip install --force-reinstall torch torchvision",
@@ -361,8 +363,8 @@ SYMPTOMS = (
     _symptom(
         "package is built from source",
         r"Microsoft Visual C\+\+ 14\.\d or greater is required|Failed (?:to build|building wheel for) pycocotools"
-        r"|Failed to build `?pycocotools|pycocotools/_mask\.(?:pyx|c): (?:No such file|.*error)"
-        r"|error: command '?\S*(?:gcc|g\+\+|cc|cl\.exe|clang|nvcc)\S*'? failed",
+        r"|Failed to build `?pycocotools|pycocotools/_mask\.(?:pyx|c): (?:No such file|.{0,200}error)"
+        r"|error: command '?\S{0,200}(?:gcc|g\+\+|cc|cl\.exe|clang|nvcc)\S{0,100}'? failed",
         "pip finds no ready wheel for this Python and compiles the package, which needs a compiler and its build "
         "packages; "
         "pycocotools has wheels since 2.0.8, for Python 3.14 since 2.0.11",
@@ -422,11 +424,11 @@ SYMPTOMS = (
     ),
     _symptom(
         "installed packages do not go together",
-        r"(?<![\w.-])(?P<name>[\w.-]{1,80}) \S{1,80} requires (?P<asked>[^\s;]{1,200}), but you have "
+        r"(?<![\w.-])(?P<name>\w[\w.-]{0,79}) \S{1,80} requires (?P<asked>\w[^\s;]{0,199}), but you have "
         r"(?P<other>[\w.-]{1,80}) \S{1,80} which is incompatible",
         "{name} asks for {asked}, and the installation that has just run brought another {other}: pip changes what it "
         "is told to, whatever others ask for",
-        "pip install --upgrade {name} '{asked}'   # has {name} no newer release that takes it, {other} goes back",
+        "pip install --upgrade {name} {asked}   # has {name} no newer release that takes it, {other} goes back",
         "detronome doctor --updates   # what each package allows",
     ),
     _symptom(
@@ -447,7 +449,7 @@ SYMPTOMS = (
     _symptom(
         "checkpoint holds more than tensors",
         r"Weights only load failed|Unsupported (?:global|class): GLOBAL"
-        r"|weights_only\W+=?\W*True.{0,200}argparse\.Namespace",
+        r"|weights_only\W{1,5}True.{0,200}argparse\.Namespace",
         "torch.load refuses objects since 2.6, and this checkpoint has some: the official DETR files hold the "
         "training's "
         "arguments (argparse.Namespace)",
@@ -616,7 +618,7 @@ SYMPTOMS = (
     ),
     _symptom(
         "video is damaged",
-        r"Invalid data found when processing input|moov atom not found|partial file\b.*mp4",
+        r"Invalid data found when processing input|moov atom not found|partial file\b.{0,200}mp4",
         "the file is no video, or its end is missing, as after a recording that was cut off or a copy that is not done",
         "ffprobe FILE   # what is in it",
         "ffmpeg -i FILE -c copy WHOLE.mp4   # writes anew what can be read",
@@ -674,17 +676,18 @@ SYMPTOMS = (
     ),
     _symptom(
         "shared memory too small",
-        r"\bBus error\b|Unexpected bus error encountered in worker|insufficient shared memory \(shm\)"
+        r"\bBus error\b|the worker was ended by SIGBUS|Unexpected bus error encountered in worker"
+        r"|insufficient shared memory \(shm\)"
         r"|unable to (?:allocate shared memory|write to file </torch_|mmap \d+ bytes from file </torch_"
         r"|resize file </torch_|open shared memory object </torch_)|No space left on device: '?/dev/shm"
-        r"|/dev/shm/\S+'?: No space left",
+        r"|/dev/shm/\S{1,200}'?: No space left",
         "/dev/shm is too small for the batches that loader workers hand over; containers have 64 MB by default",
         "docker run --shm-size=8g ...   # or --ipc=host; in Kubernetes an emptyDir with medium: Memory at /dev/shm",
         "detronome train DATA --set data.workers=0   # slower, without shared memory",
     ),
     _symptom(
         "killed for its memory",
-        r"is killed by signal: Killed|Out of memory: Killed process|oom[-_]kill(?!\w*[\s:=]+0\b)"
+        r"is killed by signal: Killed|Out of memory: Killed process|oom[-_]kill(?!\w{0,20}[\s:=]{1,20}0\b)"
         r"|OOMKilled(?!\W{1,4}false)|was ended by SIGKILL",
         "main memory ran out and the system killed a process: too many workers, data sets held as Python objects, or a "
         "container's limit",
@@ -693,7 +696,7 @@ SYMPTOMS = (
     ),
     _symptom(
         "main memory ran out",
-        r"DefaultCPUAllocator: (?:can't|not enough) (?:allocate )?memory|numpy\S*ArrayMemoryError"
+        r"DefaultCPUAllocator: (?:can't|not enough) (?:allocate )?memory|numpy\S{0,40}ArrayMemoryError"
         r"|Unable to allocate [\d.]+ [KMGT]iB"
         r"|^MemoryError|\[Errno 12\] Cannot allocate memory|std::bad_alloc",
         "main memory ran out",
@@ -972,7 +975,8 @@ SYMPTOMS = (
     ),
     _symptom(
         "operator unknown to the runtime",
-        r"No Op registered for \w+ with domain_version|Fatal error: [\w.]+:\w+\S* is not a registered function/op"
+        r"No Op registered for \w+ with domain_version"
+        r"|Fatal error: [\w.]{1,100}:\w\S{0,200} is not a registered function/op"
         r"|Could not find an implementation for \w+\(|No conversion rule found for operations:",
         "the runtime has no such operator: it is of a newer opset, or of a library (mmdeploy, a TensorRT plugin) that "
         "has to be registered first",
@@ -989,7 +993,7 @@ SYMPTOMS = (
     _symptom(
         "input does not fit the exported model",
         r"Got invalid dimensions for input: |Invalid rank for input: |Unexpected input data type\. Actual: "
-        r"|Required inputs \(\[[^\]]*\]\) are missing from input feed",
+        r"|Required inputs \(\[[^\]]{0,500}\]\) are missing from input feed",
         "an exported model takes inputs of one name, shape and type, and got another",
         "detronome predict FILE.onnx IMAGES   # prepares images as the file asks for",
         "print([(i.name, i.shape, i.type) for i in session.get_inputs()])   # in your own code: what it asks for",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -263,12 +264,13 @@ def _without_answer(packages: Mapping[str, Any], indexes: Sequence[str]) -> Iter
         if "error" in facts:
             names.setdefault(facts["error"], []).append(name)
     for reason, without in names.items():
+        page = shlex.quote(f"{indexes[0]}/")
         is_all = len(without) == len(packages)
         yield Finding(
             check="index",
             severity=Severity.WARNING,
             what="the package index could not be asked" if is_all else f"not known: {first_few(without)}",
             cause=reason,
-            fix=f"curl -sSI {indexes[0]}/   # a proxy: export HTTPS_PROXY=http://HOST:PORT SSL_CERT_FILE=ITS.pem",
+            fix=f"curl -sSI {page}   # a proxy: export HTTPS_PROXY=http://HOST:PORT SSL_CERT_FILE=ITS.pem",
             evidence=", ".join(without) if len(without) < len(packages) else "",
         )

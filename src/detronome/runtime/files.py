@@ -178,8 +178,11 @@ def try_lock(descriptor: int) -> bool:
 
 def remove_lock(path: Path) -> None:
     """Remove a lock file that is held. Windows keeps what is open; left there, it locks nothing."""
-    with suppress(PermissionError):
+    try:
         path.unlink(missing_ok=True)
+    except PermissionError:
+        if sys.platform != "win32":
+            raise
 
 
 def _try(descriptor: int, *, with_children: bool = True) -> bool:

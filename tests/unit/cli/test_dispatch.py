@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -126,6 +127,31 @@ def test_a_reader_that_has_enough_is_no_error(arguments: list[str]) -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("arguments", "code"), [("--version", 0), ("report nowhere --json", 1), ("nosuch", 2)])
+def test_a_process_without_stdout_ends_with_its_code(arguments: str, code: int) -> None:
+    line = f"exec {shlex.join(COMMAND)} {arguments} >&-"
+    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, env=environment(), check=False)
+    assert done.returncode == code and "Traceback" not in done.stderr
+    assert ("error:" in done.stderr) == (code != 0)
+
+
+def test_a_failure_is_one_although_nobody_reads(tmp_path: Path) -> None:
+    """What was printed before it cannot be written any more; that must not hide it."""
+    (tmp_path / "failing.py").write_text(
+        "import sys\nfrom detronome.cli import commands, dispatch\nfrom detronome.errors import DataError\n"
+        "def fail():\n    print('a line')\n    raise DataError('it broke')\n"
+        "commands.app.command(fail, name='fail')\ndispatch.run(['fail'])\n",
+        encoding="utf-8",
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(tmp_path / "failing.py")]
+    buffered = environment(PYTHONUNBUFFERED="")
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=buffered, check=False)
+    os.close(writer)
+    assert done.returncode == 1 and done.stderr.startswith("error: it broke")
 
 
 @pytest.mark.parametrize(

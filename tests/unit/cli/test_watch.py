@@ -68,7 +68,7 @@ def test_a_run_is_followed_to_its_end(capsys: Capture, tmp_path: Path) -> None:
     assert code == 0 and json.loads(out)["status"] == "finished"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
 def test_the_page_is_served_until_a_signal_comes(number: int, code: int, tmp_path: Path) -> None:
     pytest.importorskip("uvicorn")
     write(tmp_path / "run", START, STEP)

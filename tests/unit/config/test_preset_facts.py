@@ -41,15 +41,13 @@ def test_every_preset_has_its_facts_and_nothing_else_has() -> None:
     assert PRESET_FACTS.keys() == PRESETS.keys()
 
 
-@pytest.mark.skipif(
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu not in flop_registry,
-    reason="this torch counts no attention on a CPU",
-)
 @pytest.mark.parametrize("name", PRESETS)
 def test_size_and_work_are_those_of_the_network(name: str) -> None:
     facts = PRESET_FACTS.get(name)
     again = counted(name, facts.num_classes if facts else 80)
     assert facts is not None, f"the row is to say: {again}"
+    if torch.ops.aten._scaled_dot_product_flash_attention_for_cpu not in flop_registry:
+        del again["gflops"]  # torch 2.11 counts no attention on a CPU
     assert {key: asdict(facts)[key] for key in again} == again
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.doctor.pasted_texts import HEALTHY, PASTED
 
 from detronome.doctor.explain import explain_error
-from detronome.doctor.symptoms import SYMPTOMS
+from detronome.doctor.symptoms import SYMPTOMS, Symptom
 
 # The lines are as long as people paste them.
 # ruff: noqa: E501
@@ -186,6 +186,12 @@ ADVERSE = {
     "asserts": "Assertion `-sizes[i] <= index && index < sizes[i] " * 800,
     "requires": "a requires b, but you have " * 1_500,
     "weights": "weights_only" * 3_000,
+    "weights and signs": "weights_only" + "=" * 40_000,
+    "compilers": "error: command " + "gcc" * 13_000,
+    "libraries": "libcudnn" * 5_000,
+    "libraries of windows": "libxcb" * 7_000,
+    "providers": "Failed to load library " + "libonnxruntime_providers_" * 1_600,
+    "functions": "Fatal error: a:" + "a" * 40_000,
 }
 
 
@@ -197,6 +203,30 @@ def test_no_text_makes_it_slow(text: str) -> None:
             pass
     explain_error(text)
     assert time.process_time() - begin < 3
+
+
+def literals(pattern: str) -> list[str]:
+    """Return the words of a pattern that stand for themselves."""
+    return [
+        word
+        for word in re.split(r"\\[a-zA-Z]|\[[^]]*\]|\(\?(?:P<\w+>|[:!=]|<!)|[(){}|?*+.^$]", pattern)
+        if len(word) > 2
+    ]
+
+
+@pytest.mark.parametrize("symptom", SYMPTOMS, ids=lambda symptom: symptom.name)
+def test_no_pattern_is_slow_on_its_own_words(symptom: Symptom) -> None:
+    """Its words alone, again and again, and before what its repeats may take: a square of the length would be seconds."""
+    words = [word.replace("\\", "") for word in literals(symptom.pattern.pattern)]
+    for place, word in enumerate(words):
+        beginnings = {"", *words[max(0, place - 2) : place]}
+        texts = [f"{beginning}{word * (40_000 // len(word))}" for beginning in beginnings]
+        texts += [word + letter * 40_000 for letter in "a= '1"]
+        for text in texts:
+            begin = time.process_time()
+            for _ in symptom.pattern.finditer(text):
+                pass
+            assert time.process_time() - begin < 0.5, text[:80]
 
 
 def test_the_text_is_not_held_against_the_machine() -> None:

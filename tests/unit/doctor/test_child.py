@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from detronome.doctor.child import Answer, Batch, run_batch
+from detronome.doctor.explain import explain_error
 
 PROBES = """
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, tempfile, time
 def fine(): return {"a": [1, 2.5, None, "b"]}
 def noisy():
     print("noise"); os.write(1, b"more noise\\n"); sys.stderr.write("and more\\n"); return {"b": 1}
@@ -24,6 +25,16 @@ def left(): sys.exit(5)
 def slow():
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     time.sleep(60)
+def folder():
+    with tempfile.TemporaryDirectory(prefix="made-", dir=os.getcwd()):
+        time.sleep(60)
+def deaf():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+def full():
+    from detronome.doctor.probes import torch_calls
+    torch_calls._send_tensor = lambda *_: os.kill(os.getpid(), signal.SIGBUS)
+    return torch_calls.worker_tensor()
 def strange(): return {"c": object()}
 def where(): return {"folder": os.getcwd(), "path": sys.path[0], "other": os.environ.get("OTHER")}
 """
@@ -81,12 +92,14 @@ def test_what_hangs_is_ended_with_all_that_it_started() -> None:
     first, slow, after = run("fine", "slow", "noisy", limit_s=3)
     assert time.monotonic() - begin < 30
     assert (first.end, slow.end, after.end) == ("answered", "timed out", "not run")
-    running = [
-        text
-        for folder in Path("/proc").glob("[0-9]*")
-        if (text := _command(folder)) and "import time; time.sleep(60)" in text
-    ]
+    while (running := _sleepers()) and time.monotonic() - begin < 30:
+        time.sleep(0.05)  # what is killed ends when the system comes to it
     assert running == []
+
+
+def _sleepers() -> list[str]:
+    commands = [_command(folder) for folder in Path("/proc").glob("[0-9]*")]
+    return [command for command in commands if "import time; time.sleep(60)" in command]
 
 
 def _command(folder: Path) -> str:
@@ -115,6 +128,49 @@ def test_it_can_be_stopped() -> None:
     answers = run_batch(Batch(probes=["made.slow", "made.fine"]), limit_s=60, stop=stop)
     assert time.monotonic() - begin < 20
     assert [answer.end for answer in answers.values()] == ["timed out", "not run"]
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_what_is_ended_leaves_no_files(is_stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is stopped by Ctrl-C, and where its time is over."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    stop, seen = threading.Event(), list[str]()
+
+    def watch() -> None:
+        for _ in range(2000):
+            if seen or stop.wait(0.01):
+                break
+            seen.extend(entry.name for entry in folder.iterdir())
+        if is_stopped:
+            stop.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    answers = run_batch(Batch(probes=["made.folder", "made.fine"]), limit_s=60 if is_stopped else 4, stop=stop)
+    stop.set()
+    watcher.join()
+    assert [answer.end for answer in answers.values()] == ["timed out", "not run"]
+    assert len(seen) == 1 and list(folder.iterdir()) == []
+
+
+@pytest.mark.usefixtures("made")
+def test_what_does_not_listen_is_ended_too() -> None:
+    begin = time.monotonic()
+    (deaf,) = run("deaf", limit_s=2)
+    assert deaf.end == "timed out" and time.monotonic() - begin < 10
+
+
+@pytest.mark.usefixtures("made")
+def test_a_worker_that_dies_is_told_and_the_next_probe_is_run() -> None:
+    """As where /dev/shm is full."""
+    full, fine = run("full", "fine", limit_s=60)
+    assert full.end == "raised" and full.last_line == "RuntimeError: the worker was ended by SIGBUS"
+    assert full.seconds < 30 and fine.end == "answered"
+    best = explain_error(full.error).best
+    assert best is not None and best.name == "shared memory too small"
 
 
 @pytest.mark.usefixtures("made")

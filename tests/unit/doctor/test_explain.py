@@ -1,8 +1,11 @@
 """Pasted texts lead to their cause; texts without an error lead to nothing."""
 
+import json
 import re
 import shlex
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from cyclopts import CycloptsError
@@ -83,6 +86,63 @@ def test_what_was_found_is_named_in_cause_and_fix() -> None:
     assert "'detronome[search]'" in best.fix[0]
     best = explain_error("KeyError: 'iscrowd'").best
     assert best is not None and "'iscrowd'" in best.cause
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FileNotFoundError: [Errno 2] No such file or directory: 'x; touch HACKED; y.onnx'",
+        "No such file or directory: '$(touch HACKED).onnx'",
+        "Load model it's;touch${IFS}HACKED;'.onnx failed. File doesn't exist",
+        "pkg 1.0 requires x'$(touch${IFS}HACKED)'>=1, but you have foo 2 which is incompatible",
+        "pkg 1.0 requires x{other}`touch${IFS}HACKED`, but you have foo 2 which is incompatible",
+        "pkg 1.0 requires x>HACKED, but you have foo 2 which is incompatible",
+    ],
+)
+def test_words_of_a_log_are_no_commands(text: str, tmp_path: Path) -> None:
+    """Run the proposed commands in a shell in which ls and pip do nothing."""
+    best = explain_error(text).best
+    assert best is not None and any("HACKED" in step for step in best.fix)
+    for step in best.fix:
+        script = f"ls() {{ :; }}; pip() {{ :; }}; detronome() {{ :; }}\n{step}\n"
+        done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), step
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_option_comes_from_a_log() -> None:
+    for text in ("--index-url 1 requires x>=1, but you have foo 2", "a 1 requires --pre, but you have foo 2"):
+        assert explain_error(f"{text} which is incompatible").best is None
+
+
+BUS_ERROR = "RuntimeError: DataLoader worker (pid 4211) is killed by signal: Bus error. "
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "num_lines"),
+    [
+        (f"\n\n{BUS_ERROR}\n\n", 3, 3),
+        (f"start\r\n{BUS_ERROR}\r\nend\r\n", 2, 3),
+        (f"10 %\r20 %\r30 %\n{BUS_ERROR}\nend", 2, 3),  # a bar of progress is a line of the file
+        (
+            '{"log": "start"}\n' + json.dumps({"log": "a\nb\nDataLoader worker (pid 4) is killed\n  by: x\nBus error"}),
+            2,
+            2,
+        ),
+        (
+            '{"log": "start"}\n'
+            + json.dumps({"log": 'a\nKeyError: "x"\nmatrix contains invalid numeric\tentries'}).replace("\\t", " "),
+            2,
+            2,
+        ),
+        ("-" * 60 + "\n" + "x" * 60 + "\n" + ("y" * 30 + " received 0 items of ancdata")[:60] + "\n", 3, 3),
+        ("-" * 60 + "\n" + "y" * 50 + " received " + "\n0 items of ancdata\n", 2, 3),
+    ],
+)
+def test_lines_are_those_of_the_text_as_it_was_given(text: str, line: int, num_lines: int) -> None:
+    found = explain_error(text)
+    assert found.best is not None and (found.best.line, found.num_lines) == (line, num_lines)
+    assert "\n" not in found.best.text
 
 
 def test_an_unknown_text_gives_its_last_error() -> None:

@@ -78,6 +78,18 @@ def test_files_and_variables_of_uv(home: Path, tmp_path: Path) -> None:
     assert indexes_of_uv({"HOME": str(home), "UV_OFFLINE": "1"}, work).is_off
 
 
+@pytest.mark.parametrize(
+    "text", ["pip = 3\n", "index = 3\n", "index = [3]\n", "extra-index-url = 3\n", "[pip]\nindex = 'x'\n"]
+)
+def test_values_of_another_kind_are_passed_over(text: str, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "uv.toml").write_text(text)
+    assert uv(home, tmp_path) == (PYPI,)
+    (tmp_path / "uv.toml").unlink()
+    for other in ("tool = 3\n", "[tool]\nuv = 3\n"):
+        (tmp_path / "pyproject.toml").write_text(other)
+        assert uv(home, tmp_path) == (PYPI,)
+
+
 def test_names_and_passwords_are_not_shown() -> None:
     assert shown("https://me:secret@host:8080/simple") == "https://host:8080/simple"
     assert shown(PYPI) == PYPI

@@ -15,6 +15,7 @@ import pytest
 from cyclopts import CycloptsError
 from cyclopts.exceptions import MissingArgumentError
 
+from detronome.api.environment import check_environment
 from detronome.cli.commands import app
 from detronome.doctor import examination as examination_module
 from detronome.doctor.calls import judge_calls
@@ -25,6 +26,7 @@ from detronome.doctor.install import Installer
 from detronome.doctor.machine import judge_gpu, judge_machine, judge_speed
 from detronome.doctor.packages import _PAIR, Inventory, judge_packages, judge_python
 from detronome.doctor.releases import TORCH_RELEASES, torch_release
+from detronome.errors import ConfigError
 
 GIB = 2**30
 PIP = Installer(command="pip")
@@ -36,7 +38,6 @@ PYTHON: dict[str, Any] = {
     "is_64_bit": True,
     "is_free_threaded": False,
     "executable": "/env/bin/python",
-    "prefix": "/env",
     "is_virtual": True,
     "libc": ["glibc", "2.39"],
     "system": "Linux",
@@ -339,8 +340,15 @@ def test_a_python_that_tells_nothing_is_a_finding(monkeypatch: pytest.MonkeyPatc
     assert found.executable == sys.executable
 
 
-def test_when_the_time_is_over_what_did_not_finish_is_named() -> None:
+@pytest.mark.parametrize("limit_s", [0, 1.9, -3, 3601, 1e9, float("inf"), float("nan")])
+def test_a_limit_that_cannot_be_meant_is_a_mistake(limit_s: float) -> None:
+    with pytest.raises(ConfigError, match="an examination takes some seconds"):
+        check_environment(limit_s=limit_s)
+
+
+def test_when_the_time_is_over_what_did_not_finish_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """For real, with a limit in which no Python starts."""
+    monkeypatch.setattr(examination_module, "LEAST_LIMIT_S", 0)
     begin = time.monotonic()
     found = examine_environment(limit_s=0.01)
     assert time.monotonic() - begin < 10
@@ -393,6 +401,8 @@ def test_commands_are_for_the_environment() -> None:
         PIP.install("torch>=2.11", upgrade=True, again=True) == "pip install --upgrade --force-reinstall 'torch>=2.11'"
     )
     uv = Installer(command="uv pip", options="--python /a/python ")
+    assert uv.is_uv and not PIP.is_uv
+    assert PIP.uninstall(["a;b"]) == "pip uninstall -y 'a;b'"
     assert uv.install("a", again=True) == "uv pip install --python /a/python --reinstall a"
     assert uv.uninstall(["a", "b"]) == "uv pip uninstall --python /a/python a b"
     assert PIP.uninstall(["a"]) == "pip uninstall -y a"

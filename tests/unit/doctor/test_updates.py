@@ -129,6 +129,30 @@ def test_a_page_of_html_says_the_same(index: Index, monkeypatch: pytest.MonkeyPa
     assert "does not have it" in ask(monkeypatch, ["none"], tmp_path.as_uri())["packages"]["none"]["error"]
 
 
+def test_the_name_of_a_folder_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "a%20b #1" / "rich"
+    folder.mkdir(parents=True)
+    (folder / "rich-1.0-py3-none-any.whl").touch()
+    for url in (folder.parent.as_uri(), str(folder.parent)):
+        assert ask(monkeypatch, ["rich"], url)["packages"]["rich"]["releases"] == ["1.0"]
+
+
+def test_a_folder_that_may_not_be_read_hides_no_other_index(
+    index: Index, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    index.has(
+        "rich", wheel("rich", "1.0"), wheel("rich", "9" * 5000), wheel("rich", "2.0", f"cp3{'9' * 5000}-abi3-any")
+    )
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    found = ask(monkeypatch, ["rich", "none"], tmp_path.as_uri(), index.url)["packages"]
+    assert found["rich"]["releases"] == ["1.0"]
+    assert "cannot be read: PermissionError" in found["none"]["error"]
+
+
 def test_several_indexes(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Index()
     index.has("rich", wheel("rich", "1.0"))

@@ -38,6 +38,7 @@ def protocol_class(idle_s: float, *, max_connections: int, max_head_bytes: int) 
         _seen: object = None
         _pending_bytes = 0  # since the last whole head, piece of a body or end of a request
         _is_in_body = False
+        _num_resumed = 0  # how often the client had read most of what was sent
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -58,7 +59,7 @@ def protocol_class(idle_s: float, *, max_connections: int, max_head_bytes: int) 
         def _close_if_idle(self) -> None:
             is_unread = self.flow.write_paused or self.transport.is_closing()  # there is an answer to be read
             is_busy = not is_unread and self.cycle is not None and not self.cycle.response_complete
-            state = (is_unread, self.cycle)
+            state = (is_unread, self.cycle, self._num_resumed)
             if is_busy or state != self._seen:
                 # A request that is being answered is looked at once more when it has ended, or its connection would be
                 # closed right after the answer.
@@ -66,6 +67,10 @@ def protocol_class(idle_s: float, *, max_connections: int, max_head_bytes: int) 
                 self._look_again()
             else:
                 self.transport.abort()
+
+        def resume_writing(self) -> None:
+            self._num_resumed += 1
+            super().resume_writing()
 
         def data_received(self, data: bytes) -> None:
             self._unset_keepalive_if_required()
@@ -114,7 +119,7 @@ def protocol_class(idle_s: float, *, max_connections: int, max_head_bytes: int) 
             if (
                 version not in ("1.0", "1.1")
                 or (len(hosts) != 1 and (hosts or version == "1.1"))
-                or codings not in ([], [b"chunked"])
+                or codings not in ([], [b"chunked"] if version == "1.1" else [])
                 or self.parser.get_method() == b"CONNECT"
                 or head_bytes > max_head_bytes
                 or len(self.pipeline) >= _MAX_PIPELINED

@@ -66,7 +66,7 @@ def serve(
                 raise CheckpointError(str(error), where="serve", fix="its last words are above") from error
             address = f"[{host}]" if ":" in host else host
             url = f"http://{address}:{listener.getsockname()[1]}"
-            # What is loaded stays: to look through it for garbage would hold up all requests for 20 ms again and again.
+            # What is loaded stays: to look through it for garbage would hold up all requests for 30 ms now and then.
             gc.collect()
             gc.freeze()
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -156,11 +156,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _allow_files(count: int) -> None:
     """Let the process open so many files, where the system lets it: many begin with 1,024, some with 256."""
-    try:
+    if sys.platform != "win32":  # where sockets do not count
         import resource
-    except ImportError:  # on Windows sockets do not count
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

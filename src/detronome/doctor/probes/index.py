@@ -74,7 +74,7 @@ def _version(name: str) -> str:
 
 
 def _indexes() -> Indexes:
-    if Installer.of_this_environment().command == "uv pip":
+    if Installer.of_this_environment().is_uv:
         return indexes_of_uv(os.environ, Path.cwd())
     return indexes_of_pip(os.environ)
 
@@ -99,6 +99,9 @@ class _Asker:
             except _NotToldError as error:
                 errors.append(str(error))
                 continue
+            except (OSError, ValueError) as error:  # of a folder
+                errors.append(f"{shown(url)} cannot be read: {type(error).__name__}: {error}")
+                continue
             if files is None:
                 continue
             is_listed = True
@@ -113,7 +116,7 @@ class _Asker:
         """Return the files of a package; None where the index does not have it."""
         parts = urlsplit(index)
         if parts.scheme == "file" or not parts.scheme:
-            folder = Path(url2pathname(unquote(parts.path))) / name
+            folder = Path(url2pathname(parts.path) if parts.scheme else index) / name
             page = folder / "index.html"
             if folder.is_dir() and not page.is_file():
                 return [{"filename": file.name} for file in folder.iterdir()]
@@ -209,7 +212,7 @@ def _serves(wheel: str) -> bool:
     is_stable = "abi3" in abis.split(".")
     fits_python = any(
         tag in ("py3", f"cp3{minor}", f"py3{minor}")
-        or (is_stable and tag.startswith("cp3") and tag[3:].isdigit() and int(tag[3:]) <= minor)
+        or (is_stable and tag.startswith("cp3") and re.fullmatch(r"[0-9]{1,4}", tag[3:]) and int(tag[3:]) <= minor)
         for tag in pythons.split(".")
     )
     fits_abi = is_stable or not {"none", f"cp3{minor}"}.isdisjoint(abis.split("."))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import site
 import sys
 from importlib.machinery import PathFinder
 from importlib.metadata import distributions
@@ -64,9 +63,7 @@ def python() -> Facts:
         "is_64_bit": sys.maxsize > 2**32,
         "is_free_threaded": not getattr(sys, "_is_gil_enabled", lambda: True)(),
         "executable": sys.executable,
-        "prefix": sys.prefix,
         "is_virtual": sys.prefix != sys.base_prefix,
-        "user_site": site.getusersitepackages() if site.ENABLE_USER_SITE else "",
         "libc": list(platform.libc_ver()),
         "system": platform.system(),
         "platform": platform.platform(),

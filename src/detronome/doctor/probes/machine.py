@@ -33,7 +33,6 @@ def processors() -> Facts:
         "present": os.cpu_count() or 1,
         "bound": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "usable": usable_cpus(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "omp_threads": os.environ.get("OMP_NUM_THREADS", ""),
     }
     with suppress(OSError):

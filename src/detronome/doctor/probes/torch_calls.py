@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -18,6 +19,7 @@ __all__ = ["devices", "import_torch", "nms", "numpy_round_trip", "ranks", "worke
 
 _RANKS = 2
 _RANKS_LIMIT_S = 10.0
+_WORKER_LIMIT_S = 5.0
 _NUM_VALUES = 2**18
 """1 MiB of float32."""
 
@@ -27,13 +29,11 @@ def import_torch() -> Facts:
     begin = time.monotonic()
     import torch
 
-    cudnn = getattr(getattr(torch, "backends", None), "cudnn", None)
     return {
         "version": torch.__version__,
         "path": torch.__file__,
         "cuda": torch.version.cuda,
         "hip": getattr(torch.version, "hip", None),
-        "cudnn": cudnn.version() if cudnn is not None and torch.version.cuda else None,
         "threads": torch.get_num_threads(),
         "seconds": time.monotonic() - begin,
     }
@@ -149,12 +149,13 @@ def worker_tensor() -> Facts:
 
     begin = time.monotonic()
     context: Any = torch_multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
+    reader, writer = context.Pipe(duplex=False)
     # The worker lives until the tensor has been read: it serves the file descriptor.
     is_read = context.Event()
-    process = context.Process(target=_send_tensor, args=(queue, is_read), daemon=True)
+    process = context.Process(target=_send_tensor, args=(writer, is_read), daemon=True)
     process.start()
-    values = queue.get()
+    writer.close()  # so that the end of the worker is the end of the pipe
+    values = _receive_tensor(reader, process)
     if isinstance(values, str):
         raise RuntimeError(values)
     total = values.sum().item()
@@ -165,14 +166,29 @@ def worker_tensor() -> Facts:
     return {"strategy": torch_multiprocessing.get_sharing_strategy(), "seconds": time.monotonic() - begin}
 
 
-def _send_tensor(queue: Any, is_read: Any) -> None:
+def _receive_tensor(reader: Connection, process: Any) -> Any:
+    """Return the tensor that a worker sends; a sentence where it sends none."""
+    if not reader.poll(_WORKER_LIMIT_S):
+        process.kill()
+        return f"no answer from the worker within {_WORKER_LIMIT_S:.0f} s"
+    try:
+        return reader.recv()
+    except EOFError:
+        process.join(timeout=1)
+        code = process.exitcode
+        if code is None or code >= 0:
+            return f"the worker ended with exit code {code}"
+        return f"the worker was ended by {signal.Signals(-code).name}"
+
+
+def _send_tensor(writer: Connection, is_read: Any) -> None:
     import torch
 
     try:
-        queue.put(torch.ones(_NUM_VALUES))
+        writer.send(torch.ones(_NUM_VALUES))
     except BaseException:
-        queue.put(traceback.format_exc())
-    is_read.wait(timeout=5)
+        writer.send(traceback.format_exc())
+    is_read.wait(timeout=_WORKER_LIMIT_S)
 
 
 def devices() -> Facts:

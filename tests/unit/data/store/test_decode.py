@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from PIL import __version__ as pillow_version
 
 from detronome.data.store import decode
 from detronome.data.store.decode import ImageError, decode_image, read_image
@@ -122,10 +123,12 @@ def test_modes_become_what_pillow_makes_of_them(tmp_path: Path, mode: str, suffi
     path = tmp_path / f"a.{suffix}"
     try:
         image.save(path)
-        with Image.open(path) as file:
-            wanted = np.asarray(file.convert("RGB")).astype(int)
-    except (OSError, KeyError):  # Pillow 12 writes YCbCr as TIFF and cannot read it
+    except (OSError, KeyError):
         pytest.skip("the format has no such mode")
+    if (mode, suffix) == ("YCbCr", "tif") and int(pillow_version.partition(".")[0]) < 13:
+        pytest.skip("Pillow 12 cannot read what it writes")
+    with Image.open(path) as file:
+        wanted = np.asarray(file.convert("RGB")).astype(int)
     assert np.abs(read_image(path, (20, 30)) - wanted).max() <= 2
 
 
