@@ -108,7 +108,7 @@ def test_the_command_line(tiny_run: Path, tmp_path: Path, capsys: pytest.Capture
     assert record["file"] == str(out)
     assert record["bytes"] == out.stat().st_size
     assert record["AP"] is None and record["compared_on"] == "synthetic"
-    assert run_cli("export", tiny_run, "--to", "torch", "--out", out) == 1
+    assert run_cli("export", tiny_run, "--to", "torch", "--out", out) == 2
     assert "it is not overwritten" in capsys.readouterr().err
 
 

@@ -122,9 +122,9 @@ def test_all_formats_tell_the_same(model: dt.Model, photos: Path, blocks: Path, 
         assert corners == pytest.approx([left, top, left + width, top + height], abs=0.006)
         assert float(row["score"]) == pytest.approx(record["score"], abs=6e-5)
         assert row["name"] == {3: "red", 7: "blue"}[record["category_id"]] == ("red", "blue")[int(label[1])]
-        assert label[2:6] == pytest.approx(
-            [(left + width / 2) / 96, (top + height / 2) / 64, width / 96, height / 64], abs=1e-5
-        )
+        x1, x2 = (min(max(x / 96, 0), 1) for x in (left, left + width))  # readers of YOLO files want 0-1
+        y1, y2 = (min(max(y / 64, 0), 1) for y in (top, top + height))
+        assert label[2:6] == pytest.approx([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], abs=1e-5)
         assert label[6] == pytest.approx(record["score"], abs=6e-5)
 
     truth = json.loads((blocks / "annotations" / "instances_val.json").read_text())

@@ -12,8 +12,9 @@ from threading import Event
 from detronome.doctor.calls import judge_calls
 from detronome.doctor.child import Answer, Batch, run_batch
 from detronome.doctor.findings import LEAST_LIMIT_S, LIMIT_S, MOST_LIMIT_S, Examination, Finding, Severity
+from detronome.doctor.gpu import judge_gpu
 from detronome.doctor.install import Installer
-from detronome.doctor.machine import judge_gpu, judge_machine, judge_speed
+from detronome.doctor.machine import judge_machine, judge_speed
 from detronome.doctor.packages import Inventory, judge_packages, judge_python
 from detronome.errors import ConfigError
 from detronome.version import __version__

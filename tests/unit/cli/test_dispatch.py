@@ -100,14 +100,18 @@ def test_an_interruption_is_a_short_line(capsys: Capture, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_process_in_order_and_without_a_traceback(number: signal.Signals, code: int) -> None:
-    process = subprocess.Popen(
-        [*COMMAND, "doctor", "--explain"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(PYTHONVERBOSE="", PYTHONUNBUFFERED="1"),
-    )
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
+    try:
+        process = subprocess.Popen(
+            [*COMMAND, "doctor", "--explain"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(PYTHONVERBOSE="", PYTHONUNBUFFERED="1"),
+        )
+    finally:
+        signal.signal(signal.SIGINT, heeded)
     assert process.stdin is not None
     waiting = Path(f"/proc/{process.pid}/wchan")
     deadline = time.monotonic() + 60

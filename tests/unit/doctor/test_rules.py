@@ -22,8 +22,9 @@ from detronome.doctor.calls import judge_calls
 from detronome.doctor.child import Answer, Batch, run_batch
 from detronome.doctor.examination import examine_environment
 from detronome.doctor.findings import Examination, Finding, Severity
+from detronome.doctor.gpu import judge_gpu
 from detronome.doctor.install import Installer
-from detronome.doctor.machine import judge_gpu, judge_machine, judge_speed
+from detronome.doctor.machine import judge_machine, judge_speed
 from detronome.doctor.packages import _PAIR, Inventory, judge_packages, judge_python
 from detronome.doctor.releases import TORCH_RELEASES, torch_release
 from detronome.errors import ConfigError
@@ -241,6 +242,29 @@ def test_a_gpu_that_works() -> None:
     assert gpu({"devices": [], "device_files": 0, "kernel_module": ""}, {}) == []
 
 
+@pytest.mark.parametrize("has_driver", [True, False])
+def test_a_build_for_rocm_is_judged_by_what_torch_sees(has_driver: bool) -> None:
+    torch = answered("torch_calls.import_torch", version="2.15.0", cuda=None, hip="7.1", threads=1)
+    driver = (
+        answered("gpu.driver", devices=[], device_files=0, kernel_module="")
+        if has_driver
+        else Answer(probe="gpu.driver", end="died", error="gone")
+    )
+
+    def judged(devices: Answer) -> Finding:
+        answers = {"gpu.driver": driver, "torch_calls.import_torch": torch, "torch_calls.devices": devices}
+        (finding,) = judge_gpu(answers, PIP)
+        return finding
+
+    card = {"name": "AMD Instinct MI300X", "capability": "sm_94", "free_bytes": 190 * GIB, "total_bytes": 192 * GIB}
+    fine = judged(answered("torch_calls.devices", is_available=True, devices=[card], built_for=["gfx942"]))
+    assert (fine.severity, fine.what) == (Severity.OK, "AMD Instinct MI300X (192.0 GiB); ROCm 7.1")
+    none = judged(answered("torch_calls.devices", is_available=False, devices=[], reason="RuntimeError: No HIP GPUs"))
+    assert none.severity is Severity.WARNING and "uses no GPU" in none.what and "No HIP" in none.evidence
+    failed = judged(Answer(probe="torch_calls.devices", end="raised", error="RuntimeError: HIP error: invalid"))
+    assert failed.severity is Severity.FAILURE and "HIP error" in failed.evidence
+
+
 @pytest.mark.parametrize(
     ("built_for", "is_fine"),
     [(["sm_80"], True), (["sm_89"], True), (["sm_90"], False), (["sm_75"], False), (["sm_75", "compute_75"], True)],
@@ -419,7 +443,7 @@ def test_commands_are_for_the_environment() -> None:
 
 def commands_in_rules() -> list[str]:
     folder = Path(examination_module.__file__).parent
-    text = "".join((folder / f"{name}.py").read_text() for name in ("machine", "calls", "packages"))
+    text = "".join((folder / f"{name}.py").read_text() for name in ("machine", "disks", "gpu", "calls", "packages"))
     return [
         part for line in re.findall(r'"(detronome (?:data|train|doctor) [^"]+)"', text) for part in line.split(" && ")
     ]

@@ -77,7 +77,10 @@ def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_it_says_how_to_use_the_file(tmp_path: Path) -> None:
     file = written(tmp_path)
     kept, square = read_description(file), description([file], square=True)
-    assert "shorter side has 64 pixels, but the longer one at most 128" in kept.preprocessing[1]
+    assert (
+        "side s = 64 for the shorter one" in kept.preprocessing[1]
+        and "round(128 * short / long)" in kept.preprocessing[1]
+    )
     assert "64x64" in square.preprocessing[1]
     assert "softmax" in kept.postprocessing[0]
     assert set(kept.inputs) == {"images", "padding_mask"}
