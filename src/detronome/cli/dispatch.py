@@ -49,6 +49,18 @@ def run(arguments: Sequence[str]) -> None:
         _fail(_usage_error(error), as_json=as_json)
     except DetronomeError as error:
         _fail(error, as_json=as_json)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "detronome"):
+            raise
+        _fail(
+            DetronomeError(
+                f"the package {package!r} cannot be imported: {error}",
+                where="installation",
+                fix="detronome doctor names all that is missing or broken, and the commands that mend it",
+            ),
+            as_json=as_json,
+        )
     except KeyboardInterrupt as error:
         code = getattr(error, "exit_code", EXIT_INTERRUPTED)
         if as_json and _is_main_rank():

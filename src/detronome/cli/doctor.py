@@ -34,7 +34,7 @@ _EXIT_UNKNOWN = 1
 _CONTROL = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f]")
 _STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 _MARKS = {"ok": "✔", "warning": "▲", "failure": "✘"}
-_ASCII_MARKS = {"ok": "ok", "warning": "!", "failure": "X"}
+_ASCII_MARKS = {"ok": "+", "warning": "!", "failure": "X"}
 _MARK_WIDTH = 2
 _WIDEST_CHECK = 24
 _LABEL_WIDTH = 7
@@ -217,6 +217,10 @@ def _text(words: list[str]) -> str:
         if sys.stdin.isatty():
             Console(stderr=True).print("paste the text, then press Ctrl-D", style="dim")
         return _end_of(sys.stdin.buffer)
+    if len(words) > 1 and all(_is_file(word) for word in words):  # the logs of several ranks
+        return "\n".join(_text([word]) for word in words)
+    if not "".join(words).strip():
+        return ""
     if len(words) > 1 or len(words[0]) > _LONGEST_PATH or "\n" in words[0]:
         return " ".join(words)
     path = Path(words[0])
@@ -236,6 +240,13 @@ def _text(words: list[str]) -> str:
             fix="name the file that holds the error, or paste the error in quotes",
         )
     return words[0]
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except (OSError, ValueError):  # a text that is no name
+        return False
 
 
 def _end_of(file: IO[bytes]) -> str:

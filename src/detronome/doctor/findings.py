@@ -12,7 +12,8 @@ __all__ = ["EXIT_CODES", "LEAST_LIMIT_S", "LIMIT_S", "MOST_LIMIT_S", "Examinatio
 LIMIT_S = 15.0
 """Of a whole examination, so that the command ends within 20 s on a busy machine too. A quiet one needs five."""
 
-LEAST_LIMIT_S, MOST_LIMIT_S = 2.0, 3600.0
+LEAST_LIMIT_S = 2.0
+MOST_LIMIT_S = 3600.0
 
 Facts = dict[str, Any]
 """What a probe found out: plain data, as it came through a pipe."""

@@ -601,7 +601,7 @@ SYMPTOMS = (
         "field of an annotation is missing",
         r"KeyError: '(?P<name>area|iscrowd|segmentation|bbox|category_id|image_id|file_name|info|licenses)'",
         "an annotation file lacks '{name}', which the reading code demands",
-        f"{_CHECK_DATA} --fix FIXED.json   # fills in what follows from the rest (area, iscrowd)",
+        f"{_CHECK_DATA} --fix FOLDER   # names what is missing; the repaired copies have area and iscrowd",
     ),
     _symptom(
         "JSON cannot be read",
@@ -679,7 +679,8 @@ SYMPTOMS = (
         r"\bBus error\b|the worker was ended by SIGBUS|Unexpected bus error encountered in worker"
         r"|insufficient shared memory \(shm\)"
         r"|unable to (?:allocate shared memory|write to file </torch_|mmap \d+ bytes from file </torch_"
-        r"|resize file </torch_|open shared memory object </torch_)|No space left on device: '?/dev/shm"
+        r"|resize file </torch_|open shared memory object </torch_(?![\s\S]{0,120}Too many open files))"
+        r"|No space left on device: '?/dev/shm"
         r"|/dev/shm/\S{1,200}'?: No space left",
         "/dev/shm is too small for the batches that loader workers hand over; containers have 64 MB by default",
         "docker run --shm-size=8g ...   # or --ipc=host; in Kubernetes an emptyDir with medium: Memory at /dev/shm",
@@ -688,11 +689,24 @@ SYMPTOMS = (
     _symptom(
         "killed for its memory",
         r"is killed by signal: Killed|Out of memory: Killed process|oom[-_]kill(?!\w{0,20}[\s:=]{1,20}0\b)"
-        r"|OOMKilled(?!\W{1,4}false)|was ended by SIGKILL",
+        r"|OOMKilled(?!\W{1,4}false)|was ended by SIGKILL|(?:^|\n)Killed(?:\n|$)|: line \d{1,9}: +\d{1,9} Killed\b",
         "main memory ran out and the system killed a process: too many workers, data sets held as Python objects, or a "
         "container's limit",
         "detronome train DATA --set data.workers=2   # its annotations are memory-mapped: 3.5 MB a worker",
         "detronome doctor   # shows the limit of the control group",
+    ),
+    _symptom(
+        "tensors on different devices",
+        r"Expected all tensors to be on the same device",
+        "one part of a computation lies on the GPU and another on the processor: a batch, targets or new tensors that "
+        "were not moved",
+        "# move them: targets = [{name: value.to(device) for name, value in target.items()} for target in targets]",
+    ),
+    _symptom(
+        "library that transformers asks for is missing",
+        r"requires the (?P<name>[\w-]{1,40}) library but it was not found in your environment",
+        "a model of transformers is built with '{name}', which is not installed",
+        "pip install {name}",
     ),
     _symptom(
         "main memory ran out",

@@ -141,6 +141,14 @@ def test_a_process_without_stdout_ends_with_its_code(arguments: str, code: int) 
     assert ("error:" in done.stderr) == (code != 0)
 
 
+def test_a_package_that_is_missing_is_told() -> None:
+    code = "import sys; sys.modules['torch'] = None; from detronome.cli import main; main(['plan', 'x', '--json'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
+    (problem,) = json.loads(done.stdout)["error"]["problems"]
+    assert done.returncode == 1 and "'torch'" in problem["what"] and "detronome doctor" in problem["fix"]
+    assert "Traceback" not in done.stderr
+
+
 def test_a_failure_is_one_although_nobody_reads(tmp_path: Path) -> None:
     """What was printed before it cannot be written any more; that must not hide it."""
     (tmp_path / "failing.py").write_text(

@@ -15,6 +15,12 @@ _TRAIN = """Traceback (most recent call last):
 """
 
 PASTED: dict[str, list[str]] = {
+    "tensors on different devices": [
+        "RuntimeError: Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!",
+    ],
+    "library that transformers asks for is missing": [
+        "ImportError: \nDetrConvEncoder requires the timm library but it was not found in your environment. You can install it with pip:\n`pip install timm`.",
+    ],
     "a message of Detronome": [
         "error: the disk has too little room: up to 4.1 GiB are needed, 1.0 GiB are free\n  where: /data\n  fix:   free some space",
         "error: no data folder\n  fix:   detronome train DATA --model nano",
@@ -358,6 +364,7 @@ RuntimeError: DataLoader worker (pid(s) 4211) exited unexpectedly
         "RuntimeError: unable to write to file </torch_1234_567>: No space left on device (28)",
     ],
     "killed for its memory": [
+        "run.sh: line 3: 12345 Killed                  python train.py",
         "RuntimeError: DataLoader worker (pid 812) is killed by signal: Killed. ",
         "slurmstepd: error: Detected 1 oom_kill event in StepId=4211.0. Some of the step tasks have been OOM Killed.",
     ],
@@ -368,6 +375,7 @@ RuntimeError: DataLoader worker (pid(s) 4211) exited unexpectedly
         "OSError: [Errno 12] Cannot allocate memory",
     ],
     "too many open files": [
+        "RuntimeError: unable to open shared memory object </torch_4242_1> in read-write mode: Too many open files (24)",
         "OSError: [Errno 24] Too many open files: '/data/coco/train2017/000000000009.jpg'",
         "RuntimeError: received 0 items of ancdata",
         "RuntimeError: Too many open files. Communication with the workers is no longer possible. Please increase the limit "

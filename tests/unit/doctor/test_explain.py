@@ -185,3 +185,10 @@ def test_every_command_of_ours_in_a_fix_exists(name: str, step: str) -> None:
 def test_a_pattern_does_not_match_nothing(symptom: Symptom) -> None:
     assert symptom.pattern.search("") is None
     assert symptom.cause[0] not in " ." and not symptom.cause.endswith(".")
+
+
+def test_a_shells_single_word_is_known_as_a_line_of_its_own() -> None:
+    for text in ("Killed", "epoch 3  loss 2.1\nKilled\n"):
+        best = explain_error(text).best
+        assert best is not None and best.name == "killed for its memory"
+    assert explain_error("Killed bugs in the loader").best is None

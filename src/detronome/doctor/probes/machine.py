@@ -119,7 +119,7 @@ def disks() -> Facts:
 
 def _disk(wanted: Path) -> Facts:
     folder = wanted
-    while not folder.is_dir() and folder != folder.parent:
+    while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent  # the folder is made when it is needed
     facts: Facts = {"folder": str(wanted), "file_system": _file_system(folder)}
     try:
