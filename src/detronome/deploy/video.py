@@ -34,7 +34,8 @@ _TICKS = {"libx264": 8, "mpeg4": 1}
 rounding of containers that count milliseconds is undone. MPEG-4's clock has 16 bits for a second."""
 _DEFAULT_FPS = Fraction(25)
 _WHOLE = 0.95
-"""Part of the time said by the file's head that its pictures must fill: containers round, and some count otherwise."""
+"""Part of the time said by the file's head that its pictures must fill, but for two of them: containers round, and some
+tell a wrong time of the last picture."""
 _FIX = "play it to see whether it is whole, or convert it: ffmpeg -i VIDEO out.mp4"
 
 
@@ -126,7 +127,7 @@ class VideoReader:
             raise DataError("the video has no frame that can be decoded", where=str(self.file), fix=_FIX)
         said_s = 0 if self._container.duration is None else self._container.duration / 1_000_000
         is_alone = len(self._container.streams) == 1  # sound and subtitles may be longer than the pictures
-        if is_alone and end_s < _WHOLE * said_s:
+        if is_alone and end_s < _WHOLE * said_s - 2 / self.fps:
             raise DataError(
                 f"the video is cut: its pictures end after {end_s:.1f} s, and it says that it has {said_s:.1f} s",
                 where=str(self.file),
