@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 __all__ = ["Installer"]
@@ -29,7 +29,7 @@ class Installer:
     @classmethod
     def of_this_environment(cls) -> Installer:
         """Return the installer of the Python that runs."""
-        if find_spec("pip") is None:
+        if PathFinder.find_spec("pip") is None:  # the usual search lets setuptools warn of its distutils
             python = shlex.quote(sys.executable)
             if shutil.which("uv") is None:
                 return cls(command=f"{python} -m ensurepip && {python} -m pip")
