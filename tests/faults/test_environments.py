@@ -402,7 +402,7 @@ BROKEN = (
         "safetensors",
     ),
     Broken("a requirement that is too new", other_version("hotcoco", "2.0.0"), "hotcoco", "failure", "<2", "hotcoco<2"),
-    Broken("an extra that is too old", added("optuna", "3.6.1"), "optuna", "warning", "detronome[search]", "optuna>=4"),
+    Broken("an extra that is too old", added("optuna", "3.6.1"), "optuna", "warning", "detronome[search]", "optuna>=5"),
     Broken(
         "packages that exclude each other",
         other_version("scipy", "1.17.1", "numpy<2.0"),

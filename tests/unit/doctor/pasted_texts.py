@@ -90,7 +90,7 @@ NameError: name 'unicode' is not defined
     ],
     "torchvision does not fit torch": [
         """  File "/opt/venv/lib/python3.11/site-packages/torchvision/_meta_registrations.py", line 164, in <module>
-    @torch.library.register_fake("torchvision::nms")
+    @register_fake("torchvision::nms")
 RuntimeError: operator torchvision::nms does not exist
 """,
         """RuntimeError: Couldn't load custom C++ ops. This can happen if your PyTorch and torchvision versions are incompatible, or if you had errors while compiling torchvision from source.""",
