@@ -586,7 +586,7 @@ SYMPTOMS = (
     _symptom(
         "annotation file has the wrong shape",
         r"annotation file format <class '\w+'> not supported"
-        r"|(?:pycocotools|coco)[\s\S]{0,2000}(?P<at>TypeError: (?:string|list) indices must be integers)",
+        r"|coco(?:(?!coco)[\s\S]){0,2000}(?P<at>TypeError: (?:string|list) indices must be integers)",
         "the annotation file is not an object with images, annotations and categories: a list of results, or another "
         "format",
         f"{_CHECK_DATA}   # or the file itself: detronome data check FILE.json",
