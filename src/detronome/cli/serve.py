@@ -64,7 +64,7 @@ def serve(
     """
     from detronome import api
     from detronome.deploy.serve.limits import Limits
-    from detronome.deploy.serve.server import LOOPBACK
+    from detronome.runtime.web import LOOPBACK
 
     limits = Limits(
         timeout_s=timeout,

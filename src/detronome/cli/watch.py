@@ -47,7 +47,7 @@ def watch(
 
     try:
         if serve:
-            from detronome.report.watch.server import LOOPBACK
+            from detronome.runtime.web import LOOPBACK
 
             if host not in LOOPBACK:
                 print_notice(f"warning: whoever can reach port {port} of {host} sees this run")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -32,6 +29,7 @@ from detronome.deploy.serve.remote_images import fetch_image
 from detronome.deploy.serve.request import Asked, parse_request
 from detronome.deploy.serve.service import Found, Service, Slot
 from detronome.errors import MissingExtraError
+from detronome.runtime.web import HEADERS, LOOPBACK_NAMES, content_policy
 from detronome.version import __version__
 
 if TYPE_CHECKING:
@@ -47,8 +45,6 @@ _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _PIECE_BYTES = 2**16
 """Of an answer; the next one is sent when the client has read most of what was sent before."""
-
-_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
 class _UrlBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -87,10 +83,10 @@ def build_app(service: Service, *, is_local: bool = True, allows_urls: bool = Fa
         raise MissingExtraError(package, extra="serve", needed_for="the server") from error
 
     page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    page_headers = {**_HEADERS, "Content-Security-Policy": _policy(page)}
+    page_headers = {**HEADERS, "Content-Security-Policy": content_policy(page)}
 
     def answer(record: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-        return Response(json_bytes(record), status, {**_HEADERS, **(headers or {})}, media_type="application/json")
+        return Response(json_bytes(record), status, {**HEADERS, **(headers or {})}, media_type="application/json")
 
     async def show_page(request: Request) -> Response:
         return HTMLResponse(page, headers=page_headers)
@@ -102,7 +98,7 @@ def build_app(service: Service, *, is_local: bool = True, allows_urls: bool = Fa
             with service.uploads.share() as take:
                 try:
                     body, media_type = await _predict(service, Request(scope, receive), started, allows_urls, take)
-                    response = Response(body, 200, _HEADERS, media_type=media_type)
+                    response = Response(body, 200, HEADERS, media_type=media_type)
                 except RefusedError as error:
                     service.metrics.refused.add(reason=error.reason)
                     closes = service.is_draining or error.reason == "connections"
@@ -123,7 +119,7 @@ def build_app(service: Service, *, is_local: bool = True, allows_urls: bool = Fa
         return answer({"status": status}, 200 if service.is_ready else 503)
 
     async def show_metrics(request: Request) -> Response:
-        return Response(service.metrics.text(), headers={**_HEADERS, "Content-Type": CONTENT_TYPE})
+        return Response(service.metrics.text(), headers={**HEADERS, "Content-Type": CONTENT_TYPE})
 
     async def show_openapi(request: Request) -> Response:
         return answer(
@@ -151,7 +147,7 @@ def build_app(service: Service, *, is_local: bool = True, allows_urls: bool = Fa
         "/metrics": Route("/metrics", show_metrics),
         "/openapi.json": Route("/openapi.json", show_openapi),
     }
-    hosts = ["127.0.0.1", "localhost", "[::1]"] if is_local else ["*"]
+    hosts = LOOPBACK_NAMES if is_local else ["*"]
     return Starlette(
         routes=list(routes.values()),
         middleware=[
@@ -261,14 +257,3 @@ def _url_in_body(body: bytes, allows_urls: bool) -> str:
         return msgspec.json.decode(body, type=_UrlBody).url
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise RefusedError(400, "bad_url", 'the body is not {"url": ...}', fix='send {"url": "https://..."}') from error
-
-
-def _policy(page: str) -> str:
-    """Return a Content-Security-Policy under which this page's own script runs, and nothing else."""
-    script = re.search(r"<script>(.*?)</script>", page, flags=re.DOTALL)
-    assert script is not None
-    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
-    return (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
-        "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import socket
 import sys
 import time
@@ -19,13 +18,11 @@ from typing import Any
 from detronome.deploy.serve.app import build_app
 from detronome.deploy.serve.model_process import ModelProcessError
 from detronome.deploy.serve.service import Service
-from detronome.errors import CheckpointError, ConfigError
+from detronome.errors import CheckpointError
 from detronome.runtime.signals import ended_in_order
+from detronome.runtime.web import LOOPBACK, listen, url_of
 
-__all__ = ["LOOPBACK", "serve"]
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""What this machine alone can reach."""
+__all__ = ["serve"]
 
 _BACKLOG = 2048
 _MAX_HEAD_BYTES = 32 * 1024
@@ -57,20 +54,18 @@ def serve(
         DetronomeError: the model cannot be opened.
     """
     app = build_app(service, is_local=host in LOOPBACK, allows_urls=allows_urls)
-    listener = _listen(host, port)
+    listener = listen(host, port, backlog=_BACKLOG)
     try:
         with listener, ended_in_order():  # so that the model's process ends too
             try:
                 service.open()
             except ModelProcessError as error:
                 raise CheckpointError(str(error), where="serve", fix="its last words are above") from error
-            address = f"[{host}]" if ":" in host else host
-            url = f"http://{address}:{listener.getsockname()[1]}"
             # What is loaded stays: to look through it for garbage would hold up all requests for 30 ms now and then.
             gc.collect()
             gc.freeze()
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                runner.run(_serve(app, service, listener, lambda: on_ready(url)))
+                runner.run(_serve(app, service, listener, lambda: on_ready(url_of(listener, host))))
     finally:
         gc.unfreeze()
         service.stop()
@@ -131,27 +126,6 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     import uvloop
 
     return uvloop.new_event_loop
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        if not 0 <= port <= 65535:
-            raise OverflowError("a port is a number from 0 to 65535")
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-        # Connections inherit it. asyncio sets it for sockets of a named protocol alone, which these are not; without
-        # it the second half of each answer waits 40 ms for the client's acknowledgement of the first.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listener
-    except (OSError, OverflowError) as error:
-        number = error.errno if isinstance(error, OSError) else None
-        # The error's own text says the address again; for a name that is not known the number is negative.
-        told = os.strerror(number) if number is not None and number > 0 else str(error)
-        raise ConfigError(
-            f"nothing can be served there: {told}",
-            where=f"{host}, port {port}",
-            fix="choose another port with --port (0 picks a free one), or another address with --host",
-        ) from error
 
 
 def _allow_files(count: int) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
-import threading
-from types import FrameType, TracebackType
-from typing import Any, Self, TextIO
+from types import TracebackType
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -17,7 +15,6 @@ from detronome.report.terminal import is_live, speaks_unicode
 from detronome.report.watch.state import RunState
 from detronome.report.watch.terminal_view import draw_state
 from detronome.report.watch.words import evaluation_line, progress_line, status_words
-from detronome.runtime.signals import Interrupted
 
 __all__ = ["WatchScreen", "print_state"]
 
@@ -28,7 +25,7 @@ _PLAIN_INTERVAL_S = 10.0
 class WatchScreen:
     """Shows one state after the other, and leaves the last one behind.
 
-    A terminal is given back in every case, also after SIGTERM. In a pipe a line comes at most every ten seconds, beside
+    A terminal is given back in every case. In a pipe a line comes at most every ten seconds, beside
     one for each evaluation and each thing that happened, all without control characters.
 
     Args:
@@ -39,7 +36,6 @@ class WatchScreen:
         self._file = file if file is not None else sys.stdout
         self._console = Console(file=self._file, highlight=False, markup=False, emoji=False)
         self._live: Live | None = None
-        self._on_terminate: Any = None
         self._last: RunState | None = None
         self._told_at = -math.inf
 
@@ -47,8 +43,6 @@ class WatchScreen:
         if is_live(self._console, self._file):
             self._live = Live(console=self._console, screen=True, auto_refresh=False)
             self._live.start()
-            if threading.current_thread() is threading.main_thread():
-                self._on_terminate = signal.signal(signal.SIGTERM, _leave)
         return self
 
     def __exit__(
@@ -57,8 +51,6 @@ class WatchScreen:
         if self._live is None:
             return
         self._live.stop()
-        if self._on_terminate is not None:
-            signal.signal(signal.SIGTERM, self._on_terminate)
         if self._last is not None:
             print_state(self._last, self._file)
 
@@ -104,7 +96,3 @@ def print_state(state: RunState, file: TextIO | None = None) -> None:
     view = draw_state(state, width=width, height=None, is_unicode=speaks_unicode(file))
     for line in view.renderables:
         console.print(line, soft_wrap=True)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(signal.Signals(number).name)

@@ -6,12 +6,7 @@ server alone.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
-import os
-import re
-import socket
 import tempfile
 import threading
 import time
@@ -21,17 +16,15 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detronome.errors import ConfigError, DetronomeError, MissingExtraError
+from detronome.errors import DetronomeError, MissingExtraError
 from detronome.report.html import write_report
 from detronome.report.watch.state import Watcher
+from detronome.runtime.web import HEADERS, LOOPBACK, LOOPBACK_NAMES, content_policy, listen, url_of
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-__all__ = ["LOOPBACK", "build_app", "serve"]
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""What this machine alone can reach."""
+__all__ = ["build_app", "serve"]
 
 _LEAST_BETWEEN_LOOKS_S = 0.5
 _GRACE_S = 2
@@ -47,11 +40,10 @@ def serve(watcher: Watcher, *, host: str, port: int, on_ready: Callable[[str], N
     app = build_app(watcher, is_local=host in LOOPBACK)
     import uvicorn
 
-    listener = _listen(host, port)
+    listener = listen(host, port)
     config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=_GRACE_S)
     with listener:
-        address = f"[{host}]" if ":" in host else host
-        on_ready(f"http://{address}:{listener.getsockname()[1]}")
+        on_ready(url_of(listener, host))
         uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -80,23 +72,22 @@ def build_app(watcher: Watcher, *, is_local: bool = True) -> Starlette:
 
     source = _Source(watcher)
     page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-    page_headers = {**headers, "Content-Security-Policy": _policy(page)}
+    page_headers = {**HEADERS, "Content-Security-Policy": content_policy(page)}
 
     # Plain functions: starlette runs them in threads, and a slow disk holds up nobody else.
     def show_page(request: Request) -> Response:
         return HTMLResponse(page, headers=page_headers)
 
     def show_state(request: Request) -> Response:
-        return JSONResponse(source.state(), headers=headers)
+        return JSONResponse(source.state(), headers=HEADERS)
 
     def show_report(request: Request) -> Response:
         try:
-            return HTMLResponse(source.report(), headers=headers)
+            return HTMLResponse(source.report(), headers=HEADERS)
         except DetronomeError as error:
-            return HTMLResponse(f"<!doctype html><pre>{escape(str(error))}</pre>", status_code=404, headers=headers)
+            return HTMLResponse(f"<!doctype html><pre>{escape(str(error))}</pre>", status_code=404, headers=HEADERS)
 
-    hosts = ["127.0.0.1", "localhost", "[::1]", "::1"] if is_local else ["*"]
+    hosts = LOOPBACK_NAMES if is_local else ["*"]
     return Starlette(
         routes=[Route("/", show_page), Route("/state.json", show_state), Route("/report", show_report)],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)],
@@ -132,35 +123,6 @@ class _Source:
                     page = write_report([run_dir], Path(folder) / "report.html")
                     self._report = (version, page.read_text(encoding="utf-8"))
             return self._report[1]
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family)
-        # Connections inherit it; asyncio sets it for sockets of a named protocol alone, and answers would wait 40 ms.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listener
-    except (OSError, OverflowError) as error:
-        number = error.errno if isinstance(error, OSError) else None
-        # The error's own text says the address again; for a name that is not known the number is negative.
-        told = os.strerror(number) if number is not None and number > 0 else str(error)
-        raise ConfigError(
-            f"the page cannot be served there: {told}",
-            where=f"{host}, port {port}",
-            fix="choose another port with --port (0 picks a free one), or another address with --host",
-        ) from error
-
-
-def _policy(page: str) -> str:
-    """Return a Content-Security-Policy under which this page's own script runs, and nothing else."""
-    script = re.search(r"<script>(.*?)</script>", page, flags=re.DOTALL)
-    assert script is not None
-    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
-    return (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
 
 
 def _json_ready(value: Any) -> Any:

@@ -111,7 +111,7 @@ def test_an_address_that_cannot_be_used_is_told(tmp_path: Path, host: str) -> No
         port = taken.getsockname()[1]
         if host != "127.0.0.1":
             port = -1  # no name is looked up for it
-        with pytest.raises(ConfigError, match="cannot be served there") as error:
+        with pytest.raises(ConfigError, match="nothing can be served there") as error:
             serve(Watcher(tmp_path), host=host, port=port, on_ready=pytest.fail)
     assert "--port (0 picks a free one)" in error.value.problems[0].fix
 
