@@ -57,12 +57,18 @@ SYMPTOMS = (
     ),
     # Binaries that do not fit each other.
     _symptom(
+        "package built for another NumPy",
+        r"\bin init (?P<name>(?!(?:xt|py)cocotools)[A-Za-z]\w{0,60})[\s\S]{0,250}?"
+        r"numpy\.(?:ndarray|dtype|ufunc)(?:\.dtype)? size changed, may indicate binary incompatibility",
+        "a compiled part of {package} was built against another NumPy than the one installed",
+        "pip install --upgrade --force-reinstall {package}",
+    ),
+    _symptom(
         "built for another NumPy",
         r"numpy\.(?:ndarray|dtype|ufunc)(?:\.dtype)? size changed, may indicate binary incompatibility"
         r"|module (?:was )?compiled against (?:ABI|API) version 0x\w+ but this version of numpy is",
         "a compiled package (the traceback names it; most often pycocotools or xtcocotools) was built against another "
-        "NumPy "
-        "than the one installed",
+        "NumPy than the one installed",
         _NEW_COCO_API,
         _OUR_EVALUATION,
     ),
@@ -88,11 +94,9 @@ SYMPTOMS = (
         r"|cumproduct)` was removed in the "
         r"NumPy 2\.0 release",
         "old code under a new NumPy: np.float, np.int and their like are gone since 1.24, np.Inf and its like since "
-        "2.0. In "
-        "detection it is nearly always an old copy of the COCO API (cocodataset/cocoapi, cocoeval.py)",
+        "2.0. In detection it is nearly always an old copy of the COCO API (cocodataset/cocoapi, cocoeval.py)",
         _NEW_COCO_API,
-        "python -c 'import pycocotools; print(pycocotools.__file__)'   # a copy in your project hides the installed "
-        "one",
+        "python -c 'import pycocotools; print(pycocotools.__file__)'   # a copy of yours hides the installed one",
         "pip install 'numpy<1.24'   # only where the old code cannot be replaced",
     ),
     _symptom(
@@ -128,8 +132,7 @@ SYMPTOMS = (
         "NVIDIA libraries mixed",
         r"undefined symbol: (?P<name>__nvJitLink\w*|nccl\w+|cudnn\w+|cublas\w+|cusparse\w+)",
         "torch loads an NVIDIA library of another release ({name} is missing in it): LD_LIBRARY_PATH names a CUDA "
-        "installation, "
-        "or the nvidia-* packages were upgraded apart from torch",
+        "installation, or the nvidia-* packages were upgraded apart from torch",
         "unset LD_LIBRARY_PATH",
         "pip install --force-reinstall torch   # brings back the nvidia-* packages that it was built with",
     ),
@@ -142,8 +145,7 @@ SYMPTOMS = (
     _symptom(
         "extension built for another torch",
         r"undefined symbol: (?P<name>\w+)",
-        "a compiled extension (the file before the words) was built against another release of torch or another C++ "
-        "ABI",
+        "a compiled extension (the file before the words) was built against another torch or another C++ ABI",
         "pip install --force-reinstall --no-cache-dir --no-binary :all: PACKAGE   # build it again for this torch",
         "detronome doctor",
     ),
@@ -158,8 +160,7 @@ SYMPTOMS = (
         "C++ library too old",
         r"version [`'](?P<name>(?:GLIBCXX|CXXABI)_[\d.]+)' not found",
         "a compiled package needs a newer libstdc++ ({name}) than the one that is loaded first; in conda the system's "
-        "hides "
-        "the newer one of the environment",
+        "hides the newer one of the environment",
         'conda install -c conda-forge libstdcxx-ng && export LD_LIBRARY_PATH="$CONDA_PREFIX/lib"',
         "sudo apt-get install -y libstdc++6   # outside conda",
     ),
@@ -174,8 +175,7 @@ SYMPTOMS = (
         r"Failed to load library \S{0,300}libonnxruntime_providers_\w{1,40}\.so with error"
         r"|Failed to create CUDAExecutionProvider",
         "ONNX Runtime's GPU build does not find the CUDA and cuDNN that it was built for, and computes on the CPU: the "
-        "line "
-        "names the library, whose number is the release of CUDA",
+        "line names the library, whose number is the release of CUDA",
         "pip install --upgrade --force-reinstall 'onnxruntime-gpu[cuda,cudnn]'",
         "import torch   # before `import onnxruntime`: it then takes torch's libraries, if they are of the same CUDA",
     ),
@@ -196,8 +196,8 @@ SYMPTOMS = (
     ),
     _symptom(
         "CUDA library missing",
-        r"(?P<name>lib(?:cudnn\w{0,40}|cublas\w{0,40}|cudart|nccl|cusparse\w{0,40}|nvrtc|cufft|curand|cusolver|nvJitLink"
-        r"|cupti|nvToolsExt)(?:\.so[.\d]*)?): cannot open shared object file"
+        r"(?<!dlerror: )(?P<name>lib(?:cudnn\w{0,40}|cublas\w{0,40}|cudart|nccl|cusparse\w{0,40}|nvrtc|cufft|curand"
+        r"|cusolver|nvJitLink|cupti|nvToolsExt)(?:\.so[.\d]*)?): cannot open shared object file"
         r"|Could not load library (?P<name_2>libcudnn\w{0,40})"
         r"|Unable to load any of \{(?P<name_3>libcudnn\S*)",
         "torch does not find a library of CUDA ({name}): its nvidia-* packages are missing or incomplete",
@@ -213,12 +213,17 @@ SYMPTOMS = (
         "pip install --force-reinstall torch   # brings back the nvidia-cudnn package that it was built with",
     ),
     _symptom(
+        "GPU newer than this torch",
+        r"with CUDA capability sm_(?:8\d|9\d|1\d\d)\w? is not compatible with the current PyTorch installation",
+        "this torch is older than the GPU and holds no code for it",
+        "pip install --upgrade torch torchvision",
+    ),
+    _symptom(
         "GPU not supported by this torch",
         r"no kernel image is available for execution on the device"
         r"|with CUDA capability sm_\d+ is not compatible with the current PyTorch installation",
-        "this torch holds no code for this GPU: builds for CUDA 13 begin with Turing (sm_75); a GPU newer than the "
-        "build "
-        "is missing too",
+        "this torch holds no code for this GPU: builds for CUDA 13 begin with Turing (sm_75), and a GPU newer than the "
+        "build is missing too",
         f"{_CUDA_12_BUILD}   # GPUs older than Turing",
         "pip install --upgrade torch torchvision   # a GPU newer than this torch",
     ),
@@ -228,8 +233,7 @@ SYMPTOMS = (
         r"|CUDA initialization failure with error:? 35\b"
         r"|forward compatibility was attempted on non supported HW",
         "the NVIDIA driver is older than the CUDA that torch was built for: CUDA 13 asks for driver 580 or later, CUDA "
-        "12 for "
-        "525",
+        "12 for 525",
         "# update the NVIDIA driver to 580 or later and restart the machine, or take a build for CUDA 12:",
         _CUDA_12_BUILD,
     ),
@@ -277,8 +281,7 @@ SYMPTOMS = (
         r"uncorrectable ECC error|GPU has fallen off the bus|NVRM: Xid \(|GPU is lost",
         "the GPU, its memory or its power fails: this is hardware, not software",
         "sudo nvidia-smi -q -d ECC,PAGE_RETIREMENT && sudo dmesg | grep -i xid",
-        "# restart the machine; if it comes back, have the GPU replaced. detronome train --resume RUN goes on "
-        "elsewhere",
+        "# restart the machine; if it comes back, replace the GPU. detronome train --resume RUN goes on elsewhere",
     ),
     _symptom(
         "processor too old for this wheel",
@@ -299,8 +302,7 @@ SYMPTOMS = (
         r"Importing the numpy C-extensions failed|numpy\.core\.multiarray failed to import"
         r"|No module named 'numpy\._core|Error importing numpy: you should not try to import numpy from",
         "NumPy's files are incomplete or of two releases, or a folder named numpy lies in the working folder; a pickle "
-        "of "
-        "NumPy 2 under NumPy 1 says numpy._core is missing",
+        "of NumPy 2 under NumPy 1 says numpy._core is missing",
         "pip install --upgrade --force-reinstall numpy",
     ),
     # Modules that are missing or hidden.
@@ -316,8 +318,7 @@ SYMPTOMS = (
         r"|cannot import name '_new_empty_tensor'|cannot import name '_NewEmptyTensorOp'"
         r"|cannot import name '_output_size' from 'torchvision",
         "code from before 2021 (the original DETR's util/misc.py, old Deformable DETR) under a new torch or "
-        "torchvision; "
-        "float(torchvision.__version__[:3]) < 0.7 takes 0.10 and later for 0.1",
+        "torchvision; float(torchvision.__version__[:3]) < 0.7 takes 0.10 and later for 0.1",
         "detronome eval detr-r50 DATA   # the same networks and official weights, on today's torch",
     ),
     _symptom(
@@ -325,8 +326,7 @@ SYMPTOMS = (
         r"No module named 'MultiScaleDeformableAttention'|name 'MultiScaleDeformableAttention' is not defined"
         r"|cannot import name '_C' from '\w+'|THC/THC\.h: No such file|identifier \"AT_CHECK\" is undefined",
         "the original Deformable DETR needs a CUDA operator of its own, which was not compiled or does not compile "
-        "with this "
-        "torch",
+        "with this torch",
         "detronome train DATA --model rtdetr-v2-s   # deformable attention in plain torch: nothing to compile",
     ),
     _symptom(
@@ -366,8 +366,7 @@ SYMPTOMS = (
         r"|Failed to build `?pycocotools|pycocotools/_mask\.(?:pyx|c): (?:No such file|.{0,200}error)"
         r"|error: command '?\S{0,200}(?:gcc|g\+\+|cc|cl\.exe|clang|nvcc)\S{0,100}'? failed",
         "pip finds no ready wheel for this Python and compiles the package, which needs a compiler and its build "
-        "packages; "
-        "pycocotools has wheels since 2.0.8, for Python 3.14 since 2.0.11",
+        "packages; pycocotools has wheels since 2.0.8, for Python 3.14 since 2.0.11",
         "pip install --upgrade pip && pip install --only-binary :all: 'pycocotools>=2.0.11'",
         _OUR_EVALUATION,
         is_general=True,
@@ -412,8 +411,7 @@ SYMPTOMS = (
         r"No matching distribution found for (?P<name>torch\w*|onnxruntime\S*|pycocotools)"
         r"|is not a supported wheel on this platform|because torch\S* has no wheels with a matching",
         "there is no release for this Python, system or processor: torch has wheels for Python 3.11 to 3.14, 64 bit, "
-        "on Linux "
-        "with glibc (not Alpine), macOS on ARM and Windows",
+        "on Linux with glibc (not Alpine), macOS on ARM and Windows",
         "uv venv --python 3.12 && uv pip install detronome",
     ),
     _symptom(
@@ -451,8 +449,7 @@ SYMPTOMS = (
         r"Weights only load failed|Unsupported (?:global|class): GLOBAL"
         r"|weights_only\W{1,5}True.{0,200}argparse\.Namespace",
         "torch.load refuses objects since 2.6, and this checkpoint has some: the official DETR files hold the "
-        "training's "
-        "arguments (argparse.Namespace)",
+        "training's arguments (argparse.Namespace)",
         "detronome eval FILE.pth DATA   # Detronome reads the weights of such files without running their code",
         "torch.load(FILE, weights_only=False)   # in your own code, and only for files that you trust: it runs what "
         "they say",
@@ -490,8 +487,7 @@ SYMPTOMS = (
         r"Error\(s\) in loading state_dict for|Missing key\(s\) in state_dict|Unexpected key\(s\) in state_dict"
         r"|size mismatch for \S+",
         "the checkpoint belongs to another network: other depth, width or family; names that begin with `module.` come "
-        "from a "
-        "model wrapped in DDP",
+        "from a model wrapped in DDP",
         "detronome eval FILE DATA   # recognises the published families by their weights, and says what does not fit",
         is_general=True,
     ),
@@ -507,10 +503,8 @@ SYMPTOMS = (
         "boxes are not numbers or turned over",
         r"assert \(boxes[12]\[:, 2:\] >= boxes[12]\[:, :2\]\)\.all\(\)",
         "generalized_box_iou got boxes that are NaN or have a negative side. boxes1 are the model's: NaN from a rate "
-        "that is "
-        "too high, from fp16, or from bad targets; boxes2 are the annotations': [left, top, right, bottom] read as "
-        "[left, top, "
-        "width, height], or boxes without area",
+        "that is too high, from fp16, or from bad targets; boxes2 are the annotations': [left, top, right, bottom] "
+        "read as [left, top, width, height], or boxes without area",
         f"{_CHECK_DATA}   # finds turned, empty and wrongly read boxes, with their ids",
         "detronome train DATA --set optim.lr=1e-5 train.precision=fp32   # Detronome skips such a step and names "
         "module and images",
@@ -519,8 +513,7 @@ SYMPTOMS = (
         "matching costs are not numbers",
         r"matrix contains invalid numeric entries|cost matrix is infeasible",
         "the Hungarian matcher got NaN or infinite costs: the model's outputs are not finite (a rate that is too high, "
-        "fp16 "
-        "overflow in the focal cost), or a target box is",
+        "fp16 overflow in the focal cost), or a target box is",
         f"{_CHECK_DATA}",
         "detronome train DATA --set optim.lr=1e-5 train.precision=fp32   # Detronome skips such a step and names "
         "module and images",
@@ -540,8 +533,7 @@ SYMPTOMS = (
         r"|srcIndex < srcSelectDimSize|ind >= 0 && ind < ind_dim_size.{0,100}?|input_val >= zero && input_val <= one)"
         r"|(?:ScatterGatherKernel|IndexKernel|IndexKernelUtils|Indexing|Loss|NLLLoss2d)\.cu:\d+.{0,300}?[Aa]ssert",
         "an index is out of range on the GPU: nearly always a category id that is not below the number of classes "
-        "(COCO's ids "
-        "go to 90 with gaps: DETR wants the highest id + 1), or scores that are NaN",
+        "(COCO's ids go to 90 with gaps: DETR wants the highest id + 1), or scores that are NaN",
         f"{_CHECK_DATA}   # lists the category ids; Detronome numbers classes from 0 itself, whatever the ids",
         _ON_CPU,
     ),
@@ -565,16 +557,14 @@ SYMPTOMS = (
         r"|(?:mat1 and mat2 must|expected m1 and m2 to) have the same dtype"
         r"|Input type \(\S+\) and (?:bias|weight) type \(\S+\) should be the same",
         "16 and 32 bit tensors meet outside autocast: a model converted by .half() with inputs that were not, or code "
-        "that "
-        "autocast does not cover",
+        "that autocast does not cover",
         "detronome train DATA --set train.precision=fp32",
     ),
     _symptom(
         "empty tensors cannot be resized",
         r"Input and output sizes should be greater than 0, but got|non-empty 3D or 4D input tensor but got",
         "an image without objects or predictions reaches code that resizes masks",
-        "pip install --upgrade transformers   # or the package that the traceback names; Detronome handles empty "
-        "images",
+        "pip install --upgrade transformers   # or what the traceback names; Detronome handles empty images",
     ),
     # COCO files and images.
     _symptom(
@@ -762,16 +752,14 @@ SYMPTOMS = (
         "main module is not guarded",
         r"before the current process has finished its bootstrapping phase|freeze_support\(\)",
         "processes are started by spawn or forkserver (macOS, Windows, Python 3.14), which import your script: what "
-        "starts "
-        "training has to stand behind a guard",
+        "starts training has to stand behind a guard",
         "# in your script:  if __name__ == '__main__': main()",
     ),
     _symptom(
         "object cannot go to a worker",
         r"cannot pickle '[^']+' object|[Cc]an't pickle|Can't get (?:local object|attribute) '[^']+'",
         "the data set, its transforms or a function cannot be sent to a worker: lambdas, open files, locks, and "
-        "classes "
-        "inside functions cannot. Python 3.14 starts workers by forkserver, which sends what fork only copied",
+        "classes inside functions cannot. Python 3.14 starts workers by forkserver, which sends what fork only copied",
         "# move the function to the top of a module, and open files in the worker",
         "detronome train DATA --set data.workers=0   # one process, to go on meanwhile",
     ),
@@ -803,8 +791,7 @@ SYMPTOMS = (
         r"Expected to have finished reduction in the prior iteration before starting a new one"
         r"|Parameter indices which did not receive grad|Parameters which did not receive grad for rank",
         "DDP waits for gradients of parameters that took no part in the loss: a head that an image without objects "
-        "leaves "
-        "out, or a frozen part",
+        "leaves out, or a frozen part",
         "DistributedDataParallel(model, find_unused_parameters=True)   # in your own code; slower",
         "torchrun --nproc-per-node=NUMBER_OF_GPUS -m detronome train DATA --out RUN   # takes ranks without objects as "
         "they are",
@@ -883,8 +870,7 @@ SYMPTOMS = (
         r"Watchdog caught collective operation timeout|Some NCCL operations have failed or timed out"
         r"|collective operation timeout: WorkNCCL|Timed out waiting \d+ms for (?:recv|send) operation to complete",
         "ranks waited for one that did not come: it has failed (look for an earlier error on another rank), evaluates "
-        "or "
-        "loads alone for longer than the limit, or has another number of batches",
+        "or loads alone for longer than the limit, or has another number of batches",
         "# look for the first error in the logs of all ranks: torchrun --log-dir logs --redirects 3 ...",
         "torchrun ... -m detronome train DATA --out RUN   # its report of a hang names the rank, what it did and its "
         "images",
@@ -902,8 +888,7 @@ SYMPTOMS = (
         r"torch\.distributed\.elastic\.multiprocessing\.errors\.ChildFailedError|ChildFailedError:"
         r"|failed \(exitcode: -?\d+\)",
         "torchrun says that a rank has ended; why stands above, in that rank's own words. Exit code -9 without words: "
-        "the "
-        "system killed it, most often for its memory",
+        "the system killed it, most often for its memory",
         "torchrun --log-dir logs --redirects 3 ...   # one log for each rank",
         is_consequence=True,
     ),
@@ -913,8 +898,7 @@ SYMPTOMS = (
         r"an illegal memory access was encountered|unspecified launch failure|CUBLAS_STATUS_EXECUTION_FAILED"
         r"|CUDNN_STATUS_(?:EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR)",
         "a GPU kernel failed; the line that is named comes later than the fault. Most often an index out of range, "
-        "else a "
-        "custom operator or failing memory",
+        "else a custom operator or failing memory",
         _ON_CPU,
         "compute-sanitizer python ...   # names the kernel",
         is_consequence=True,
@@ -923,8 +907,7 @@ SYMPTOMS = (
         "assertion on the GPU",
         r"device-side assert triggered",
         "a kernel on the GPU met a value out of range, most often a category id that is not below the number of "
-        "classes; the "
-        "line that says which stands above, and the traceback's line comes later than the fault",
+        "classes; the line that says which stands above, and the traceback's line comes later than the fault",
         f"{_CHECK_DATA}   # lists the category ids",
         _ON_CPU,
         is_consequence=True,

@@ -39,6 +39,15 @@ ValueError: numpy.ndarray size changed, may indicate binary incompatibility. Exp
         "PyObject",
         "RuntimeError: module compiled against ABI version 0x1000009 but this version of numpy is 0x2000000",
     ],
+    "package built for another NumPy": [
+        """  File "/venv/lib/python3.11/site-packages/pandas/__init__.py", line 22, in <module>
+    from pandas.compat import is_numpy_dev as _is_numpy_dev  # pyright: ignore # noqa:F401
+  File "pandas/_libs/interval.pyx", line 1, in init pandas._libs.interval
+ValueError: numpy.dtype size changed, may indicate binary incompatibility. Expected 96 from C header, got 88 from PyObject
+""",
+        '  File "sklearn/__check_build/_check_build.pyx", line 1, in init sklearn.__check_build._check_build\n'
+        "ValueError: numpy.ufunc size changed, may indicate binary incompatibility. Expected 232 from C header, got 216",
+    ],
     "torch built for NumPy 1": [
         _TRAIN + "RuntimeError: Numpy is not available\n",
         """/usr/lib/python3.11/site-packages/torch/nn/modules/transformer.py:20: UserWarning: Failed to initialize NumPy: _ARRAY_API not found (Triggered internally at ../torch/csrc/utils/tensor_numpy.cpp:84.)
@@ -148,7 +157,15 @@ ImportError: libGL.so.1: cannot open shared object file: No such file or directo
 RuntimeError: CUDA error: no kernel image is available for execution on the device
 CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect.
 """,
+        "Tesla K80 with CUDA capability sm_37 is not compatible with the current PyTorch installation.",
+    ],
+    "GPU newer than this torch": [
         "NVIDIA GeForce RTX 5090 with CUDA capability sm_120 is not compatible with the current PyTorch installation.",
+        """/venv/lib/python3.12/site-packages/torch/cuda/__init__.py:235: UserWarning:
+NVIDIA H100 PCIe with CUDA capability sm_90 is not compatible with the current PyTorch installation.
+The current PyTorch install supports CUDA capabilities sm_37 sm_50 sm_60 sm_70.
+RuntimeError: CUDA error: no kernel image is available for execution on the device
+""",
     ],
     "driver too old": [
         "RuntimeError: The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by "
@@ -588,6 +605,9 @@ nncf 3.4.0 requires numpy<2.5.0,>=1.24.0, but you have numpy 2.5.1 which is inco
 
 HEALTHY = {
     "nothing": "",
+    "TensorFlow without a GPU": "2022-05-03 10:11:12.131415: W tensorflow/stream_executor/platform/default/dso_loader.cc:64] "
+    "Could not load dynamic library 'libcudart.so.11.0'; dlerror: libcudart.so.11.0: cannot open shared object file: No such "
+    "file or directory\n",
     "a training log of DETR": """Start training
 Epoch: [0]  [   0/2500]  eta: 3:21:15  lr: 0.000100  class_error: 97.52  loss: 38.1221 (38.1221)  time: 4.8301  data: 1.0213  max mem: 4123
 Averaged stats: lr: 0.000100  class_error: 44.21  loss: 9.1220 (12.8821)
