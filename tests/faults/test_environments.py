@@ -151,6 +151,19 @@ def leftovers(environment: Environment) -> None:
     (environment.site / "~umpy").mkdir()
 
 
+def without_metadata(name: str) -> Callable[[Environment], None]:
+    """What a removal leaves that was interrupted: the folder of the metadata, with some of its files."""
+
+    def empty(environment: Environment) -> None:
+        (info,) = environment.site.glob(f"{name}-*.dist-info")
+        path = environment.site / info.name
+        path.unlink()
+        path.mkdir()
+        (path / "RECORD").write_text("")
+
+    return empty
+
+
 def numpy_twice(environment: Environment) -> None:
     environment.stub("numpy", "1.26.4")
 
@@ -330,6 +343,8 @@ BROKEN = (
         "a file random.py in the working folder", shadow("random.py"), "shadows", "warning", "random.py", "my_random.py"
     ),
     Broken("what an interrupted pip leaves", leftovers, "leftovers", "warning", "interrupted", "rm -r"),
+    Broken("half a SciPy", without_metadata("scipy"), "scipy", "failure", "half there", "rm -r", (), True),
+    Broken("a version that is none", other_version("scipy", "unknown"), "scipy", "failure", "half there", "rm -r"),
     Broken("NumPy installed twice", numpy_twice, "numpy", "failure", "twice in the same folder", "numpy"),
     Broken(
         "a decoder that crashes",

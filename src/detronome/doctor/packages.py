@@ -135,7 +135,7 @@ def _libc(python: Facts) -> Iterator[Finding]:
 
 def judge_packages(inventory: Inventory) -> Iterator[Finding]:
     """Judge the versions that are installed."""
-    judges = (_torch_pair, _torch_and_python, _torch_and_numpy, _coco_api, _advisories, _twins, _in_the_way)
+    judges = (_torch_pair, _torch_and_python, _torch_and_numpy, _coco_api, _advisories, _twins, _damaged, _in_the_way)
     found = [finding for judge in judges for finding in judge(inventory)]
     told = {finding.check for finding in found}
     yield from found
@@ -296,6 +296,23 @@ def _twins(inventory: Inventory) -> Iterator[Finding]:
         )
 
 
+def _damaged(inventory: Inventory) -> Iterator[Finding]:
+    """Yield packages of which installers know nothing, so that none can repair or remove them."""
+    needed = {one.name for name in inventory.closure() for one in inventory.requirements(name)}
+    for name, folder in inventory.packages["damaged"].items():
+        is_there = name in inventory.versions
+        removal = f"rm -r {shlex.quote(folder)}"
+        again = inventory.installer.install(*_with_companion(name, ""), again=True)
+        yield Finding(
+            check=name,
+            severity=Severity.FAILURE if name in needed and not is_there else Severity.WARNING,
+            what=f"the metadata of {name} cannot be read, {'beside a copy of it' if is_there else 'it is half there'}",
+            cause="its installation or its removal was interrupted; installers cannot tell what is there",
+            fix=removal if is_there else f"{removal} && {again}",
+            evidence=folder,
+        )
+
+
 def _in_the_way(inventory: Inventory) -> Iterator[Finding]:
     facts = inventory.packages
     for shadow in facts["shadows"]:
@@ -358,7 +375,7 @@ def _our_ranges(inventory: Inventory, told: set[str]) -> Iterator[Finding]:
         return
     needed = inventory.requirements(_OURS)
     core = {one.name: one for one in needed if not one.extra}
-    missing = sorted(name for name in core if name not in inventory.versions)
+    missing = sorted(name for name in core if name not in inventory.versions and name not in told)
     for name in missing:
         yield Finding(
             check=name,

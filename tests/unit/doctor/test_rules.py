@@ -58,6 +58,7 @@ def inventory(versions: dict[str, str] | None = None, **python: Any) -> Inventor
         "packages": packages,
         "twice": {},
         "leftovers": [],
+        "damaged": {},
         "origins": {},
         "shadows": [],
         "folder": "/home/u/project",

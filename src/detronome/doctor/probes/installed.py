@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from detronome.doctor.findings import Facts
-from detronome.doctor.versions import normal_name
+from detronome.doctor.versions import Version, normal_name
 
 __all__ = ["MODULES", "packages", "python"]
 
@@ -84,16 +84,20 @@ def python() -> Facts:
 
 
 def packages() -> Facts:
-    """Distributions with version, place and requirements; files that stand in the way of a package."""
+    """Distributions with version, place and requirements; those whose metadata cannot be read, with its folder; files
+    that stand in the way of a package."""
     found: dict[str, dict[str, object]] = {}
     twice: dict[str, list[str]] = {}
+    damaged: dict[str, str] = {}
     for distribution in distributions():
         try:
             name, version = distribution.metadata["Name"], distribution.version
             place, requires = str(distribution.locate_file("")), distribution.requires or []
-        except Exception:
-            continue  # half a folder; what needs it says so
-        if not name or not version:
+        except Exception:  # half a folder
+            name, version, place, requires = "", "", "", []
+        if not name or Version.parse(version or "") is None:
+            path = Path(getattr(distribution, "_path", ""))
+            damaged[normal_name(name or path.name.split("-")[0])] = str(path)
             continue
         key = normal_name(name)
         if key not in found:
@@ -103,6 +107,7 @@ def packages() -> Facts:
     return {
         "packages": found,
         "twice": twice,
+        "damaged": damaged,
         "leftovers": _leftovers(),
         "origins": {module: origin for module in MODULES if (origin := _origin(module))},
         "shadows": _shadows(Path.cwd()),
