@@ -48,6 +48,11 @@ def disagreement(version: str, changelog: str) -> str:
     return "" if headings[0][0] == version else f"the newest heading is not [{version}]"
 
 
+def test_every_folder_of_tests_is_run_before_a_release() -> None:
+    named = set(re.findall(r"\btests/(\w+)", (ROOT / ".ci" / "tests").read_text()))
+    assert named == {file.relative_to(ROOT / "tests").parts[0] for file in (ROOT / "tests").rglob("test_*.py")}
+
+
 def test_the_changelog_agrees_with_the_version() -> None:
     assert disagreement(detronome.__version__, (ROOT / "CHANGELOG.md").read_text()) == ""
 
