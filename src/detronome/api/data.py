@@ -166,8 +166,9 @@ def convert_data(
         voc_one_based: VOC coordinates count pixels from 1 and include the last, as in the original devkit.
 
     Raises:
-        ConfigError: a layout or a way to place images that there is not, or `voc_one_based` where nothing is VOC.
-        DataError: the data is not sound, image files are missing, or `out` is not empty or cannot be written.
+        ConfigError: a layout or a way to place images that there is not, `voc_one_based` where nothing is VOC, or `out`
+            is not empty.
+        DataError: the data is not sound, image files are missing, or `out` cannot be written.
     """
     one_of(to, TargetLayout, "to")
     one_of(images, ImagePlacement, "images")
@@ -202,8 +203,8 @@ def shard_data(
         on_progress: is told (bytes done, bytes in all).
 
     Raises:
-        ConfigError: shards of no size.
-        DataError: the data is not sound, image files are missing, or `out` is not empty or lacks space.
+        ConfigError: shards of no size, or `out` is not empty.
+        DataError: the data is not sound, image files are missing, or `out` lacks space.
         MissingExtraError: `out` is an address and fsspec is not installed.
     """
     whole_number(shard_mib, "shard_mib", least=1, of_what="shards of {} MiB")

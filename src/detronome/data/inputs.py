@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from detronome.data.formats.images import is_image_name, walk_files
 from detronome.data.readable import require_readable
-from detronome.errors import DataError, Problem
+from detronome.errors import ConfigError, DataError, Problem
 
 __all__ = ["VIDEO_SUFFIXES", "Input", "find_inputs"]
 
@@ -48,6 +48,7 @@ def find_inputs(named: Iterable[str | Path], *, recursive: bool = False, besides
         besides: leave out what lies in this folder: results that would be taken for images.
 
     Raises:
+        ConfigError: nothing is named.
         DataError: there is nothing of a name, or a folder may not be read; all of them at once.
     """
     problems: list[Problem] = []
@@ -69,7 +70,7 @@ def find_inputs(named: Iterable[str | Path], *, recursive: bool = False, besides
             name = PurePosixPath(file)
             found.setdefault(_place(path), Input(path, str(name.with_suffix("")), str(name)))
     if not found and not problems:
-        problems.append(Problem(what="no images", fix="name image files, folders of them, or videos"))
+        raise ConfigError("no images", fix="name image files, folders of them, or videos")
     if problems:
         raise DataError(problems)
     return _told_apart(list(found.values()))

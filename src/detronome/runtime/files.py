@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from detronome.errors import DataError
+from detronome.errors import ConfigError, DataError
 from detronome.runtime.descriptors import BINARY, NO_FOLLOW, flush, lock, unlock
 
 __all__ = [
@@ -90,7 +90,8 @@ def filled_directory(path: Path, *, last: str = "") -> Iterator[Path]:
         last: the name that moves last: that by which the whole is recognised.
 
     Raises:
-        DataError: `path` exists and is not an empty folder, is being written by another process, or cannot be written.
+        ConfigError: `path` exists and is not an empty folder.
+        DataError: it is being written by another process, or cannot be written.
     """
     is_new = False
     try:
@@ -247,6 +248,6 @@ def format_size(num_bytes: float) -> str:
 def _require_empty(folder: Path) -> None:
     is_empty = not os.path.lexists(folder) or (folder.is_dir() and not set(os.listdir(folder)) - {_LOCK, _INCOMPLETE})
     if not is_empty:
-        raise DataError(
+        raise ConfigError(
             "the output exists and is not an empty folder", where=str(folder), fix="name a new folder, or empty it"
         )

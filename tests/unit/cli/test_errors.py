@@ -54,6 +54,7 @@ def changed(blocks: Path, folder: Path, change: Change, split: str = "train") ->
         (("train", "x", "--epochs", "many"), 'unable to convert "many" into int'),
         (("eval", "x", "y", "--iou-type", "box"), 'Choose from: "bbox", "segm"'),
         (("predict",), "CHECKPOINT"),
+        (("predict", "nowhere"), "no images"),
         (("report",), "RUN"),
         (("train",), "no data folder"),
         (("train", "--set", "optim.lr=1", "data"), "'data' is not key=value"),
@@ -80,7 +81,6 @@ def test_a_mistake_on_the_command_line(capsys: Capture, arguments: tuple[str, ..
     [
         (("eval", "--detections", "x.json", "--annotations", "y.json"), "y.json"),
         (("eval", "nowhere", "data"), "does not exist"),
-        (("predict", "nowhere"), "no images"),
         (("predict", "nowhere", "a.jpg"), "there is no such file"),
         (("report", "nowhere"), "there is no such folder"),
         (("train", "--resume", "nowhere"), "does not exist"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detronome.data.inputs import Input, _told_apart, find_inputs
-from detronome.errors import DataError
+from detronome.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_results_are_not_looked_at_and_where_that_leaves_nothing_it_is_told(tree
 
 
 def test_nothing_named() -> None:
-    with pytest.raises(DataError, match="no images"):
+    with pytest.raises(ConfigError, match="no images"):
         find_inputs([])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detronome.errors import DataError
+from detronome.errors import ConfigError, DataError
 from detronome.runtime import files
 from detronome.runtime.files import (
     atomic_directory,
@@ -73,7 +73,7 @@ def test_a_folder_with_content_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out" / "mine").touch()
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     for place in ("out", "out/mine", "nowhere"):
-        with pytest.raises(DataError, match="not an empty folder"), filled_directory(tmp_path / place):
+        with pytest.raises(ConfigError, match="not an empty folder"), filled_directory(tmp_path / place):
             pass
     assert tree(tmp_path) == ["nowhere", "out", "out/mine"]
 

@@ -91,8 +91,8 @@ def convert(
         voc_one_based: VOC coordinates, read or written, count pixels from 1 and include the last.
 
     Raises:
-        ConfigError: `voc_one_based` where nothing is VOC.
-        DataError: the data is not sound, image files are missing, or `out` is not empty or cannot be written.
+        ConfigError: `voc_one_based` where nothing is VOC, or `out` is not empty.
+        DataError: the data is not sound, image files are missing, or `out` cannot be written.
     """
     source = recognise(data_dir)
     if voc_one_based and "voc" not in (source, to):

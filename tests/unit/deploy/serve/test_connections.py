@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from detronome.deploy.serve.connections import protocol_class
-from detronome.deploy.serve.server import _allow_files, _listen, _loop_factory
+from detronome.deploy.serve.server import _allow_files, _loop_factory
 from detronome.errors import ConfigError
+from detronome.runtime.web import listen
 
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("httptools")
@@ -56,7 +57,7 @@ def port() -> Iterator[int]:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(server.serve(sockets=[listener]))
 
-    with _listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=run, args=(listener,))
         thread.start()
         yield listener.getsockname()[1]
@@ -257,7 +258,7 @@ def test_as_many_requests_wait_on_one_connection_as_are_bounded(port: int) -> No
 
 
 def test_connections_do_not_gather_small_packets() -> None:
-    with _listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -279,4 +280,4 @@ def test_as_many_files_are_allowed_as_there_may_be_connections() -> None:
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 99999), ("no-such-host.invalid", 0), ("203.0.113.7", 0)])
 def test_an_address_that_cannot_be_listened_at_is_told(host: str, port: int) -> None:
     with pytest.raises(ConfigError, match="--port"):
-        _listen(host, port)
+        listen(host, port)

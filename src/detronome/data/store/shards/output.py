@@ -13,7 +13,7 @@ from typing import Protocol
 
 from detronome.data.store.shards import cloud
 from detronome.data.store.shards.format import SHARDS_FOLDER
-from detronome.errors import DataError
+from detronome.errors import ConfigError, DataError
 from detronome.runtime.files import filled_directory
 
 __all__ = ["Output", "open_output"]
@@ -44,7 +44,8 @@ def open_output(out: str) -> Iterator[Output]:
     What is not finished is removed.
 
     Raises:
-        DataError: it is not empty, is being written by another process, or cannot be written.
+        ConfigError: it is not empty.
+        DataError: it is being written by another process, or cannot be written.
     """
     if cloud.is_url(out):
         with _remote(out) as remote:
@@ -82,7 +83,7 @@ class _RemoteOutput:
 @contextmanager
 def _remote(out: str) -> Iterator[Output]:
     if cloud.list_names(out):
-        raise DataError("the output is not empty", where=out, fix="give an address that has no files yet")
+        raise ConfigError("the output is not empty", where=out, fix="give an address that has no files yet")
     try:
         with tempfile.TemporaryDirectory(prefix="detronome-shards-") as scratch, ExitStack() as uploaded:
             yield _RemoteOutput(out, Path(scratch), uploaded)

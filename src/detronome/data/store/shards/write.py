@@ -103,8 +103,9 @@ def write_shards(
         on_progress: hears how far the writing is.
 
     Raises:
-        DataError: the data is not sound, image files are missing (all of them are named), `out` is not empty or lacks
-            space. Nothing of the output is left then.
+        ConfigError: `out` is not empty.
+        DataError: the data is not sound, image files are missing (all of them are named), or `out` lacks space. Nothing
+            of the output is left then.
     """
     if shard_splits(str(data_dir)):
         raise DataError(

@@ -397,7 +397,7 @@ def test_shards_are_written_to_an_address(plain: Path, sharded: Path) -> None:
     assert written == {
         f"{base}/{path.relative_to(sharded)}": path.read_bytes() for path in sharded.rglob("*") if path.is_file()
     }
-    with pytest.raises(DataError, match="not empty"):
+    with pytest.raises(ConfigError, match="not empty"):
         write_shards(plain, URL, shard_bytes=40_000)
 
 

@@ -160,7 +160,7 @@ def test_mistakes_on_the_command_line(capsys: Capture, plain: Path, sharded: Pat
     for arguments, ends_with, told in (
         ([plain], 2, "a data folder and an output are needed"),
         ([plain, "--verify", sharded], 2, "--verify stands alone"),
-        ([plain, sharded], 1, "not an empty folder"),
+        ([plain, sharded], 2, "not an empty folder"),
         ([tmp_path / "nowhere", tmp_path / "out"], 1, "does not exist"),
         ([plain, tmp_path / "out", "--split", "test"], 1, "has no split 'test'; it has train"),
         ([plain, tmp_path / "out", "--shard-mib", 0], 2, "shards of 0 MiB"),

@@ -23,7 +23,7 @@ from detronome.data.store.shards import write
 from detronome.data.store.shards.format import image_member
 from detronome.data.store.shards.verify import verify_shard_files
 from detronome.data.store.shards.write import write_shards
-from detronome.errors import DataError
+from detronome.errors import ConfigError, DataError
 
 SHARD_BYTES = 40_000
 
@@ -158,10 +158,10 @@ def test_all_missing_images_are_named_and_nothing_is_left(blocks: Path, tmp_path
 def test_a_full_output_is_refused_and_left_alone(plain: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
-    with pytest.raises(DataError, match="not an empty folder"):
+    with pytest.raises(ConfigError, match="not an empty folder"):
         write_shards(plain, str(tmp_path / "out"), shard_bytes=10**6)
     assert tree(tmp_path / "out") == {"mine": b"x"}
-    with pytest.raises(DataError, match="not an empty folder"):
+    with pytest.raises(ConfigError, match="not an empty folder"):
         write_shards(plain, str(tmp_path / "out" / "mine"), shard_bytes=10**6)
 
 
