@@ -243,7 +243,7 @@ app.command(
     ),
 )
 app.command(
-    "detronome.cli.doctor:doctor",
+    "detronome.cli.doctor.command:doctor",
     group=_ENVIRONMENT,
     sort_key=1,
     help="Examine packages and machine, or explain an error.",

@@ -217,7 +217,7 @@ def test_a_stdin_that_is_closed_or_a_terminal(
 def test_of_a_very_long_text_the_end_is_read(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import detronome.cli.doctor as module
+    import detronome.cli.doctor.pasted as module
 
     monkeypatch.setattr(module, "_LONGEST_TEXT", 2**20)
     text = "a healthy line\n" * 400_000 + BUS_ERROR
