@@ -22,13 +22,12 @@ from cyclopts import CycloptsError, UnknownCommandError
 
 from detronome.cli.commands import app
 from detronome.errors import ConfigError, DetronomeError, Problem, nearest_name_hint
-from detronome.runtime.signals import ended_in_order
+from detronome.runtime.signals import ended_in_order, exit_code
 
-__all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_USAGE", "run"]
+__all__ = ["EXIT_FAILED", "EXIT_USAGE", "run"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -62,7 +61,7 @@ def run(arguments: Sequence[str]) -> None:
             as_json=as_json,
         )
     except KeyboardInterrupt as error:
-        code = getattr(error, "exit_code", EXIT_INTERRUPTED)
+        code = getattr(error, "exit_code", exit_code("SIGINT"))
         if as_json and _is_main_rank():
             _print_json("Interrupted", (Problem(what="interrupted"),), code)
         print("interrupted", file=sys.stderr)  # noqa: T201

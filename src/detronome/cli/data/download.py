@@ -9,10 +9,10 @@ from cyclopts import Parameter
 
 from detronome.cli.options import MACHINE_GROUP, Json
 from detronome.cli.render import print_json, print_line, print_notice
+from detronome.runtime.signals import exit_code
 
 __all__ = ["download"]
 
-_INTERRUPTED = 130
 _OUTCOMES = {
     "installed": "{0.num_files:,} files installed",
     "restored": "{0.num_new:,} of {0.num_files:,} files restored",
@@ -70,7 +70,7 @@ def download(
             )
     except KeyboardInterrupt as error:
         print_notice("interrupted: what has come is kept; run the same command again to go on")
-        return getattr(error, "exit_code", _INTERRUPTED)
+        return getattr(error, "exit_code", exit_code("SIGINT"))
     if json:
         print_json({"folder": str(folder), "parts": [part.to_json() for part in installed]})
         return 0
