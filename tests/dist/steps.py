@@ -61,9 +61,6 @@ def small_nano(denoising_groups: int = 0) -> Detector:
         denoising_groups=denoising_groups,
     )
     model = build_model(config, 3).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # a rank would see other statistics than the whole batch has
-            module.eval()
     return model
 
 
@@ -82,9 +79,6 @@ def small_rtdetr() -> Detector:
         num_denoising=0,
     )
     model = build_model(config, 3).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
     for name, parameter in model.named_parameters():
         # At first, points lie right on the borders between cells, where a gradient hangs on rounding.
         if "sampling_offsets" in name or "bbox_head" in name:
@@ -167,6 +161,8 @@ def train_steps(
             freeze_backbone(model)
         model.freeze(frozen)
         for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):  # a rank would see other statistics than the whole batch has
+                module.eval()
             if hasattr(module, "checkpoint_activations"):
                 module.checkpoint_activations = checkpoint_activations
         ema = ModelEma(model, decay=0.9)

@@ -9,7 +9,7 @@ import pytest
 from tests.dist.ranks import RankError, on_ranks
 from tests.dist.steps import train_steps
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.alone]
 
 COUNTS = [[3, 0, 1, 4, 0, 2], [0, 0, 0, 0, 0, 1], [1, 2, 3], [0, 0], [2, 1, 0, 0, 5, 1]]
 """The second step leaves all ranks but one without objects; the third and fourth leave some without images."""

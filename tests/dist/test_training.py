@@ -27,7 +27,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from detronome.report.run_log import read_run_log
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.alone]
 
 STEPS_PER_EPOCH, EPOCHS = 4, 2
 FSDP = {**CLASSIC, "train.parallel": "fsdp"}
@@ -188,7 +188,7 @@ def test_a_users_mistake_is_told_once(
     base = ("train", str(blocks), "--out", str(out))
     with store_of_torchruns() as environment:
         ends = on_ranks(2, command_line, *base, *arguments, environment=environment)
-    assert [code for code, _, _ in ends] == [1, 1]
+    assert [code for code, _, _ in ends] == [2, 2]
     assert [stdout for _, stdout, _ in ends] == ["", ""]
     (told,) = [stderr for _, _, stderr in ends if stderr]
     assert message in told and told.count("error:") == 1 and "Traceback" not in told

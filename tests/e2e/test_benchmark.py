@@ -14,6 +14,8 @@ import pytest
 import detronome as dt
 from detronome.cli import main
 
+pytestmark = pytest.mark.alone
+
 
 def test_all_mistakes_are_told_at_once_and_nothing_is_written(tiny_run: Path, blocks: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -14,6 +14,8 @@ from detronome.api.profiling import write_verdict
 from detronome.cli import main
 from detronome.config.convert import from_dict, read_toml
 
+pytestmark = pytest.mark.alone
+
 Capture = pytest.CaptureFixture[str]
 QUICK = ["--steps", "2"]
 

@@ -22,6 +22,8 @@ import pytest
 
 import detronome as dt
 
+pytestmark = pytest.mark.alone
+
 pytest.importorskip("uvicorn")
 
 

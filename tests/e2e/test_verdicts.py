@@ -29,6 +29,8 @@ from detronome.losses.set_criterion import SetCriterion
 from detronome.runtime.monitor import SystemMonitor
 from detronome.tempo import measure
 
+pytestmark = pytest.mark.alone
+
 Patch = pytest.MonkeyPatch
 STEPS = 3
 

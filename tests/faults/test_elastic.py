@@ -16,7 +16,7 @@ import pytest
 from tests.faults.kill_harness import fingerprint
 from tests.faults.torchrun import Job, Restart, job, restart_after, train_command, wait_for
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.alone]
 
 Settings = dict[str, Any]
 Report = Callable[[str, str], None]

@@ -17,7 +17,7 @@ from tests.faults.environments import (
     stub_torchvision,
 )
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.alone]
 
 TORCH, TORCHVISION = "2.15.0", "0.29.2"
 

@@ -28,6 +28,8 @@ from detronome.engine.trainer import Trainer
 from detronome.runtime.distributed import ALONE, World, joined_world
 from detronome.runtime.precision import Precision
 
+pytestmark = pytest.mark.alone
+
 Settings = dict[str, Any]
 Report = Callable[[str, str], None]
 Phase = Literal["forward", "backward"]

@@ -35,6 +35,8 @@ from detronome.engine.events import Event, StepLogged
 from detronome.engine.trainer import Trainer
 from detronome.runtime.signals import STOP_SIGNALS
 
+pytestmark = pytest.mark.alone
+
 Settings = dict[str, Any]
 Report = Callable[[str, str], None]
 
