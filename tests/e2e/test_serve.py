@@ -190,7 +190,11 @@ def test_a_mistake_ends_the_command_with_a_reason(tmp_path: Path) -> None:
         return done.stderr
 
     assert "no-such-run" in run(str(tmp_path / "no-such-run"), "--port", "0", ends_with=1)
-    assert "max_batch" in run("x", "--max-batch", "0", ends_with=2)
-    assert "max_pixels" in run("x", "--max-megapixels", "nan", "--max-body-mb", "inf", ends_with=2)
+    told = run("x", "--max-batch", "0", ends_with=2)
+    assert "--max-batch" in told and "--max-queue" not in told
+    wrong = {"--max-megapixels": "nan", "--max-body-mb": "inf", "--grace": "-1", "--timeout": "inf"}
+    told = run("x", *(part for option in wrong.items() for part in option), ends_with=2)
+    for option, number in wrong.items():
+        assert f"{number} is out of range\n  where: {option}\n" in told
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "--port" in run("x", "--port", str(taken.getsockname()[1]), ends_with=2)

@@ -9,6 +9,8 @@ from PIL import Image
 
 import detronome as dt
 from detronome.cli import main
+from detronome.cli.trim import _command
+from detronome.deploy.trim import Extent
 
 
 @pytest.fixture
@@ -84,6 +86,14 @@ def test_a_sweep_without_out_writes_nothing_and_says_what_to_do_next(
     assert code == 0 and not list(tmp_path.iterdir())
     assert "the whole model" in out and "recommended" in out
     assert "latency of" in err
+
+
+def test_the_next_command_measures_on_the_same_split_and_device() -> None:
+    extent = Extent(decoder_layers=1, num_queries=8, image_size=64)
+    plain = "detronome trim run data --decoder-layers 1 --queries 8 --image-size 64"
+    assert _command("run", "data", extent, split="val", device="auto") == plain
+    asked = _command("run", "data", extent, split="test", device="cuda:1")
+    assert asked == f"{plain} --split test --device cuda:1"
 
 
 def test_fine_tuning_makes_an_ordinary_run(tiny_run: Path, blocks: Path, tmp_path: Path) -> None:

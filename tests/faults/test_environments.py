@@ -344,7 +344,14 @@ BROKEN = (
     ),
     Broken("what an interrupted pip leaves", leftovers, "leftovers", "warning", "interrupted", "rm -r"),
     Broken("half a SciPy", without_metadata("scipy"), "scipy", "failure", "half there", "rm -r", (), True),
-    Broken("a version that is none", other_version("scipy", "unknown"), "scipy", "failure", "half there", "rm -r"),
+    Broken(
+        "a version that is none",
+        other_version("scipy", "unknown"),
+        "scipy",
+        "warning",
+        "the version of scipy cannot be read: 'unknown'",
+        "install",
+    ),
     Broken("NumPy installed twice", numpy_twice, "numpy", "failure", "twice in the same folder", "numpy"),
     Broken(
         "a decoder that crashes",
@@ -403,7 +410,7 @@ BROKEN = (
             environment.stub("onnxruntime", "1.31.1", onnxruntime="get_available_providers = list\n"),
             environment.stub("onnxruntime-gpu", "1.31.1"),
         )[0],
-        "onnxruntime",
+        "onnxruntime-gpu",
         "warning",
         "installed together",
         "uninstall",
@@ -477,6 +484,14 @@ BROKEN = (
         "failure",
         "the disk is full",
         "cache --clear",
+    ),
+    Broken(
+        "a working folder that was removed",
+        in_shell('rmdir "$PWD";'),
+        "working folder",
+        "failure",
+        "the working folder is gone",
+        "cd ",
     ),
     Broken(
         "a folder that cannot be written", in_folder("/proc"), "working folder", "failure", "cannot be written", "--out"
@@ -586,6 +601,7 @@ HEALTHY: dict[str, tuple[Callable[[Environment], None], bool]] = {
     ),
     "a working folder with names that only look alike": (harmless_folder, False),
     "builds for the CPU on a machine without a GPU": (remade_torch("2.15.0+cpu", "0.29.2+cpu"), False),
+    "a package with a version of its system": (added("command-not-found", "0.23ubuntu1"), False),
     "run from its source, without metadata": (
         lambda environment: next(environment.site.glob("detronome-*.dist-info")).unlink(),
         False,

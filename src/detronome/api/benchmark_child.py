@@ -52,7 +52,7 @@ def _open(request: Open) -> OpenForm:
     failures: list[str] = []
     backend, precision = (form.backend, form.precision) if form is not None else _kind_of(Path(subject.source))
     return OpenForm(
-        detector=_detector(model, form, threads=subject.threads, failures=failures),
+        detector=_detector(model, form, failures=failures),
         config=config,
         categories=model.categories,
         split=open_split(subject.data, subject.split, annotations=config.data.annotations),
@@ -63,7 +63,7 @@ def _open(request: Open) -> OpenForm:
     )
 
 
-def _detector(model: Model, form: Form | None, *, threads: int, failures: list[str]) -> Detector:
+def _detector(model: Model, form: Form | None, *, failures: list[str]) -> Detector:
     if form is None or form.name == "eager":
         return model.detector
     if form.to is None:
@@ -72,7 +72,7 @@ def _detector(model: Model, form: Form | None, *, threads: int, failures: list[s
             model.detector, precision=form.precision, compiled=form.is_compiled, on_failure=failures.append
         )
     if form.to == "openvino" and form.precision == "bf16":
-        session = open_openvino(model.source, device=model.device, threads=threads, precision="bf16")
+        session = open_openvino(model.source, device=model.device, precision="bf16")
         return ExportedDetector(session, read_description(model.source), model.source)
     return model.detector
 

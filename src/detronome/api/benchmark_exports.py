@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from detronome.api.folders import write_json
-from detronome.deploy.benchmark.forms import FORMS
+from detronome.deploy.benchmark.forms import FORMS, Form
 from detronome.deploy.benchmark.messages import Export, Exported, Subject
 from detronome.deploy.benchmark.process import FormFailedError, FormProcess
 from detronome.deploy.export.description import description_of
@@ -31,6 +33,8 @@ class _Recipe:
     form: str
     data: str
     detronome: str
+    runtime: str
+    """What alone can run the file, where others cannot."""
 
 
 class Exporter:
@@ -72,6 +76,7 @@ class Exporter:
                 form=form.name,
                 data=str(Path(subject.data).resolve()) if form.precision == "int8" else "",
                 detronome=__version__,
+                runtime=_runtime_of(form, subject.device),
             )
         )
         note = file.with_name("made_from.json")
@@ -80,6 +85,8 @@ class Exporter:
                 return file
             for part in file.parent.glob(f"{file.stem}.*"):  # ours, as the note says: of another model, or half made
                 part.unlink()
+            for part in file.parent.glob(f".{file.name}-*.tmp"):  # of an export that was interrupted
+                shutil.rmtree(part)
         self._on_begin(f"exporting {form.name}")
         write_json(note, recipe)
         log = self._logs / f"{form.name}-export.log"
@@ -90,6 +97,19 @@ class Exporter:
                 self._failed[form.name] = error
                 raise
         return file
+
+
+def _runtime_of(form: Form, device: str) -> str:
+    """Return the version of what runs an exported file, where a file does not outlive it; otherwise nothing."""
+    if form.to == "torch":
+        return torch.__version__
+    if form.to != "tensorrt":
+        return ""
+    gpu = torch.cuda.get_device_name(device)
+    try:
+        return f"{version('tensorrt')} on {gpu}"
+    except PackageNotFoundError:  # installed under another name
+        return gpu
 
 
 def digest_of(model: Model) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -10,7 +11,7 @@ from cyclopts.completion.detect import ShellDetectionError, detect_shell
 
 from detronome.cli.options import Json
 from detronome.cli.render import print_json, print_line, print_notice
-from detronome.errors import ConfigError
+from detronome.errors import ConfigError, DetronomeError
 
 __all__ = ["completion"]
 
@@ -37,17 +38,25 @@ def completion(
     shell = shell or _this_shell()
     script = _script(shell)
     if install:
-        file = app.install_completion(shell=shell)
-        file.write_text(script, encoding="utf-8")
+        try:
+            file = app.install_completion(shell=shell)
+            file.write_text(script, encoding="utf-8")
+        except OSError as error:
+            raise DetronomeError(
+                f"the script cannot be written: {error.strerror or error}",
+                where=str(error.filename or Path.home()),
+                fix=f"check the rights there, or put it elsewhere: detronome completion {shell} > FILE",
+            ) from error
         if json:
             print_json({"shell": shell, "file": str(file)})
             return
         print_line(f"completion for {shell}  {file}")
-        print_notice("it is there in every shell that begins from now on")
+        needed = ", where ~/.zshrc has, after that line: autoload -Uz compinit && compinit" if shell == "zsh" else ""
+        print_notice(f"it is there in every shell that begins from now on{needed}")
         return
     if json:
         print_json({"shell": shell, "script": script})
-    else:
+    elif sys.stdout is not None:  # rich would read emoji into it
         sys.stdout.write(script)
 
 

@@ -11,7 +11,6 @@ With --json, stdout holds one document in any case: the result, or `{"error": ..
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -22,6 +21,7 @@ from cyclopts import CycloptsError, UnknownCommandError
 
 from detronome.cli.commands import app
 from detronome.errors import ConfigError, DetronomeError, Problem, nearest_name_hint
+from detronome.runtime.files import is_disk_full
 from detronome.runtime.signals import ended_in_order, exit_code
 
 __all__ = ["EXIT_FAILED", "EXIT_USAGE", "run"]
@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> None:
         # The reader (`| head`) has enough; without this, flushing stdout at exit would fail again.
         _silence_stdout()
     except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename is not None:
+        if not is_disk_full(error) or error.filename is not None:
             raise
         from detronome.cli.render import print_error
 

@@ -48,6 +48,8 @@ def print_error(error: DetronomeError) -> None:
 
 def print_json(record: Mapping[str, Any]) -> None:
     """Print a record to stdout as one JSON document; nan becomes null."""
+    if sys.stdout is None:  # closed
+        return
     json.dump(_without_nan(record), sys.stdout, indent=1)
     sys.stdout.write("\n")
     sys.stdout.flush()  # also where the command goes on, as serve does

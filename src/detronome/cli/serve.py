@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from detronome.cli.options import MACHINE_GROUP, Json
 from detronome.cli.render import print_json, print_notice
+from detronome.errors import ConfigError, Problem
 
 __all__ = ["serve"]
+
+_MOST = 1e9
+"""Of anything: seconds, images, megabytes."""
 
 
 def serve(
@@ -66,13 +71,23 @@ def serve(
     from detronome.deploy.serve.limits import Limits
     from detronome.runtime.web import LOOPBACK
 
+    _require_in_range(
+        {
+            "--timeout": timeout,
+            "--max-batch": max_batch,
+            "--max-queue": max_queue,
+            "--max-body-mb": max_body_mb,
+            "--max-megapixels": max_megapixels,
+        },
+        or_zero={"--max-delay-ms": max_delay_ms, "--grace": grace},
+    )
     limits = Limits(
         timeout_s=timeout,
         max_batch=max_batch,
         max_delay_s=max_delay_ms / 1e3,
         max_queue=4 * max_batch if max_queue is None else max_queue,
-        max_body_bytes=_whole(max_body_mb * 1e6),
-        max_pixels=_whole(max_megapixels * 1e6),
+        max_body_bytes=math.ceil(max_body_mb * 1e6),
+        max_pixels=math.ceil(max_megapixels * 1e6),
         grace_s=grace,
     )
     if host not in LOOPBACK:
@@ -97,6 +112,15 @@ def serve(
     )
 
 
-def _whole(number: float) -> int:
-    """Return the nearest whole number; for nan and infinity 0, which no limit may be."""
-    return round(number) if math.isfinite(number) else 0
+def _require_in_range(above_zero: Mapping[str, float | None], *, or_zero: Mapping[str, float]) -> None:
+    """Raise a `ConfigError` unless the number of every option is finite, and above 0 or at least 0."""
+    numbers = [(option, number) for option, number in above_zero.items() if number is not None]
+    wrong = [(option, number, "above 0") for option, number in numbers if not 0 < number <= _MOST]
+    wrong += [(option, number, "from 0") for option, number in or_zero.items() if not 0 <= number <= _MOST]
+    if wrong:
+        raise ConfigError(
+            [
+                Problem(what=f"{number:g} is out of range", where=option, fix=f"give a number {least} up to {_MOST:g}")
+                for option, number, least in wrong
+            ]
+        )

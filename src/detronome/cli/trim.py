@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["trim"]
 
+_SPLIT, _DEVICE = "val", "auto"
+"""Where nothing else is asked for."""
+
 Numbers = Annotated[list[int] | None, Parameter(negative=(), consume_multiple=True)]
 
 
@@ -42,8 +45,8 @@ def trim(
     settings: Settings = None,
     out: Annotated[Path | None, OUTPUT_GROUP] = None,
     picture: Annotated[Path | None, OUTPUT_GROUP] = None,
-    split: Annotated[str, DATA_GROUP] = "val",
-    device: Annotated[str, MACHINE_GROUP] = "auto",
+    split: Annotated[str, DATA_GROUP] = _SPLIT,
+    device: Annotated[str, MACHINE_GROUP] = _DEVICE,
     json: Json = False,
 ) -> None:
     """Make a smaller, faster model of a trained one without training; or find out which one is worth having.
@@ -141,7 +144,7 @@ def trim(
     if done is not None:
         _print_trimmed(done)
     elif found is not None and data is not None and found.recommended is not found.result.whole:
-        print_line(f"next  {_command(checkpoint, data, found.recommended.extent)}")
+        print_line(f"next  {_command(checkpoint, data, found.recommended.extent, split=split, device=device)}")
     if picture is not None:
         print_line(f"picture  {picture}")
 
@@ -210,8 +213,13 @@ def _change(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in names)
 
 
-def _command(checkpoint: str, data: str, extent: Extent) -> str:
-    return (
+def _command(checkpoint: str, data: str, extent: Extent, *, split: str, device: str) -> str:
+    command = (
         f"detronome trim {shlex.quote(checkpoint)} {shlex.quote(data)} --decoder-layers {extent.decoder_layers} "
         f"--queries {extent.num_queries} --image-size {extent.image_size}"
     )
+    if split != _SPLIT:
+        command += f" --split {shlex.quote(split)}"
+    if device != _DEVICE:
+        command += f" --device {shlex.quote(device)}"
+    return command

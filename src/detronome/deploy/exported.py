@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from detronome.deploy.export.description import FORMS, Description, Form, read_description
 from detronome.deploy.export.onnx import onnx_runs_on, open_onnx
 from detronome.deploy.export.openvino import open_openvino
+from detronome.deploy.export.reasons import reason_of
 from detronome.deploy.export.session import Session
 from detronome.deploy.export.tensorrt import open_tensorrt
 from detronome.deploy.export.torch_program import open_torch_program
@@ -89,7 +90,7 @@ class ExportedDetector(Detector):
         except Exception as error:  # each runtime has its own kinds
             if is_out_of_memory(error):
                 raise
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = reason_of(error)
             if _NO_ROOM.search(str(error)):
                 raise MemoryError(reason) from error
             batch, _, height, width = images.shape
@@ -131,13 +132,12 @@ def default_device(form: Form) -> torch.device:
     return device if runs_there(device) else torch.device("cpu")
 
 
-def open_exported(path: Path, *, device: torch.device, threads: int | None = None) -> ExportedDetector:
+def open_exported(path: Path, *, device: torch.device) -> ExportedDetector:
     """Return the detector in an exported file.
 
     Args:
         path: the file; its description lies beside it, and both must belong together.
         device: where to compute.
-        threads: processors to use on a CPU; None is as many as torch uses. Of torch's own form, torch decides.
 
     Raises:
         CheckpointError: the file or its description is missing, damaged, or not safe to run.
@@ -145,5 +145,5 @@ def open_exported(path: Path, *, device: torch.device, threads: int | None = Non
         ConfigError: this form cannot run on the device.
     """
     description = read_description(path)
-    session = _OPENERS[description.form](path, device=device, threads=threads)
+    session = _OPENERS[description.form](path, device=device)
     return ExportedDetector(session, description, path)

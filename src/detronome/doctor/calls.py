@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from detronome.doctor.advisories import TWINS
 from detronome.doctor.child import Answer
 from detronome.doctor.explain import explain_error
 from detronome.doctor.findings import Finding, Severity
 from detronome.doctor.install import Installer
 from detronome.doctor.packages import Inventory
+from detronome.doctor.probes.compiled import CORE, SERVING
+from detronome.doctor.probes.installed import MODULES
 from detronome.doctor.versions import allows
 
 __all__ = ["judge_calls"]
 
+_OURS = "detronome"
 _BAD_NCCL = ">=2.28.3,<2.28.9"
 """NVIDIA's own resiliency tools warn of these: a communicator that is torn down and made anew can hang."""
 
@@ -25,7 +30,9 @@ class _Call:
     probe: str
     check: str
     package: str = ""
-    """The distribution that is installed again where the symptoms say no better."""
+    """The distribution that is installed again where the symptoms say no better, or a twin of it that is there."""
+    modules: Sequence[str] = ()
+    """Of a call of several packages; the error tells which one failed."""
     is_optional: bool = False
     """Whether we work without it."""
 
@@ -38,7 +45,7 @@ _CALLS = (
     _Call(probe="compiled.scipy", check="scipy", package="scipy"),
     _Call(probe="compiled.safetensors", check="safetensors", package="safetensors"),
     _Call(probe="compiled.hotcoco", check="hotcoco", package="hotcoco"),
-    _Call(probe="compiled.core_imports", check="other packages"),
+    _Call(probe="compiled.core_imports", check="other packages", modules=CORE),
     _Call(probe="compiled.coco_api", check="pycocotools", package="pycocotools", is_optional=True),
     _Call(probe="compiled.opencv", check="opencv", package="opencv-python-headless", is_optional=True),
     _Call(probe="compiled.onnx", check="onnx", package="onnx", is_optional=True),
@@ -46,9 +53,8 @@ _CALLS = (
     _Call(probe="compiled.openvino", check="openvino", package="openvino", is_optional=True),
     _Call(probe="compiled.tensorrt", check="tensorrt", package="tensorrt", is_optional=True),
     _Call(probe="compiled.av", check="av", package="av", is_optional=True),
-    _Call(probe="compiled.serving", check="serving", package="starlette", is_optional=True),
+    _Call(probe="compiled.serving", check="serving", modules=SERVING, is_optional=True),
 )
-_DISTRIBUTIONS = {"torch with numpy": "numpy", "opencv": "opencv-python-headless"}
 
 
 def judge_calls(answers: Mapping[str, Answer], inventory: Inventory, found: Sequence[Finding]) -> Iterator[Finding]:
@@ -64,37 +70,55 @@ def judge_calls(answers: Mapping[str, Answer], inventory: Inventory, found: Sequ
     fine: list[str] = []
     for call in _CALLS:
         answer = answers[call.probe]
-        is_absent = call.package in _absent(inventory) and not call.is_optional
-        if answer.end == "not run" or is_absent or answer.facts.get("is_there") is False:
+        package = _package(call, answer, inventory)
+        is_told = not call.is_optional and package not in ("", *inventory.versions) and _OURS in inventory.versions
+        if answer.end == "not run" or is_told or answer.facts.get("is_there") is False:
             continue  # why is told elsewhere, or it is not there and need not be
         if answer.is_answered:
             fine.append(call.check)
-        elif _missing_module(answer) not in blamed and not _is_told(call.check, blamed):
-            yield _failed(answer, call.check, call.package, inventory.installer, is_optional=call.is_optional)
+            yield from _missing(answer, inventory)
+        elif blamed.keys().isdisjoint({_missing_module(answer), call.check, package}):
+            yield _failed(answer, call.check, package, inventory.installer, is_optional=call.is_optional)
     if fine:
         yield Finding(check="calls", what=f"these answer: {', '.join(fine)}")
     yield from _processes(answers, inventory)
 
 
-def _absent(inventory: Inventory) -> set[str]:
-    return {call.package for call in _CALLS if call.package and call.package not in inventory.versions}
+def _package(call: _Call, answer: Answer, inventory: Inventory) -> str:
+    """Return the distribution to blame for a call that fails; empty where the error does not tell."""
+    if call.modules:
+        names = "|".join(call.modules)
+        frames = re.findall(rf'File "[^"\n]*?[/\\]({names})(?:[/\\][^"\n]*|\.py)"', answer.error)
+        return _distribution(frames[-1]) if frames else ""
+    twins = next((twins.packages for twins in TWINS if call.package in twins.packages), ())
+    return next((name for name in (call.package, *twins) if name in inventory.versions), call.package)
 
 
-def _is_told(check: str, blamed: Mapping[str, Finding]) -> bool:
-    """Return whether metadata has named the cause: a pair that does not fit fails in more than one call."""
-    names = {check, _DISTRIBUTIONS.get(check, check)}
-    return bool(names & blamed.keys())
+def _missing(answer: Answer, inventory: Inventory) -> Iterator[Finding]:
+    """Yield what is missing in a source tree, whose requirements are not known: else it is told as one of them."""
+    if _OURS in inventory.versions:
+        return
+    for module in answer.facts.get("missing", ()):
+        name = _distribution(module)
+        yield Finding(
+            check=name,
+            severity=Severity.FAILURE,
+            what=f"{name} is not installed",
+            cause=f"{_OURS} imports {module}",
+            fix=inventory.installer.install(name),
+        )
+
+
+def _distribution(module: str) -> str:
+    return MODULES.get(module, module.replace("_", "-"))
 
 
 def _missing_module(answer: Answer) -> str:
     """Return the package whose absence is the whole error; it is told as a missing requirement."""
-    from detronome.doctor.probes.installed import MODULES
-
     line = answer.last_line
     if not line.startswith("ModuleNotFoundError: No module named '"):
         return ""
-    module = line.split("'")[1].split(".")[0]
-    return MODULES.get(module, module.replace("_", "-"))
+    return _distribution(line.split("'")[1].split(".")[0])
 
 
 def _torch(answer: Answer, inventory: Inventory, blamed: Mapping[str, Finding]) -> Iterator[Finding]:
@@ -140,12 +164,13 @@ def _failed(answer: Answer, check: str, package: str, installer: Installer, *, i
         )
     how = "crashes" if answer.end == "died" else "fails"
     if match is not None and not match.is_consequence:
+        fix = installer.first_command(match.fix, package=package)
         return Finding(
             check=check,
             severity=severity,
             what=f"{check} {how} when it is called: {match.name}",
             cause=match.cause,
-            fix=_first_command(match.fix, package, installer) or again,
+            fix=again if again and fix.startswith("#") else fix or again,
             evidence=answer.last_line if answer.end == "raised" else match.text,
         )
     return Finding(
@@ -156,19 +181,6 @@ def _failed(answer: Answer, check: str, package: str, installer: Installer, *, i
         fix=again,
         evidence=answer.last_line,
     )
-
-
-def _first_command(fix: Sequence[str], package: str, installer: Installer) -> str:
-    """Return the first step of a symptom's fix that is a command, for this environment's installer."""
-    for step in fix:
-        command = step.partition("   #")[0].strip().removeprefix("python -m ")
-        if not command or command.startswith("#"):
-            continue
-        if command.startswith("pip ") and "&&" not in command and " -m " not in command:
-            command = command.replace("PACKAGE", package)
-            return installer.translate(command)
-        return command.replace("PACKAGE", package)
-    return ""
 
 
 def _processes(answers: Mapping[str, Answer], inventory: Inventory) -> Iterator[Finding]:
@@ -195,7 +207,7 @@ def _processes(answers: Mapping[str, Answer], inventory: Inventory) -> Iterator[
                 what=f"two processes summed 1 MiB over {facts['backend']}{version} in {facts['seconds']:.1f} s",
             )
     elif ranks.end != "not run":
-        yield _ranks_failed(ranks)
+        yield _ranks_failed(ranks, inventory.installer)
     worker = answers["torch_calls.worker_tensor"]
     if worker.end not in ("answered", "not run"):
         yield _failed(worker, "loader workers", "", inventory.installer)
@@ -205,16 +217,16 @@ def _processes(answers: Mapping[str, Answer], inventory: Inventory) -> Iterator[
     if starts.is_answered:
         shown = ", ".join(f"{method} {seconds:.2f} s" for method, seconds in starts.facts["seconds"].items())
         yield Finding(check="start methods", what=f"processes start: {shown}; {starts.facts['default']} is usual here")
-    elif starts.end != "not run":
+    elif starts.end != "not run" and "os.getcwd()" not in starts.error:  # a working folder that is gone is told
         yield _failed(starts, "start methods", "", inventory.installer)
 
 
-def _ranks_failed(answer: Answer) -> Finding:
+def _ranks_failed(answer: Answer, installer: Installer) -> Finding:
     cause = "a network interface, a firewall, or the way in which the GPUs are connected"
     fix = "NCCL_DEBUG=INFO GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo detronome doctor   # over loopback"
     match = explain_error(answer.error).best
     if match is not None and not match.is_consequence:
-        cause, fix = match.cause, match.fix[0]
+        cause, fix = match.cause, installer.first_command(match.fix, package="torch")
     return Finding(
         check="ranks",
         severity=Severity.WARNING,

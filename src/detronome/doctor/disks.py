@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from detronome.doctor.findings import Facts, Finding, Severity
-from detronome.runtime.files import format_size
+from detronome.runtime.files import format_size, is_disk_full
 
 __all__ = ["judge_disks"]
 
@@ -16,15 +17,25 @@ _MIB = 2**20
 _LEAST_FREE_BYTES = 5 * _GIB
 _SLOW_DISK_BYTES_PER_S = 10 * _MIB
 _NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.sshfs", "9p"}
-_NO_SPACE = 28
-_WHY_NOT = {_NO_SPACE: "other files take all of its room", 30: "it is mounted read-only"}
-"""By error number."""
+_WHY_NOT = {
+    errno.ENOSPC: "other files take all of its room",
+    errno.EDQUOT: "other files of yours take all of your share of it (quota)",
+    errno.EROFS: "it is mounted read-only",
+}
 
 
 def judge_disks(facts: Facts, usable: int) -> Iterator[Finding]:
     """Judge the disks of the working folder and of the cache by what was written to them and read back."""
     for disk in facts["disks"]:
         yield from _disk(disk)
+    if "working folder" not in {disk["use"] for disk in facts["disks"]}:
+        yield Finding(
+            check="working folder",
+            severity=Severity.FAILURE,
+            what="the working folder is gone: commands cannot tell where they are",
+            cause="it was removed, or removed and made anew, while this shell was in it",
+            fix="cd ~   # or another folder; where it was made anew: cd .",
+        )
 
 
 def _disk(disk: Mapping[str, Any]) -> Iterator[Finding]:
@@ -36,7 +47,7 @@ def _disk(disk: Mapping[str, Any]) -> Iterator[Finding]:
         else "detronome train DATA --out /a/folder/of/yours/run"
     )
     if "error" in disk:
-        is_full = disk.get("errno") == _NO_SPACE
+        is_full = is_disk_full(OSError(disk["errno"], disk["error"]))
         yield Finding(
             check=use,
             severity=Severity.FAILURE if is_full or use != "cache" else Severity.WARNING,

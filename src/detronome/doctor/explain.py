@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
 
+from detronome.doctor.modules import package_for
 from detronome.doctor.symptoms import SYMPTOMS, Symptom
 
 __all__ = ["Explanation", "Match", "explain_error"]
@@ -25,33 +26,6 @@ _NARROWEST, _WIDEST = 40, 300
 """Columns of a terminal that may have broken lines."""
 _SAME_ERROR_LINES = 12
 """So many lines after a general symptom belong to the same error."""
-_PACKAGES = {
-    "cv2": "opencv-python-headless",
-    "PIL": "pillow",
-    "yaml": "pyyaml",
-    "sklearn": "scikit-learn",
-    "skimage": "scikit-image",
-    "tensorboard": "detronome[tensorboard]",
-    "wandb": "detronome[wandb]",
-    "mlflow": "detronome[mlflow]",
-    "optuna": "detronome[search]",
-    "starlette": "detronome[serve]",
-    "uvicorn": "detronome[serve]",
-    "python_multipart": "detronome[serve]",
-    "multipart": "python-multipart",
-    "timm": "detronome[timm]",
-    "supervision": "detronome[supervision]",
-    "fsspec": "detronome[cloud]",
-    "onnx": "detronome[onnx]",
-    "onnxscript": "detronome[onnx]",
-    "onnxruntime": "detronome[onnx]",
-    "openvino": "detronome[openvino]",
-    "nncf": "detronome[int8]",
-    "tensorrt": "detronome[tensorrt]",
-    "av": "detronome[video]",
-    "detronome": "detronome",
-}
-"""What to install for a module whose package has another name, or for which we have an extra."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +124,7 @@ def _match(symptom: Symptom, hit: re.Match[str], text: str, starts: Sequence[int
     at = hit.start("at") if "at" in groups else hit.start()
     end = text.find("\n", at)
     name = next((value for key, value in groups.items() if key != "at"), "")
-    words = {**groups, "name": name, "package": _PACKAGES.get(name.split(".")[0], name.split(".")[0])}
+    words = {**groups, "name": name, "package": package_for(name) or name.split(".")[0]}
     # Whoever wrote the log wrote these words: in a command to paste they are words, and no commands.
     quoted = {key: shlex.quote(value) for key, value in words.items()}
     return Match(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from detronome.doctor.child import Answer
+from detronome.doctor.explain import explain_error
 from detronome.doctor.findings import Facts, Finding, Severity
 from detronome.doctor.install import Installer
 from detronome.doctor.releases import DRIVER_OF_CUDA, LAST_WITH_CUDA_12
@@ -21,7 +22,7 @@ def judge_gpu(answers: Mapping[str, Answer], installer: Installer) -> Iterator[F
         answers[name] for name in ("gpu.driver", "torch_calls.import_torch", "torch_calls.devices")
     )
     if torch.facts.get("hip") and not driver.facts.get("devices"):
-        yield _rocm(torch, devices)
+        yield _rocm(torch, devices, installer)
         return
     if not driver.is_answered:
         yield Finding(
@@ -36,7 +37,7 @@ def judge_gpu(answers: Mapping[str, Answer], installer: Installer) -> Iterator[F
     facts = driver.facts
     gpus = facts.get("devices", [])
     if not gpus:
-        yield from _no_gpu(facts)
+        yield from _no_gpu(facts, installer)
         return
     listed = ", ".join(f"{gpu['name']} ({format_size(gpu['total_bytes'])})" for gpu in gpus)
     problem = _torch_problem(facts, torch, devices, installer)
@@ -58,7 +59,7 @@ def judge_gpu(answers: Mapping[str, Answer], installer: Installer) -> Iterator[F
         )
 
 
-def _rocm(torch: Answer, devices: Answer) -> Finding:
+def _rocm(torch: Answer, devices: Answer, installer: Installer) -> Finding:
     """Judge AMD's GPUs by what torch sees of them: no driver of theirs is asked."""
     gpus = devices.facts.get("devices", [])
     build = f"ROCm {torch.facts['hip']}"
@@ -66,7 +67,7 @@ def _rocm(torch: Answer, devices: Answer) -> Finding:
         listed = ", ".join(f"{gpu['name']} ({format_size(gpu['total_bytes'])})" for gpu in gpus)
         return Finding(check="GPU", what=f"{listed}; {build}")
     if devices.end in _FAILED:
-        return _failing_gpu(devices)
+        return _failing_gpu(devices, installer)
     return Finding(
         check="GPU",
         severity=Severity.WARNING,
@@ -77,9 +78,7 @@ def _rocm(torch: Answer, devices: Answer) -> Finding:
     )
 
 
-def _failing_gpu(devices: Answer) -> Finding:
-    from detronome.doctor.explain import explain_error
-
+def _failing_gpu(devices: Answer, installer: Installer) -> Finding:
     match = explain_error(devices.error).best
     return Finding(
         check="GPU",
@@ -88,12 +87,12 @@ def _failing_gpu(devices: Answer) -> Finding:
         if devices.end != "timed out"
         else "the GPU does not answer in time",
         cause=match.cause if match else "driver, GPU or its libraries",
-        fix=match.fix[0] if match else "sudo dmesg | tail -50",
+        fix=(installer.first_command(match.fix, package="torch") if match else "") or "sudo dmesg | tail -50",
         evidence=devices.last_line,
     )
 
 
-def _no_gpu(facts: Facts) -> Iterator[Finding]:
+def _no_gpu(facts: Facts, installer: Installer) -> Iterator[Finding]:
     error = facts.get("error", "")
     is_mismatch = "mismatch" in error.lower() or "LibRmVersionMismatch" in error
     if is_mismatch:
@@ -106,19 +105,30 @@ def _no_gpu(facts: Facts) -> Iterator[Finding]:
             evidence=error,
         )
     elif facts["device_files"] or facts["kernel_module"]:
-        no_nvml = not facts["is_nvml_there"]
+        cause, fix = _why_silent(error, facts["is_nvml_there"], installer)
         yield Finding(
             check="GPU",
             severity=Severity.WARNING,
             what="there is an NVIDIA GPU, but its driver does not answer",
-            cause="nvidia-ml-py is missing"
-            if no_nvml
-            else "the container has the device without the driver's libraries",
-            fix="docker run --gpus all ...   # with the NVIDIA container toolkit",
+            cause=cause,
+            fix=fix,
             evidence=error or facts["kernel_module"],
         )
     else:
         yield Finding(check="GPU", what="no NVIDIA GPU: models run on the processor")
+
+
+def _why_silent(error: str, is_nvml_there: bool, installer: Installer) -> tuple[str, str]:
+    """Return why a driver does not answer, and the command."""
+    if not is_nvml_there:
+        return "nvidia-ml-py is missing", installer.install("nvidia-ml-py")
+    if "LibraryNotFound" in error or "Library Not Found" in error:
+        cause = "the driver's libraries are not there: a container that got the device alone, or half an installation"
+        return cause, "docker run --gpus all ...   # in a container, with the NVIDIA container toolkit"
+    match = explain_error(error).best
+    if match is None:
+        return "the driver, its kernel module or the GPU fails", "nvidia-smi"
+    return match.cause, installer.first_command(match.fix) or "nvidia-smi"
 
 
 def _torch_problem(facts: Facts, torch: Answer, devices: Answer, installer: Installer) -> Finding | None:
@@ -147,7 +157,9 @@ def _torch_problem(facts: Facts, torch: Answer, devices: Answer, installer: Inst
     major = int(cuda.split(".")[0]) if cuda else 0
     needed = DRIVER_OF_CUDA.get(major, 0)
     installed = facts["driver"].split(".")[0]
-    if installed.isdigit() and int(installed) < needed:
+    # The libraries of a newer driver (CUDA's forward compatibility) let an older one do.
+    has_computed = devices.is_answered and devices.facts["is_available"]
+    if installed.isdigit() and int(installed) < needed and not has_computed:
         older = _cuda_12(installer) if int(installed) >= DRIVER_OF_CUDA[12] else ""
         return Finding(
             check="GPU",
@@ -171,7 +183,7 @@ def _torch_problem(facts: Facts, torch: Answer, devices: Answer, installer: Inst
                 else installer.install("torch", "torchvision", upgrade=True),
             )
     if devices.end in _FAILED:
-        return _failing_gpu(devices)
+        return _failing_gpu(devices, installer)
     if devices.is_answered and not devices.facts["is_available"]:
         return Finding(
             check="GPU",

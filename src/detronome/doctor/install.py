@@ -81,6 +81,23 @@ class Installer:
         yes = "" if self.is_uv else "-y "
         return f"{self.command} uninstall {self.options}{yes}{shlex.join(packages)}"
 
+    def first_command(self, steps: Sequence[str], *, package: str = "") -> str:
+        """Return the first command of a symptom's fix, for this environment; a comment where there are no commands.
+
+        Args:
+            steps: of the fix.
+            package: what `PACKAGE` in them stands for; without it, a step that names it is passed over.
+        """
+        for step in steps:
+            command = step.partition("   #")[0].strip().removeprefix("python -m ")
+            if command.startswith("#") or ("PACKAGE" in command and not package):
+                continue
+            command = command.replace("PACKAGE", package)
+            if not command.startswith("pip "):
+                return command
+            return " && ".join(map(self.translate, command.split(" && ")))
+        return steps[0] if all(step.startswith("#") for step in steps) else ""
+
     def translate(self, command: str) -> str:
         """Return a command that is written for pip as one for this environment."""
         _, verb, words = command.split(maxsplit=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = ["Inventory", "judge_packages", "judge_python"]
 
 _OURS = "detronome"
 _PAIR = ("torch>=2.11", "torchvision>=0.26")
+_BUILD = re.compile(r"cpu|xpu|cu\d+|rocm[\d.]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +52,19 @@ class Inventory:
         entry = self._entries.get(name)
         return Version.parse(entry["version"]) if entry else None
 
+    @property
+    def torch_build(self) -> str:
+        """The build of torch that has an index of its own, e.g. `cpu` or `cu126`; empty for the package index's."""
+        torch = self.version("torch")
+        return torch.local if torch is not None and _BUILD.fullmatch(torch.local) else ""
+
     def place(self, name: str) -> str:
         """Return the folder that holds a package."""
         return str(self._entries[name]["place"])
+
+    def is_editable(self, name: str) -> bool:
+        """Return whether a package is imported from the folder where it is written."""
+        return bool(self._entries[name]["is_editable"])
 
     def requirements(self, name: str) -> list[Requirement]:
         """Return what a package asks for on this system, extras included."""
@@ -135,7 +147,17 @@ def _libc(python: Facts) -> Iterator[Finding]:
 
 def judge_packages(inventory: Inventory) -> Iterator[Finding]:
     """Judge the versions that are installed."""
-    judges = (_torch_pair, _torch_and_python, _torch_and_numpy, _coco_api, _advisories, _twins, _damaged, _in_the_way)
+    judges = (
+        _torch_pair,
+        _torch_and_python,
+        _torch_and_numpy,
+        _coco_api,
+        _advisories,
+        _twins,
+        _damaged,
+        _unread,
+        _in_the_way,
+    )
     found = [finding for judge in judges for finding in judge(inventory)]
     told = {finding.check for finding in found}
     yield from found
@@ -156,7 +178,7 @@ def _torch_pair(inventory: Inventory) -> Iterator[Finding]:
                 severity=Severity.FAILURE,
                 what="torchvision is not installed",
                 cause=f"torch {torch.text} is there without its companion",
-                fix=inventory.installer.install(good),
+                fix=inventory.installer.install(good, cuda=inventory.torch_build),
             )
         return
     evidence = f"torch {torch.text}, torchvision {torchvision.text}"
@@ -180,7 +202,7 @@ def _torch_pair(inventory: Inventory) -> Iterator[Finding]:
             severity=Severity.FAILURE,
             what=f"torch is built for {_build(torch.local)} and torchvision for {_build(torchvision.local)}",
             cause="they come from different indexes: the operators of one cannot be called by the other",
-            fix=inventory.installer.install("torch", "torchvision", again=True),
+            fix=inventory.installer.install("torch", "torchvision", again=True, cuda=inventory.torch_build),
             evidence=evidence,
         )
 
@@ -188,13 +210,20 @@ def _torch_pair(inventory: Inventory) -> Iterator[Finding]:
 def _pair_fix(inventory: Inventory, torch: tuple[int, int], torchvision: tuple[int, int]) -> str:
     """Return the command for a fitting pair: today's, where this torch is below our range."""
     if torch < (2, 11):
-        return inventory.installer.install(*_PAIR, upgrade=True)
-    return inventory.installer.install(f"torch=={_dotted(torch)}.*", f"torchvision=={_dotted(torchvision)}.*")
+        return _todays_pair(inventory)
+    pair = (f"torch=={_dotted(torch)}.*", f"torchvision=={_dotted(torchvision)}.*")
+    return inventory.installer.install(*pair, cuda=inventory.torch_build)
+
+
+def _todays_pair(inventory: Inventory, *, again: bool = False) -> str:
+    # The index of an old CUDA or ROCm has no releases of today.
+    build = inventory.torch_build if inventory.torch_build in ("cpu", "xpu") else ""
+    return inventory.installer.install(*_PAIR, upgrade=True, again=again, cuda=build)
 
 
 def _build(local: str) -> str:
-    """Return `cpu` or the major version of CUDA of a build: minor versions go together."""
-    return local[:4] if local.startswith("cu") and local[2:4].isdigit() else local if local == "cpu" else ""
+    """Return `cpu`, `xpu` or the major version of CUDA of a build: minor versions go together."""
+    return local[:4] if local.startswith("cu") and local[2:4].isdigit() else local if local in ("cpu", "xpu") else ""
 
 
 def _torch_and_python(inventory: Inventory) -> Iterator[Finding]:
@@ -208,7 +237,7 @@ def _torch_and_python(inventory: Inventory) -> Iterator[Finding]:
             what=f"torch {_dotted(torch.release)} has no release for Python {_dotted(release)}",
             cause=f"it is made for Python {_dotted(row.oldest_python)} to {_dotted(row.newest_python)}; "
             "this copy came from elsewhere",
-            fix=inventory.installer.install(*_PAIR, upgrade=True, again=True),
+            fix=_todays_pair(inventory, again=True),
         )
 
 
@@ -224,7 +253,7 @@ def _torch_and_numpy(inventory: Inventory) -> Iterator[Finding]:
             severity=Severity.FAILURE,
             what=f"torch {_dotted(torch.release)} cannot use NumPy {_dotted(numpy.release)}",
             cause="torch before 2.3 was built for NumPy 1: torch.from_numpy says that Numpy is not available",
-            fix=inventory.installer.install(*_PAIR, upgrade=True),
+            fix=_todays_pair(inventory),
             evidence=f"torch {torch.text}, numpy {numpy.text}",
         )
 
@@ -259,8 +288,10 @@ def _advisories(inventory: Inventory) -> Iterator[Finding]:
         if version is None or Version.parse(version) is None or not allows(advisory.affected, version):
             continue
         told += 1
-        if advisory.good:
-            fix = inventory.installer.install(*_with_companion(advisory.package, advisory.good), upgrade=True)
+        if advisory.package == "torch":
+            fix = _todays_pair(inventory)
+        elif advisory.good:
+            fix = inventory.installer.install(f"{advisory.package}{advisory.good}", upgrade=True)
         else:
             fix = inventory.installer.uninstall([advisory.package])
         yield Finding(
@@ -284,7 +315,8 @@ def _twins(inventory: Inventory) -> Iterator[Finding]:
         there = [name for name in twins.packages if name in inventory.versions]
         if len(there) < 2:
             continue
-        keep = next((name for name in there if name == twins.keep), there[0])
+        # Of runtimes the special build stays: it does what the plain one does.
+        keep = twins.keep if twins.keep in there else there[0 if twins.keep else -1]
         removal = inventory.installer.uninstall(there)
         yield Finding(
             check=keep,
@@ -310,6 +342,21 @@ def _damaged(inventory: Inventory) -> Iterator[Finding]:
             cause="its installation or its removal was interrupted; installers cannot tell what is there",
             fix=removal if is_there else f"{removal} && {again}",
             evidence=folder,
+        )
+
+
+def _unread(inventory: Inventory) -> Iterator[Finding]:
+    """Yield what we need and cannot judge, for it says no version; what others need is theirs to judge."""
+    for one in inventory.requirements(_OURS):
+        text = inventory.versions.get(one.name)
+        if one.extra or text is None or inventory.version(one.name) is not None:
+            continue
+        yield Finding(
+            check=one.name,
+            severity=Severity.WARNING,
+            what=f"the version of {one.name} cannot be read: {text!r}",
+            cause=f"its metadata was written by hand or by another tool; {_OURS} needs {one.name}{one.specifier}",
+            fix=inventory.installer.install(*_with_companion(one.name, one.specifier), again=True),
         )
 
 
@@ -351,7 +398,7 @@ def _strange_origins(inventory: Inventory) -> Iterator[Finding]:
 
     for module, origin in inventory.packages["origins"].items():
         name = MODULES[module]
-        if module == _OURS or name not in inventory.versions:
+        if name not in inventory.versions or module == _OURS or inventory.is_editable(name):
             continue
         place = Path(inventory.place(name)).resolve()
         if not Path(origin).resolve().is_relative_to(place) and not Path(origin).absolute().is_relative_to(place):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from detronome.doctor.modules import PACKAGES
+
 __all__ = ["SYMPTOMS", "Symptom"]
 
 
@@ -45,6 +47,7 @@ _CUDA_12_BUILD = (
     "pip install --force-reinstall 'torch>=2.11,<2.15' torchvision --index-url https://download.pytorch.org/whl/cu126"
 )
 _CHECK_DATA = "detronome data check DATA"
+_KNOWN_MODULES = "|".join(map(re.escape, PACKAGES))
 _ON_CPU = "CUDA_LAUNCH_BLOCKING=1 python ...   # or on the CPU: there the message names the line and the value"
 _OUR_EVALUATION = "# detronome eval needs no pycocotools: it has an evaluator of its own with the same numbers"
 
@@ -143,10 +146,18 @@ SYMPTOMS = (
         "conda install 'mkl<2024.1'",
     ),
     _symptom(
+        "torchvision or torchaudio built for another torch",
+        r"(?P<name>torchvision|torchaudio)[/\\]\S{1,100}:\s{1,9}undefined symbol: _Z",
+        "torch and {name} are not a pair: the compiled part of {name} calls what this torch does not have",
+        _MATCHING_TORCH,
+        "pip install --upgrade --force-reinstall --no-deps torchaudio   # where it is installed",
+    ),
+    _symptom(
         "extension built for another torch",
         r"undefined symbol: (?P<name>\w+)",
         "a compiled extension (the file before the words) was built against another torch or another C++ ABI",
-        "pip install --force-reinstall --no-cache-dir --no-binary :all: PACKAGE   # build it again for this torch",
+        "pip install --force-reinstall --no-deps --no-build-isolation --no-cache-dir --no-binary PACKAGE PACKAGE"
+        "   # build it again for this torch",
         "detronome doctor",
     ),
     _symptom(
@@ -1017,9 +1028,17 @@ SYMPTOMS = (
     ),
     _symptom(
         "package not installed",
-        r"(?:ModuleNotFoundError|ImportError): No module named '(?P<name>[\w.]+)'",
+        rf"(?:ModuleNotFoundError|ImportError): No module named '(?P<name>(?:{_KNOWN_MODULES})(?:\.[\w.]+)?)'",
         "the package that brings the module {name} is not installed in the Python that runs",
         "python -m pip install {package}   # `python` being the one that runs your script",
         "detronome doctor",
+    ),
+    _symptom(
+        "module not found",
+        r"(?:ModuleNotFoundError|ImportError): No module named '(?P<name>[\w.]+)'",
+        "{name} is of a package that is not installed in the Python that runs, or a file of the project that runs, "
+        "which is started from another folder than its own",
+        "# start the project from its folder, or install what its instructions name: a package of a module's name may "
+        "be somebody else's",
     ),
 )

@@ -130,7 +130,8 @@ def judge_updates(answer: Answer, inventory: Inventory, *, seconds: float) -> Up
         seconds: that it took.
     """
     told: Mapping[str, Any] = answer.facts.get("packages", {})
-    known = {name: facts for name, facts in told.items() if "error" not in facts}
+    # What says no version that can be read is neither behind nor the newest.
+    known = {name: facts for name, facts in told.items() if "error" not in facts and inventory.version(name)}
     newest = {name: _newest(facts["releases"], inventory.versions[name]) for name, facts in known.items()}
     behind = {name for name, version in newest.items() if version}
     updates = []
@@ -217,10 +218,8 @@ def _command(wanted: Mapping[str, str], inventory: Inventory) -> str:
         return inventory.installer.update([f"{name}=={version}" for name, version in wanted.items()])
     # One of the two is pinned: the installer finds the release of the other that goes with it.
     lead = "torch" if "torch" in wanted else "torchvision"
-    torch = inventory.version("torch")
-    build = torch.local if torch is not None and torch.local.startswith(("cpu", "cu", "rocm")) else ""
     rest = [name for name in _PAIR if name != lead and name in inventory.versions]
-    return inventory.installer.update([f"{lead}=={wanted[lead]}", *rest], build=build)
+    return inventory.installer.update([f"{lead}=={wanted[lead]}", *rest], build=inventory.torch_build)
 
 
 def _not_found_out(answer: Answer, inventory: Inventory) -> Iterator[Finding]:

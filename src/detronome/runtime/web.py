@@ -37,7 +37,7 @@ def listen(host: str, port: int, *, backlog: int | None = None) -> socket.socket
         # it the second half of each answer waits 40 ms for the client's acknowledgement of the first.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: an empty part of a name, or a long one
         number = error.errno if isinstance(error, OSError) else None
         # The error's own text says the address again; for a name that is not known the number is negative.
         told = os.strerror(number) if number is not None and number > 0 else str(error)

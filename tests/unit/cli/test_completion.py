@@ -102,6 +102,25 @@ def test_it_is_installed_once_where_bash_looks(
     assert (tmp_path / ".bashrc").read_text() == once
 
 
+def test_a_home_that_cannot_be_written_is_told(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").write_text("a file")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for shell in ("bash", "zsh", "fish"):
+        code, out, err = run(capsys, shell, "--install")
+        assert (code, out) == (1, "") and "the script cannot be written" in err
+        assert f"detronome completion {shell} > FILE" in err
+
+
+def test_zsh_is_told_what_it_needs_beside(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("ZSH", "ZSH_CUSTOM"):
+        monkeypatch.delenv(name, raising=False)
+    assert "compinit" in run(capsys, "zsh", "--install")[2]
+    assert "compinit" not in run(capsys, "bash", "--install")[2]
+
+
 def test_a_shell_that_is_not_known_is_a_mistake(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("detronome.cli.completion.detect_shell", lambda: "powershell")
     code, out, err = run(capsys)

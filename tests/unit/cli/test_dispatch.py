@@ -1,5 +1,6 @@
 """What a command ends with: exit codes, interruptions, readers that have enough, terminals that know little."""
 
+import errno
 import json
 import os
 import pty
@@ -133,12 +134,26 @@ def test_a_reader_that_has_enough_is_no_error(arguments: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(("arguments", "code"), [("--version", 0), ("report nowhere --json", 1), ("nosuch", 2)])
+@pytest.mark.parametrize(
+    ("arguments", "code"), [("--version", 0), ("completion bash", 0), ("report nowhere --json", 1), ("nosuch", 2)]
+)
 def test_a_process_without_stdout_ends_with_its_code(arguments: str, code: int) -> None:
     line = f"exec {shlex.join(COMMAND)} {arguments} >&-"
     done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, env=environment(), check=False)
     assert done.returncode == code and "Traceback" not in done.stderr
     assert ("error:" in done.stderr) == (code != 0)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_an_output_that_has_no_room_is_told(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detronome.doctor.explain.explain_error", full)
+        patch.setattr("detronome.cli.dispatch._silence_stdout", lambda: None)
+        assert code_of(*EXPLAIN) == 1
+    assert "the disk is full" in capfd.readouterr().err
 
 
 def test_a_package_that_is_missing_is_told() -> None:

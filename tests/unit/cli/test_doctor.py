@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -187,8 +188,9 @@ def test_an_unknown_text_is_not_guessed_at(capsys: pytest.CaptureFixture[str]) -
 
 def test_no_text_is_a_mistake(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b" \n")))
-    code, out, err = run(["--explain"], capsys)
-    assert (code, out) == (2, "") and "there is no text to explain" in err
+    for arguments in (["--explain"], ["--explain", ""]):
+        code, out, err = run(arguments, capsys)
+        assert (code, out) == (2, "") and "there is no text to explain" in err
 
 
 def test_a_file_that_cannot_be_meant_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,6 +198,43 @@ def test_a_file_that_cannot_be_meant_is_a_mistake(tmp_path: Path, capsys: pytest
         code, out, err = run(["--explain", word], capsys)
         assert (code, out) == (2, "") and what in err and word in err
     assert run(["--explain", "RuntimeError: " + "x" * 5000 + ".log"], capsys)[0] == 1  # a text, and not a name
+
+
+def test_a_line_that_is_too_long_for_a_name_is_a_text(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in (BUS_ERROR + "x" * 300, BUS_ERROR + "x" * 300 + ".log", BUS_ERROR + "\0"):
+        assert run(["--explain", text], capsys)[1].startswith("shared memory too small")
+
+
+def test_a_file_that_may_not_be_opened_is_a_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "train.log").write_text(BUS_ERROR)
+    monkeypatch.setattr(Path, "open", refuse)
+    code, out, err = run(["--explain", str(tmp_path / "train.log")], capsys)
+    assert (code, out) == (2, "") and "cannot be read" in err and "Permission denied" in err
+
+
+def test_a_pipe_that_has_a_name_is_read() -> None:
+    python = shlex.join([sys.executable, "-c", "from detronome.cli import main; main()"])
+    for line in (
+        f"echo '{BUS_ERROR}' | {python} doctor --explain /dev/stdin",
+        f"{python} doctor --explain <(echo '{BUS_ERROR}')",
+    ):
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+        assert done.stdout.startswith("shared memory too small"), done.stderr
+
+
+def test_of_several_logs_none_may_be_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there, missing = tmp_path / "rank0.log", tmp_path / "rank1.log"
+    there.write_text("starting\n")
+    code, out, err = run(["--explain", str(there), str(missing)], capsys)
+    assert (code, out) == (2, "") and "there is no such file" in err and str(missing) in err
+    assert run(["--explain", "Bus", "error", "in", str(there)], capsys)[0] == 0  # a text without its quotes
+    missing.write_text(BUS_ERROR)
+    assert run(["--explain", str(there), str(missing)], capsys)[1].startswith("shared memory too small")
 
 
 def test_a_stdin_that_is_closed_or_a_terminal(

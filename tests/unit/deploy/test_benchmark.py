@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import detronome as dt
+from detronome.api import benchmark_exports
+from detronome.api.benchmark_exports import Exporter
+from detronome.api.exporting import _require_packages
 from detronome.data.build import build_eval_batches
 from detronome.data.split import open_split
 from detronome.deploy.benchmark import forms as forms_module
 from detronome.deploy.benchmark.calls import Call, calls_of
 from detronome.deploy.benchmark.child import FormSession, OpenForm
 from detronome.deploy.benchmark.difference import difference_of
-from detronome.deploy.benchmark.forms import FORMS, available_forms
-from detronome.deploy.benchmark.messages import CallTimes, Measure, Measured, Opened, Output
+from detronome.deploy.benchmark.forms import FORMS, Form, available_forms
+from detronome.deploy.benchmark.messages import CallTimes, Measure, Measured, Opened, Output, Subject
 from detronome.deploy.benchmark.peak_memory import peak_bytes_since, watch_peak_from_now
 from detronome.deploy.benchmark.process import FormFailedError, FormProcess
 from detronome.deploy.benchmark.records import FormRecord, latency_of, summarize, to_json
 from detronome.deploy.benchmark.rounds import Runner, measure_in_turn, plan_rounds
+from detronome.deploy.export.description import description_of
 from detronome.engine.evaluator import evaluate
-from detronome.errors import ConfigError
+from detronome.errors import ConfigError, MissingExtraError
 from detronome.evaluation.detection import DetectionEvaluator
+from detronome.types import Categories
 
 CPU = torch.device("cpu")
 shape = st.sampled_from([(32, 32), (32, 64), (64, 32)])
@@ -81,8 +87,81 @@ def test_what_only_a_gpu_runs_is_told_where_it_was_asked_for() -> None:
     assert "tensorrt" not in [one.form for one in available_forms(None, CPU)[1]]
 
 
+@pytest.mark.parametrize(
+    "form", [form for form in FORMS if form.to not in (None, "tensorrt")], ids=lambda form: form.name
+)
+def test_a_form_needs_all_that_writes_its_file(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert form.to is not None
+    for package in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, package, None)
+            if package in form.packages:
+                with pytest.raises(MissingExtraError, match=package):
+                    _require_packages(form.to, int8=form.precision == "int8")
+            else:
+                _require_packages(form.to, int8=form.precision == "int8")
+
+
+def test_an_engine_is_what_its_export_makes() -> None:
+    (engine,) = (form for form in FORMS if form.to == "tensorrt")
+    assert engine.precision == "fp32" and {"onnx", "onnxscript"} <= set(engine.packages)
+
+
 def test_names_of_forms_are_different() -> None:
     assert len({form.name for form in FORMS}) == len(FORMS)
+
+
+# --- exported files that are kept ----------------------------------------------------------------------------------
+
+
+def export_again(folder: Path, name: str, begun: list[str], *, device: str = "cpu") -> Path:
+    """Ask for a form's file of an exporter whose process does not even start; where it begins to export, pretend."""
+    form = next(form for form in FORMS if form.name == name)
+    subject = Subject(source="run", form=form, data="d", split="val", device=device, threads=1, image_size=None)
+    exporter = Exporter("no_such_module", folder / "exports", weights="a", logs=folder, on_begin=begun.append)
+    try:
+        return exporter.file_of(subject)
+    except FormFailedError:
+        file = folder / "exports" / name / f"model{form.suffix}"
+        for part in (file, description_of(file)):
+            part.touch()
+        return file
+
+
+def test_what_an_interrupted_export_left_behind_is_removed(tmp_path: Path) -> None:
+    file = export_again(tmp_path, "onnx", [])
+    description_of(file).unlink()
+    left = file.parent / f".{file.name}-abc.tmp"
+    left.mkdir()
+    (left / file.name).touch()
+    export_again(tmp_path, "onnx", [])
+    assert not left.exists() and file.exists()
+
+
+def test_a_file_that_other_versions_cannot_run_is_made_again_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = {"tensorrt": "10", "gpu": "one"}
+    monkeypatch.setattr(benchmark_exports, "version", now.__getitem__)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: now["gpu"])
+    begun: list[str] = []
+
+    def export_all() -> None:
+        begun.clear()
+        for name in ("onnx", "torch", "tensorrt"):
+            export_again(tmp_path, name, begun, device="cuda")
+
+    export_all()
+    assert len(begun) == 3
+    export_all()
+    assert begun == []
+    for package, number in (("tensorrt", "11"), ("gpu", "another")):
+        now[package] = number
+        export_all()
+        assert begun == ["exporting tensorrt"]
+    monkeypatch.setattr(torch, "__version__", "99.0")
+    export_all()
+    assert begun == ["exporting torch"]
 
 
 # --- numbers -------------------------------------------------------------------------------------------------------
@@ -170,7 +249,14 @@ class FakeProcess:
 
 
 def runner(process: FakeProcess) -> Runner:
-    opened = Opened(seconds=1.0, backend="b", precision="fp32", resident_bytes=1, available_bytes=10)
+    opened = Opened(
+        seconds=1.0,
+        backend="b",
+        precision="fp32",
+        categories=Categories(ids=(1,), names=("thing",)),
+        resident_bytes=1,
+        available_bytes=10,
+    )
     return Runner(name=process.name, process=process, opened=opened)  # type: ignore[arg-type]
 
 

@@ -25,6 +25,7 @@ from detronome.deploy.benchmark.messages import (
 from detronome.deploy.benchmark.process import FormFailedError
 from detronome.deploy.benchmark.records import FormRecord
 from detronome.deploy.benchmark.session import Contender, Session
+from detronome.types import Categories
 
 SUBJECT = Subject(source="run", form=None, data="data", split="val", device="cpu", threads=1, image_size=None)
 
@@ -35,6 +36,8 @@ class FakeProcess:
     available_bytes = 10**9
     fails_at: ClassVar[dict[str, type]] = {}
     """The first request that a form fails at, by the form's name."""
+    num_classes: ClassVar[dict[str, int]] = {}
+    """By the form's name; 1 where it is not said."""
     is_open: ClassVar[dict[str, bool]] = {}
     opened: ClassVar[list[str]] = []
 
@@ -55,12 +58,14 @@ class FakeProcess:
     def ask(self, request: object, answer: type) -> Any:
         if isinstance(request, self.fails_at.get(self.name, ())):
             raise FormFailedError("broke", "mend it")
+        classes = self.num_classes.get(self.name, 1)
         match request:
             case Open():
                 return Opened(
                     seconds=1.0,
                     backend="b",
                     precision="fp32",
+                    categories=Categories(ids=tuple(range(classes)), names=("thing",) * classes),
                     resident_bytes=100,
                     available_bytes=self.available_bytes,
                 )
@@ -70,7 +75,7 @@ class FakeProcess:
                 return Measured(times=tuple(times for _ in request.calls), peak_bytes=7)
             case Outputs():
                 return [
-                    Output(scores=np.full((2, 1), 0.5, np.float32), boxes_cxcywh=np.zeros((2, 4), np.float32))
+                    Output(scores=np.full((2, classes), 0.5, np.float32), boxes_cxcywh=np.zeros((2, 4), np.float32))
                     for _ in request.images
                 ]
             case Evaluate():
@@ -82,6 +87,7 @@ class FakeProcess:
 def process(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcess]:
     class OfThisTest(FakeProcess):
         fails_at: ClassVar[dict[str, type]] = {}
+        num_classes: ClassVar[dict[str, int]] = {}
         is_open: ClassVar[dict[str, bool]] = {}
         opened: ClassVar[list[str]] = []
 
@@ -143,3 +149,10 @@ def test_a_form_that_fails_ends_nothing(
     else:
         assert speeds([records["20"]]) == [[pytest.approx(5.0)] * 2]
     assert not any(process.is_open.values())
+
+
+def test_outputs_of_other_categories_are_not_compared(tmp_path: Path, process: type[FakeProcess]) -> None:
+    process.num_classes["50"] = 3
+    records = run(tmp_path, "100", "50", "20")
+    assert [record.difference is None for record in records] == [True, True, False]
+    assert all(record.metrics == {"AP": 0.5} and not record.failure for record in records)

@@ -123,8 +123,14 @@ ImportError: /opt/venv/lib/python3.11/site-packages/torch/lib/../../nvidia/cuspa
     "extension built for another torch": [
         "ImportError: /home/u/Deformable-DETR/MultiScaleDeformableAttention.cpython-38-x86_64-linux-gnu.so: undefined symbol: "
         "_ZN3c104cuda9SetDeviceEi",
+    ],
+    "torchvision or torchaudio built for another torch": [
         "OSError: /opt/venv/lib/python3.11/site-packages/torchaudio/lib/libtorchaudio.so: undefined symbol: "
         "_ZNK5torch8autograd4Node4nameEv",
+        "  warn(\nUserWarning: Failed to load image Python extension: '/opt/venv/lib/python3.11/site-packages/torchvision/"
+        "image.so: undefined symbol: _ZN3c1017RegisterOperatorsD1Ev'",
+        "ImportError: /opt/venv/lib/python3.11/site-packages/torchvision/_C.so: undefined symbol: "
+        "_ZN3c104impl23ExcludeDispatchKeyGuardC1ENS_14DispatchKeySetE",
     ],
     "OpenCV without its system libraries": [
         """  File "/usr/local/lib/python3.11/site-packages/cv2/__init__.py", line 153, in bootstrap
@@ -600,6 +606,11 @@ nncf 3.4.0 requires numpy<2.5.0,>=1.24.0, but you have numpy 2.5.1 which is inco
     "package not installed": [
         "ModuleNotFoundError: No module named 'cv2'",
         "ModuleNotFoundError: No module named 'optuna'",
+        "ModuleNotFoundError: No module named 'google.protobuf'",
+    ],
+    "module not found": [
+        "ModuleNotFoundError: No module named 'util.misc'",
+        "ImportError: No module named 'datasets_local'",
     ],
 }
 

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import subprocess
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.unit.doctor.pasted_texts import HEALTHY, PASTED
 
 from detronome.cli.commands import app
 from detronome.doctor.explain import explain_error
+from detronome.doctor.modules import PACKAGES, package_for
 from detronome.doctor.symptoms import SYMPTOMS, Symptom
 
 CASES = [pytest.param(name, text, id=f"{name}-{i}") for name, texts in PASTED.items() for i, text in enumerate(texts)]
@@ -86,6 +88,34 @@ def test_what_was_found_is_named_in_cause_and_fix() -> None:
     assert "'detronome[search]'" in best.fix[0]
     best = explain_error("KeyError: 'iscrowd'").best
     assert best is not None and "'iscrowd'" in best.cause
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [("cv2", "opencv-python-headless"), ("google.protobuf.message", "protobuf"), ("pynvml", "nvidia-ml-py")],
+)
+def test_a_module_that_is_known_is_installed_by_the_name_of_its_package(module: str, package: str) -> None:
+    best = explain_error(f"ModuleNotFoundError: No module named '{module}'").best
+    assert best is not None and best.fix[0].startswith(f"python -m pip install {package} ")
+
+
+@pytest.mark.parametrize("module", ["util.misc", "utils", "datasets_local", "google", "torchx.y"])
+def test_the_name_of_an_unknown_module_is_not_proposed_as_a_package(module: str) -> None:
+    best = explain_error(f"ModuleNotFoundError: No module named '{module}'").best
+    assert best is not None and best.name == "module not found" and module in best.cause
+    assert all(step.startswith("#") and "pip" not in step for step in best.fix)
+
+
+def test_each_of_our_own_requirements_is_known() -> None:
+    ours = {re.split(r"[^\w-]", line)[0] for line in requires("detronome") or ()}
+    known = {*PACKAGES.values(), *(package_for(module) for module in PACKAGES)}
+    of_extras = {module.replace("_", "-") for module, package in PACKAGES.items() if package.startswith("detronome[")}
+    assert ours - known - of_extras <= {"mlflow-skinny"}  # its module is mlflow
+
+
+def test_an_extension_is_built_again_alone() -> None:
+    best = explain_error(PASTED["extension built for another torch"][0]).best
+    assert best is not None and "--no-deps" in best.fix[0] and ":all:" not in best.fix[0]
 
 
 @pytest.mark.parametrize(

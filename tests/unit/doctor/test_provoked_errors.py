@@ -361,7 +361,7 @@ PROVOKED: list[tuple[str, Callable[..., None]]] = [
     ("old COCO API: float as a count", float_as_a_count),
     ("PIL name removed", pillow_name_of_old),
     ("code for torch 1", torch_module_of_old),
-    ("package not installed", package_that_is_missing),
+    ("module not found", package_that_is_missing),
     ("not started by torchrun", not_under_torchrun),
     ("not started by torchrun", no_group),
     ("port in use", port_is_taken),

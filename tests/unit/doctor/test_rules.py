@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from detronome.doctor.gpu import judge_gpu
 from detronome.doctor.install import Installer
 from detronome.doctor.machine import judge_machine, judge_speed
 from detronome.doctor.packages import _PAIR, Inventory, judge_packages, judge_python
+from detronome.doctor.probes import installed as installed_probe
 from detronome.doctor.releases import TORCH_RELEASES, torch_release
 from detronome.errors import ConfigError
 
 GIB = 2**30
 PIP = Installer(command="pip")
+UV = Installer(command="uv pip", options="--python /env/python ")
 PYTHON: dict[str, Any] = {
     "version": "3.12.3",
     "release": [3, 12, 3],
@@ -52,7 +55,8 @@ def answered(probe: str, **facts: Any) -> Answer:
 
 def inventory(versions: dict[str, str] | None = None, **python: Any) -> Inventory:
     packages = {
-        name: {"version": version, "place": "/env/site", "requires": []} for name, version in (versions or {}).items()
+        name: {"version": version, "place": "/env/site", "requires": [], "is_editable": False}
+        for name, version in (versions or {}).items()
     }
     facts = {
         "packages": packages,
@@ -61,7 +65,6 @@ def inventory(versions: dict[str, str] | None = None, **python: Any) -> Inventor
         "damaged": {},
         "origins": {},
         "shadows": [],
-        "folder": "/home/u/project",
     }
     return Inventory(python={**PYTHON, **python}, packages=facts, installer=PIP)
 
@@ -134,6 +137,95 @@ def test_versions_that_do_not_go_together(versions: dict[str, str], python: dict
     assert check in [one for one, severity, _ in found if severity is Severity.FAILURE]
 
 
+def package_findings(versions: dict[str, str], requires: Iterable[str] = (), **facts: Any) -> list[Finding]:
+    there = inventory({"detronome": "1.0", **versions})
+    there.packages["packages"]["detronome"]["requires"] = list(requires)
+    there.packages.update(facts)
+    return [finding for finding in judge_packages(there) if finding.severity is not Severity.OK]
+
+
+def test_a_version_of_another_kind_is_no_damage() -> None:
+    (finding,) = package_findings(
+        {"scipy": "unknown", "cloud-init": "0.23ubuntu1"}, ["scipy>=1.14", "rich; extra == 'x'"]
+    )
+    assert (finding.check, finding.what) == ("scipy", "the version of scipy cannot be read: 'unknown'")
+    assert finding.fix == "pip install --force-reinstall 'scipy>=1.14'"
+
+
+def test_of_two_runtimes_the_special_build_stays() -> None:
+    (finding,) = package_findings({"onnxruntime": "1.31", "onnxruntime-gpu": "1.31"})
+    assert finding.fix.endswith("&& pip install onnxruntime-gpu")
+    (finding,) = package_findings({"opencv-python": "5.0", "opencv-python-headless": "5.0"})
+    assert finding.fix.endswith("&& pip install opencv-python-headless")
+
+
+@pytest.mark.parametrize(
+    ("torch", "torchvision", "index"),
+    [
+        ("2.12.0+xpu", "0.26.0+xpu", "xpu"),
+        ("2.12.0+cu126", "0.26.0+cu126", "cu126"),
+        ("2.12.0+rocm7.1", "0.26.0", "rocm7.1"),
+        ("2.13.0+xpu", "0.28.0+cpu", "xpu"),
+        ("2.13.0+cpu", "", "cpu"),
+        ("2.1.0+cpu", "0.26.0+cpu", "cpu"),
+        ("2.1.0+cu118", "0.26.0+cu118", ""),
+        ("2.12.0", "0.26.0", ""),
+        ("2.12.0+custom", "0.26.0", ""),
+    ],
+)
+def test_a_pair_is_from_the_index_of_the_build_that_is_there(torch: str, torchvision: str, index: str) -> None:
+    versions = {"torch": torch} | ({"torchvision": torchvision} if torchvision else {})
+    fix = next(finding.fix for finding in package_findings(versions) if finding.check == "torchvision")
+    words = fix.split()
+    assert (words[words.index("--index-url") + 1].rpartition("/")[2] if "--index-url" in words else "") == index
+
+
+def test_a_package_that_is_edited_where_it_lies_is_no_copy() -> None:
+    origins = {"supervision": "/home/u/supervision/__init__.py"}
+    assert [one.check for one in package_findings({"supervision": "0.26"}, origins=origins)] == ["supervision"]
+    there = inventory({"supervision": "0.26"})
+    there.packages["packages"]["supervision"]["is_editable"] = True
+    there.packages["origins"] = origins
+    assert wrong(judge_packages(there)) == []
+
+
+def write_metadata(folder: Path, name: str, version: str) -> Path:
+    info = folder / f"{name}-{version or 'x'}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\n" + (f"Version: {version}\n" if version else "")
+    )
+    return info
+
+
+def test_metadata_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_metadata(tmp_path, "odd", "0.23ubuntu1")
+    half = write_metadata(tmp_path, "half", "")
+    edited = write_metadata(tmp_path, "edited", "1.0")
+    (edited / "direct_url.json").write_text('{"url": "file:///home/u/edited", "dir_info": {"editable": true}}')
+    (write_metadata(tmp_path, "copied", "1.0") / "direct_url.json").write_text('{"url": "file:///a", "dir_info": {}}')
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    facts = installed_probe.packages()
+    assert facts["packages"]["odd"]["version"] == "0.23ubuntu1"
+    assert facts["damaged"] == {"half": str(half)}
+    assert [facts["packages"][name]["is_editable"] for name in ("odd", "edited", "copied")] == [False, True, False]
+
+
+def test_a_working_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    """For real, in a shell whose folder was removed: it is no damage of Python."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    script = (
+        "import os, sys; os.rmdir(os.getcwd())\n"
+        "from detronome.doctor.examination import examine_environment\n"
+        "print(*(f'{f.check}: {f.what}' for f in examine_environment(limit_s=240).findings), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True, cwd=folder)
+    assert "working folder: the working folder is gone" in done.stdout
+    assert "requirements: " in done.stdout and "cannot tell what is installed" not in done.stdout
+    assert "fails when it is called" not in done.stdout  # processes need a folder to start in
+
+
 def test_the_pair_that_is_advised_is_what_we_ask_for() -> None:
     ours = {line for line in requires("detronome") or () if line.startswith(("torch>", "torchvision>"))}
     assert set(_PAIR) == ours
@@ -200,6 +292,8 @@ def test_a_sound_machine_gives_no_alarm() -> None:
         ({"disk": {"locks": False}}, "working folder", "no locks"),
         ({"disk": {"error": "OSError: Read-only file system", "errno": 30}}, "working folder", "cannot be written"),
         ({"disk": {"error": "OSError: No space left on device", "errno": 28}}, "working folder", "disk is full"),
+        ({"disk": {"error": "OSError: Disk quota exceeded", "errno": 122}}, "working folder", "disk is full"),
+        ({"disk": {"use": "cache"}}, "working folder", "folder is gone"),
     ],
 )
 def test_what_a_machine_lacks(changes: dict[str, Any], check: str, words: str) -> None:
@@ -215,6 +309,10 @@ def test_a_disk_that_hangs_is_told() -> None:
 
 
 def gpu(driver: dict[str, Any], torch: dict[str, Any], devices: Answer | None = None) -> Wrong:
+    return wrong(gpu_findings(driver, torch, devices))
+
+
+def gpu_findings(driver: dict[str, Any], torch: dict[str, Any], devices: Answer | None = None) -> list[Finding]:
     facts = {
         "device_files": 1,
         "kernel_module": "NVRM",
@@ -234,7 +332,7 @@ def gpu(driver: dict[str, Any], torch: dict[str, Any], devices: Answer | None = 
         "torch_calls.devices": devices
         or answered("torch_calls.devices", is_available=True, devices=[], built_for=["sm_80", "sm_90"]),
     }
-    return wrong(judge_gpu(answers, PIP))
+    return list(judge_gpu(answers, UV))
 
 
 def test_a_gpu_that_works() -> None:
@@ -276,11 +374,19 @@ def test_which_code_a_gpu_runs(built_for: list[str], is_fine: bool) -> None:
     assert (gpu({"devices": card}, {}, devices) == []) == is_fine
 
 
+NO_CUDA = answered("torch_calls.devices", is_available=False, devices=[], reason="the driver is too old")
+
+
+def test_a_gpu_that_computes_has_a_driver_that_is_new_enough() -> None:
+    """By CUDA's forward compatibility, whose libraries stand in for a newer driver's."""
+    assert gpu({"driver": "550.54"}, {}) == []
+
+
 @pytest.mark.parametrize(
     ("driver", "torch", "devices", "words"),
     [
-        ({"driver": "550.54"}, {}, None, "too old"),
-        ({"driver": "470.10"}, {"cuda": "12.6"}, None, "needs 525"),
+        ({"driver": "550.54"}, {}, NO_CUDA, "too old"),
+        ({"driver": "470.10"}, {"cuda": "12.6"}, NO_CUDA, "needs 525"),
         ({}, {"cuda": None}, None, "CPU build"),
         ({"visible": "-1"}, {}, None, "hides all"),
         ({}, {}, Answer(probe="d", end="died", error="was ended by SIGSEGV"), "computation on the GPU fails"),
@@ -293,6 +399,27 @@ def test_which_code_a_gpu_runs(built_for: list[str], is_fine: bool) -> None:
 def test_a_gpu_that_does_not_work(driver: dict[str, Any], torch: dict[str, Any], devices: Answer, words: str) -> None:
     ((check, _, what),) = gpu(driver, torch, devices)
     assert check == "GPU" and words in what
+
+
+@pytest.mark.parametrize(
+    ("driver", "devices", "fix"),
+    [
+        ({"devices": [], "error": "ImportError: pynvml", "is_nvml_there": False}, None, "install --python /env/python"),
+        ({"devices": [], "error": "NVMLError_LibraryNotFound: NVML Shared Library Not Found"}, None, "docker run"),
+        ({"devices": [], "error": "NVMLError_GpuIsLost: GPU is lost"}, None, "sudo nvidia-smi -q"),
+        ({"devices": [], "error": "NVMLError_Unknown: Unknown Error"}, None, "nvidia-smi"),
+        (
+            {},
+            Answer(probe="d", end="raised", error="RuntimeError: The NVIDIA driver on your system is too old"),
+            "uv pip install --python /env/python --reinstall",
+        ),
+        ({}, Answer(probe="d", end="raised", error="RuntimeError: nobody knows it"), "sudo dmesg"),
+    ],
+)
+def test_what_a_gpu_needs_is_a_command_for_this_environment(driver: dict[str, Any], devices: Answer, fix: str) -> None:
+    (finding,) = gpu_findings(driver, {}, devices)
+    assert fix in finding.fix and not finding.fix.startswith("#")
+    assert ("docker" in finding.fix) == (fix == "docker run")
 
 
 def test_memory_that_others_hold() -> None:
@@ -310,6 +437,13 @@ def test_slow_decoding() -> None:
 
 
 def calls(**ends: Answer) -> Wrong:
+    return wrong(call_findings(NEEDED, **ends))
+
+
+NEEDED = ("detronome", "simplejpeg", "pillow", "scipy", "safetensors", "hotcoco", "numpy", "torch", "torchvision")
+
+
+def call_findings(packages: Iterable[str], installer: Installer = PIP, **ends: Answer) -> list[Finding]:
     batches = examination_module._BATCHES
     answers = {probe: answered(probe) for batch in batches for probe in batch.probes}
     answers["torch_calls.import_torch"] = answered(
@@ -319,8 +453,8 @@ def calls(**ends: Answer) -> Wrong:
     answers["torch_calls.worker_tensor"] = answered("w", strategy="file_descriptor")
     answers["machine.start_methods"] = answered("s", default="forkserver", seconds={"forkserver": 0.1})
     answers |= {name.replace("__", "."): answer for name, answer in ends.items()}
-    packages = {"simplejpeg", "pillow", "scipy", "safetensors", "hotcoco", "numpy", "torch", "torchvision"}
-    return wrong(judge_calls(answers, inventory(dict.fromkeys(packages, "1.0")), []))
+    there = replace(inventory(dict.fromkeys(packages, "1.0")), installer=installer)
+    return list(judge_calls(answers, there, []))
 
 
 def test_calls_that_all_answer() -> None:
@@ -340,6 +474,72 @@ def test_an_nccl_that_can_hang_and_workers_that_cannot_send() -> None:
     error = "Traceback\nRuntimeError: received 0 items of ancdata"
     ((check, _, what),) = calls(torch_calls__worker_tensor=Answer(probe="w", end="raised", error=error))
     assert check == "loader workers" and "too many open files" in what
+
+
+def raised(*modules: str, error: str) -> Answer:
+    frames = "".join(f'  File "/env/site/{module}/__init__.py", line 1, in <module>\n' for module in modules)
+    return Answer(probe="p", end="raised", error=f"Traceback (most recent call last):\n{frames}{error}")
+
+
+def failed_call(*packages: str, installer: Installer = PIP, **ends: Answer) -> Finding:
+    (finding,) = (one for one in call_findings([*NEEDED, *packages], installer, **ends) if one.severity != "ok")
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("package", "call"),
+    [
+        ("opencv-contrib-python", "compiled__opencv"),
+        ("opencv-python", "compiled__opencv"),
+        ("onnxruntime-gpu", "compiled__onnxruntime"),
+    ],
+)
+def test_the_twin_that_is_there_is_installed_again(package: str, call: str) -> None:
+    failed = Answer(probe="p", end="raised", error="ImportError: nobody knows it")
+    assert failed_call(package, **{call: failed}).fix == f"pip install --upgrade --force-reinstall {package}"
+
+
+def test_of_several_packages_the_one_that_failed_is_installed_again() -> None:
+    uvicorn = raised("uvicorn", error="ImportError: nobody knows it")
+    assert failed_call(compiled__serving=uvicorn).fix == "pip install --upgrade --force-reinstall uvicorn"
+    yaml = raised("yaml", error="ImportError: nobody knows it")
+    assert failed_call("pyyaml", compiled__core_imports=yaml).fix == "pip install --upgrade --force-reinstall pyyaml"
+
+
+def test_no_command_has_a_hole_where_no_package_is_known() -> None:
+    numpy_1 = "A module that was compiled using NumPy 1.x cannot be run in NumPy 2"
+    assert failed_call(compiled__core_imports=raised(error=numpy_1)).fix == "pip install 'numpy<2'"
+    matplotlib = raised("matplotlib", error=numpy_1)
+    assert failed_call("matplotlib", compiled__core_imports=matplotlib).fix == "pip install --upgrade matplotlib"
+    assert failed_call(compiled__core_imports=raised(error="ImportError: nobody knows it")).fix == ""
+
+
+def test_each_part_of_a_command_is_for_the_environment() -> None:
+    no_libraries = raised("cv2", error="ImportError: libGL.so.1: cannot open shared object file")
+    assert failed_call("opencv-python", installer=UV, compiled__opencv=no_libraries).fix == (
+        "uv pip uninstall --python /env/python opencv-python opencv-contrib-python "
+        "&& uv pip install --python /env/python --reinstall opencv-python-headless"
+    )
+
+
+def test_a_comment_is_no_command() -> None:
+    assert UV.first_command(["# read this", "pip install a   # why"]) == "uv pip install --python /env/python a"
+    assert UV.first_command(["pip install PACKAGE", "echo b"]) == "echo b"
+    assert UV.first_command(["# one", "# two"]) == "# one"
+    assert UV.first_command(["pip install PACKAGE"]) == ""
+    error = "RuntimeError: Cannot re-initialize CUDA in forked subprocess"
+    assert failed_call(torch_calls__worker_tensor=raised(error=error)).fix.startswith("# give workers")
+
+
+def test_what_a_source_tree_lacks_is_told() -> None:
+    packages = [name for name in NEEDED if name not in ("detronome", "scipy")]
+    no_scipy = raised(error="ModuleNotFoundError: No module named 'scipy'")
+    no_yaml = answered("c", missing=["yaml", "tomli_w"])
+    found = call_findings(packages, compiled__scipy=no_scipy, compiled__core_imports=no_yaml)
+    fixes = {one.check: one.fix for one in found if one.severity is Severity.FAILURE}
+    assert fixes == {name: f"pip install {name}" for name in ("scipy", "pyyaml", "tomli-w")}
+    found = call_findings(["detronome", *packages], compiled__scipy=no_scipy, compiled__core_imports=no_yaml)
+    assert wrong(found) == []  # told as requirements that are missing
 
 
 def test_the_worst_finding_gives_the_exit_code() -> None:

@@ -299,6 +299,12 @@ def test_torch_and_torchvision_rise_together_from_the_index_of_their_build() -> 
     assert torch.allowed == "" and list(torch.held_by) == ["torchvision 0.29.0+cpu needs torch==2.14.0"]
 
 
+def test_what_is_not_there_or_says_no_version_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(INSTALLED, "hotcoco", ("0.23ubuntu1", []))
+    found = judged({"hotcoco": has("1.4"), "gone": has("1.0"), "numpy": has("2.4.1")})
+    assert [update.package for update in found.updates] == ["numpy"]
+
+
 def test_security_comes_first() -> None:
     holes = [{"id": "CVE-2026-9", "fixed_in": ["2.4.1"], "summary": "it leaks"}]
     found = judged({"hotcoco": has("1.4"), "numpy": has("2.4.1", holes=holes), "pillow": has("12.3.0")})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from stat import S_ISDIR
 from typing import IO
 
 from rich.console import Console
@@ -33,36 +34,40 @@ def read_pasted(words: list[str]) -> str:
         if sys.stdin.isatty():
             Console(stderr=True).print("paste the text, then press Ctrl-D", style="dim")
         return _end_of(sys.stdin.buffer)
-    if len(words) > 1 and all(_is_file(word) for word in words):  # the logs of several ranks
-        return "\n".join(read_pasted([word]) for word in words)
-    if not "".join(words).strip():
-        return ""
-    if len(words) > 1 or len(words[0]) > _LONGEST_PATH or "\n" in words[0]:
-        return " ".join(words)
-    path = Path(words[0])
+    kinds = [_kind_of(word) for word in words]
+    if set(kinds) == {"file"}:  # several: the logs of ranks
+        return "\n".join(_read(word) for word in words)
+    wrong = {"missing log"} if "file" in kinds else {"missing log", "folder"} if len(words) == 1 else set[str]()
+    for word, kind in zip(words, kinds, strict=True):
+        if kind in wrong:
+            raise ConfigError(
+                "this is a folder" if kind == "folder" else "there is no such file",
+                where=word,
+                fix="name the file that holds the error, or paste the error in quotes",
+            )
+    return " ".join(words)
+
+
+def _kind_of(word: str) -> str:
+    """Return what a word names: a file (or a pipe), a folder, a log that is not there; else it is text."""
     try:
-        if path.is_file():
-            with path.open("rb") as file:
-                return _end_of(file)
-        is_wrong = path.is_dir() or path.suffix in _LOGS
-    except (OSError, ValueError) as error:
+        mode = Path(word or " ").stat().st_mode  # the path of an empty word would be the working folder
+    except (FileNotFoundError, NotADirectoryError):
+        is_name = len(word) <= _LONGEST_PATH and "\n" not in word
+        return "missing log" if is_name and Path(word).suffix in _LOGS else "text"
+    except (OSError, ValueError):  # too long for a name, or with a zero in it
+        return "text"
+    return "folder" if S_ISDIR(mode) else "file"
+
+
+def _read(name: str) -> str:
+    try:
+        with Path(name).open("rb") as file:
+            return _end_of(file)
+    except OSError as error:
         raise ConfigError(
-            f"the text cannot be read: {error}", where=words[0], fix="check the file and its permissions"
+            f"the text cannot be read: {error}", where=name, fix="check the file and its permissions"
         ) from error
-    if is_wrong:
-        raise ConfigError(
-            "this is a folder" if path.is_dir() else "there is no such file",
-            where=words[0],
-            fix="name the file that holds the error, or paste the error in quotes",
-        )
-    return words[0]
-
-
-def _is_file(word: str) -> bool:
-    try:
-        return Path(word).is_file()
-    except (OSError, ValueError):  # a text that is no name
-        return False
 
 
 def _end_of(file: IO[bytes]) -> str:

@@ -221,6 +221,7 @@ def _opened(form: OpenForm, seconds: float) -> Opened:
         seconds=seconds,
         backend=form.backend,
         precision=form.precision,
+        categories=form.categories,
         resident_bytes=resident_bytes(form.device),
         available_bytes=available_bytes_on(form.device),
     )

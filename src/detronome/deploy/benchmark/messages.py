@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from detronome.deploy.benchmark.forms import Form
+from detronome.types import Categories
 
 __all__ = [
     "CallTimes",
@@ -79,6 +80,7 @@ class Opened:
     seconds: float
     backend: str
     precision: str
+    categories: Categories
     resident_bytes: int
     """Memory of the process, in which the form waits for images."""
     available_bytes: int

@@ -78,7 +78,7 @@ class FormRecord:
     """Of an exported form, weights included."""
     batches: tuple[BatchRecord, ...] = ()
     difference: Difference | None = None
-    """From the first form."""
+    """From the first form; None of that form itself, and where the categories are others."""
     metrics: Mapping[str, float] | None = None
     """AP, AP50, ... where they were measured."""
     failure: str = ""

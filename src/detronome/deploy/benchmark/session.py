@@ -147,7 +147,8 @@ class Session:
             if runner.failure is not None:
                 raise runner.failure
             outputs = runner.process.ask(Outputs(images=self.compared), list)
-            if first_outputs is not None:
+            # Of other categories, scores have nothing to be compared with.
+            if first_outputs is not None and other is not None and other.opened.categories == runner.opened.categories:
                 record = replace(record, difference=difference_of(first_outputs, outputs))
             if self.evaluated:
                 self.on_begin(f"AP of {runner.name} on {len(self.evaluated)} images")

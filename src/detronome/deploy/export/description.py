@@ -21,7 +21,7 @@ from detronome.types import Categories
 __all__ = ["FORMS", "SUFFIXES", "Activation", "Description", "Form", "describe", "description_of", "read_description"]
 
 Form = Literal["onnx", "openvino", "torch", "tensorrt"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "int8"]
 Activation = Literal["softmax", "sigmoid"]
 
 FORMAT_VERSION = 1

@@ -17,6 +17,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
+from detronome.deploy.export.reasons import reason_of
 from detronome.deploy.optimize import merged
 from detronome.errors import ConfigError
 from detronome.models.detector import Detector
@@ -74,9 +75,8 @@ def trace(detector: Detector) -> ExportedProgram:
         try:
             program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
         except Exception as error:  # torch has no one kind of error for this
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ConfigError(
-                f"torch cannot capture this network as a graph: {reason}",
+                f"torch cannot capture this network as a graph: {reason_of(error)}",
                 where=type(detector).__name__,
                 fix="export a model of one of the presets' families; a timm backbone may hold what cannot be captured",
             ) from error

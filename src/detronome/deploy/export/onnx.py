@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from detronome.deploy.export.graph import INPUT_NAMES, OUTPUT_NAMES, quiet_export
+from detronome.deploy.export.reasons import reason_of
 from detronome.deploy.export.session import Session
 from detronome.errors import CheckpointError, ConfigError, MissingExtraError
 
@@ -73,22 +74,20 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
                 verbose=False,
             )
         except (torch.onnx.OnnxExporterError, ValueError) as error:  # ValueError: of protobuf, above 2 GiB
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ConfigError(
-                f"the network cannot be written as ONNX: {reason}",
+                f"the network cannot be written as ONNX: {reason_of(error)}",
                 where=str(path),
                 fix="export it to torch instead: --to torch",
             ) from error
 
 
-def open_onnx(path: Path, *, device: torch.device, threads: int | None = None) -> Session:
+def open_onnx(path: Path, *, device: torch.device) -> Session:
     """Return a session of ONNX Runtime.
 
     Args:
         path: the file; all of it is read now. One that points to other files is refused: the digest of the file says
             nothing of them, and such paths have led out of their folder before (CVE-2024-27318, CVE-2026-27489).
         device: the CPU, or a CUDA device where the package onnxruntime-gpu is installed.
-        threads: processors to use; None is as many as torch uses.
 
     Raises:
         MissingExtraError: onnx or onnxruntime is not installed.
@@ -115,12 +114,12 @@ def open_onnx(path: Path, *, device: torch.device, threads: int | None = None) -
     providers = _providers(device)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
+    options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # ONNX Runtime has a kind of error for each status, without a common one
         raise CheckpointError(
-            f"ONNX Runtime cannot load the file: {_first_line(error)}",
+            f"ONNX Runtime cannot load the file: {reason_of(error)}",
             where=str(path),
             fix="update onnxruntime, or export the model again with the versions installed here",
         ) from error
@@ -184,10 +183,6 @@ def _tensors_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorPr
                 yield from (sparse.values, sparse.indices)
             for graph in (attribute.g, *attribute.graphs):
                 yield from _tensors_of_graph(graph)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager

@@ -67,15 +67,12 @@ def save_openvino(model: Any, path: Path) -> None:
         raise OSError(errno.EIO, "OpenVINO cannot write its files", str(path)) from error
 
 
-def open_openvino(
-    path: Path, *, device: torch.device, threads: int | None = None, precision: Literal["fp32", "bf16"] = "fp32"
-) -> Session:
+def open_openvino(path: Path, *, device: torch.device, precision: Literal["fp32", "bf16"] = "fp32") -> Session:
     """Return a session of OpenVINO on the CPU.
 
     Args:
         path: of the `.xml`; the `.bin` lies beside it.
         device: the CPU.
-        threads: processors to use; None is as many as torch uses.
         precision: to compute in, where the file leaves that open; only some processors are faster in bf16.
 
     Raises:
@@ -94,7 +91,7 @@ def open_openvino(
         )
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads() if threads is None else threads,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         # By itself it would choose bfloat16 on newer processors, and the form would not be what its name says.
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
     }

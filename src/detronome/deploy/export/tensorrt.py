@@ -88,13 +88,12 @@ def write_tensorrt(onnx_file: Path, path: Path, shapes: ShapeRange) -> None:
     path.write_bytes(bytes(engine))
 
 
-def open_tensorrt(path: Path, *, device: torch.device, threads: int | None = None) -> Session:
+def open_tensorrt(path: Path, *, device: torch.device) -> Session:
     """Return a session of TensorRT.
 
     Args:
         path: the engine. An engine is machine code: run only those that you, or those you trust, have built.
         device: a CUDA device, of the kind that it was built on.
-        threads: not used.
 
     Raises:
         MissingExtraError: tensorrt is not installed.

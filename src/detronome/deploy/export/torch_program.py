@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from detronome.deploy.export.graph import nodes_of, quiet_export
+from detronome.deploy.export.reasons import reason_of
 from detronome.deploy.export.session import Session
 from detronome.errors import CheckpointError
 
@@ -39,7 +40,7 @@ def write_torch_program(program: ExportedProgram, path: Path) -> None:
     path.write_bytes(content.getbuffer())
 
 
-def open_torch_program(path: Path, *, device: torch.device, threads: int | None = None) -> Session:
+def open_torch_program(path: Path, *, device: torch.device) -> Session:
     """Return a session of torch.
 
     torch itself would unpickle what such a file holds, import what it names, and run Python that is put together from
@@ -49,7 +50,6 @@ def open_torch_program(path: Path, *, device: torch.device, threads: int | None 
     Args:
         path: the file.
         device: where to compute.
-        threads: not used: torch's own setting counts.
 
     Raises:
         CheckpointError: the file is no program of ours.
@@ -72,9 +72,8 @@ def open_torch_program(path: Path, *, device: torch.device, threads: int | None 
                 program = move_to_device_pass(program, device)
             module = program.module()
         except Exception as error:  # torch has no one kind of error for this
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise CheckpointError(
-                f"torch {torch.__version__} cannot load the program: {reason}",
+                f"torch {torch.__version__} cannot load the program: {reason_of(error)}",
                 where=str(path),
                 fix="export the model again with the version of torch installed here",
             ) from error

@@ -6,7 +6,6 @@ import base64
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -26,13 +25,7 @@ MEDIA_TYPES = {"json": "application/json", "jpeg": "image/jpeg", "png": "image/p
 
 def best_of(detections: Detections, *, score: float, max_detections: int | None) -> Detections:
     """Return the detections of at least this score, and of those the best."""
-    kept = detections.above(score)
-    return replace(
-        kept,
-        boxes_xyxy=kept.boxes_xyxy[:max_detections],
-        scores=kept.scores[:max_detections],
-        labels=kept.labels[:max_detections],
-    )
+    return detections.above(score).take(slice(max_detections))
 
 
 def prediction_record(

@@ -175,13 +175,25 @@ class _Counting:
         self._app, self._service, self._paths = app, service, paths
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        has_started = False
+
+        def add(status: int) -> None:
+            path = scope["path"] if scope["path"] in self._paths else "other"
+            self._service.metrics.requests.add(path=path, status=str(status))
+
         async def count(message: MutableMapping[str, Any]) -> None:
+            nonlocal has_started
             if message["type"] == "http.response.start":
-                path = scope["path"] if scope["path"] in self._paths else "other"
-                self._service.metrics.requests.add(path=path, status=str(message["status"]))
+                has_started = True
+                add(message["status"])
             await send(message)
 
-        await self._app(scope, receive, count)
+        try:
+            await self._app(scope, receive, count)
+        except Exception:
+            if scope["type"] == "http" and not has_started:
+                add(500)  # which is answered further out
+            raise
 
 
 async def _send_in_pieces(response: Response, send: _Send) -> None:

@@ -37,7 +37,8 @@ class UploadBudget:
 
         def take(size_bytes: int) -> None:
             nonlocal taken
-            if self.held_bytes + size_bytes > self._most_bytes:
+            # One body alone is never too much: its own limit has let it in.
+            if self.held_bytes > taken and self.held_bytes + size_bytes > self._most_bytes:
                 raise RefusedError(503, "uploads", "too many large bodies at once", fix="try again", retry_after_s=1)
             self.held_bytes += size_bytes
             taken += size_bytes

@@ -58,11 +58,15 @@ class ModelProcess:
     Args:
         open_model: makes the model, in the process; must be picklable.
         hang_s: how long a batch may take before the process counts as dead.
+        start_s: how long it may take to open the model, which may have to be downloaded.
     """
 
-    def __init__(self, open_model: Callable[[], PredictingModel], *, hang_s: float = 120.0) -> None:
+    def __init__(
+        self, open_model: Callable[[], PredictingModel], *, hang_s: float = 120.0, start_s: float = 1800.0
+    ) -> None:
         self._open_model = open_model
         self._hang_s = hang_s
+        self._start_s = start_s
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
 
@@ -76,7 +80,7 @@ class ModelProcess:
 
         Raises:
             DetronomeError: the model cannot be opened, as its loader says.
-            ModelProcessError: the process died on the way.
+            ModelProcessError: the process died on the way, or took too long.
         """
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
@@ -86,6 +90,8 @@ class ModelProcess:
         self._process = process
         theirs.close()
         try:
+            if not ours.poll(self._start_s):
+                raise ModelProcessError(f"the model did not open within {self._start_s:g} s")
             told = ours.recv()
         except (EOFError, OSError) as error:
             self.stop()
@@ -102,15 +108,19 @@ class ModelProcess:
         """Send a batch; it is computed after those that were sent before.
 
         Raises:
-            ModelProcessError: the process died.
+            ModelProcessError: the process died, or did not take it in time.
         """
         assert self._connection is not None
+        hung = threading.Timer(self._hang_s, self.kill)  # a pipe that nobody reads takes only so much
+        hung.start()
         try:
             self._connection.send([image.shape[:2] for image in images])
             for image in images:
                 self._connection.send_bytes(np.ascontiguousarray(image).reshape(-1).data)
         except OSError as error:
             raise ModelProcessError("the model's process died") from error
+        finally:
+            hung.cancel()
 
     def receive(self) -> list[Detections | Exception]:
         """Return the detections in each image of the next batch, in order, or why the model failed on it.

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 import time
 from collections.abc import Callable
+from functools import cache
 from urllib.parse import urljoin, urlsplit
 
 import httpx2
@@ -43,7 +45,7 @@ async def fetch_image(url: str, *, max_bytes: int, deadline: float, take: Callab
     """
     try:
         async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-            async with httpx2.AsyncClient(trust_env=False, follow_redirects=False) as client:
+            async with httpx2.AsyncClient(verify=_tls(), trust_env=False, follow_redirects=False) as client:
                 for _ in range(_MAX_REDIRECTS + 1):
                     content = await _get(client, url, max_bytes, take)
                     if isinstance(content, bytes):
@@ -54,6 +56,12 @@ async def fetch_image(url: str, *, max_bytes: int, deadline: float, take: Callab
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise _bad(f"nothing can be fetched from there: {type(error).__name__}") from error
     raise _bad("too many redirects")
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Return what all fetches share: to read the certificates again would hold up the event loop each time."""
+    return httpx2.create_ssl_context(trust_env=False)
 
 
 async def _get(client: httpx2.AsyncClient, url: str, max_bytes: int, take: Callable[[int], None]) -> bytes | str:

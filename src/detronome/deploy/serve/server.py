@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import socket
 import sys
 import time
@@ -26,7 +27,6 @@ __all__ = ["serve"]
 
 _BACKLOG = 2048
 _MAX_HEAD_BYTES = 32 * 1024
-_KEEP_ALIVE_S = 15
 _OTHER_FILES = 256
 """Files that are no connection: pipes to the model's process, images that are fetched, libraries."""
 
@@ -90,7 +90,7 @@ async def _serve(app: Any, service: Service, listener: socket.socket, on_ready: 
         server_header=False,
         proxy_headers=False,
         backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=math.ceil(service.limits.idle_s),
         timeout_graceful_shutdown=1,
     )
 

@@ -101,13 +101,16 @@ class Service:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def refuse_if_busy(self, deadline: float) -> None:
-        """Refuse a request that would not be answered in time; called before its body is read, and again with it.
+        """Refuse a request that would not be answered in time; called before its body is read.
 
         Raises:
             RefusedError: 503.
         """
         if self.is_draining:
             raise RefusedError(503, "draining", "the server is being stopped", fix="ask another", retry_after_s=5)
+        self._refuse_if_full(deadline)
+
+    def _refuse_if_full(self, deadline: float) -> None:
         expected_s = self._slots.taken * self.model.seconds_per_image
         if self._slots.taken >= self.limits.max_queue:  # first of what changes: it costs least, and is told most
             raise RefusedError(503, "queue_full", "the queue is full", fix="try again", retry_after_s=expected_s)
@@ -121,10 +124,12 @@ class Service:
     def slot(self, deadline: float) -> Slot:
         """Return a place for one image; it is free again when the request and its work in threads have ended.
 
+        A request whose body was being read when the server was told to stop has begun, and gets one.
+
         Raises:
             RefusedError: 503, there is none.
         """
-        self.refuse_if_busy(deadline)
+        self._refuse_if_full(deadline)
         return Slot(self._slots)
 
     async def detect(self, content: bytes, slot: Slot, *, deadline: float, gone: asyncio.Future[None]) -> Found:

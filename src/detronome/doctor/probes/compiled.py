@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from detronome.doctor.findings import Facts
 
 __all__ = [
+    "CORE",
+    "SERVING",
     "av",
     "coco_api",
     "core_imports",
@@ -33,7 +35,8 @@ _JPEG = base64.b64decode(
     "FQEBAQAAAAAAAAAAAAAAAAAABwj/xAAUEQEAAAAAAAAAAAAAAAAAAAAA/9oADAMBAAIRAxEAPwCXgBdYD//Z"
 )
 """16 x 16 pixels, RGB 200, 60, 30."""
-_CORE = ("msgspec", "psutil", "yaml", "jinja2", "httpx2", "tomli_w", "jaxtyping", "matplotlib")
+CORE = ("msgspec", "psutil", "yaml", "jinja2", "httpx2", "tomli_w", "jaxtyping", "matplotlib")
+SERVING = ("starlette", "uvicorn", "python_multipart")
 
 
 def simplejpeg() -> Facts:
@@ -88,14 +91,16 @@ def hotcoco() -> Facts:
 
 
 def core_imports() -> Facts:
-    """Import the rest of what we need."""
-    for module in _CORE:
+    """Import the rest of what we need, and say what is missing."""
+    missing = []
+    for module in CORE:
         try:
             import_module(module)
         except ModuleNotFoundError as error:
             if error.name != module:
                 raise
-    return {}
+            missing.append(module)
+    return {"missing": missing}
 
 
 def coco_api() -> Facts:
@@ -163,7 +168,7 @@ def av() -> Facts:
 
 def serving() -> Facts:
     """Import what a server needs, where it is installed."""
-    found = [_optional(module)["is_there"] for module in ("starlette", "uvicorn", "python_multipart")]
+    found = [_optional(module)["is_there"] for module in SERVING]
     return {"is_there": all(found)}
 
 

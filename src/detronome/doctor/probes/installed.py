@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
+from contextlib import suppress
 from importlib.machinery import PathFinder
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 
 from detronome.doctor.findings import Facts
-from detronome.doctor.versions import Version, normal_name
+from detronome.doctor.versions import normal_name
 
 __all__ = ["MODULES", "packages", "python"]
 
@@ -95,13 +97,14 @@ def packages() -> Facts:
             place, requires = str(distribution.locate_file("")), distribution.requires or []
         except Exception:  # half a folder
             name, version, place, requires = "", "", "", []
-        if not name or Version.parse(version or "") is None:
+        if not name or not version:
             path = Path(getattr(distribution, "_path", ""))
             damaged[normal_name(name or path.name.split("-")[0])] = str(path)
             continue
         key = normal_name(name)
         if key not in found:
-            found[key] = {"version": version, "place": place, "requires": requires}
+            entry = {"version": version, "place": place, "requires": requires}
+            found[key] = {**entry, "is_editable": _is_editable(distribution)}
         elif found[key]["place"] == place and found[key]["version"] != version:
             twice.setdefault(key, [str(found[key]["version"])]).append(version)
     return {
@@ -110,9 +113,15 @@ def packages() -> Facts:
         "damaged": damaged,
         "leftovers": _leftovers(),
         "origins": {module: origin for module in MODULES if (origin := _origin(module))},
-        "shadows": _shadows(Path.cwd()),
-        "folder": str(Path.cwd()),
+        "shadows": _shadows(),
     }
+
+
+def _is_editable(distribution: Distribution) -> bool:
+    """Return whether a package is imported from the folder where it is written (PEP 610)."""
+    with suppress(Exception):  # another tool wrote it
+        return bool(json.loads(distribution.read_text("direct_url.json") or "{}")["dir_info"]["editable"])
+    return False
 
 
 def _leftovers() -> list[str]:
@@ -137,8 +146,12 @@ def _origin(module: str) -> str:
     return spec.origin or (places[0] if places else "")
 
 
-def _shadows(folder: Path) -> list[dict[str, str]]:
+def _shadows() -> list[dict[str, str]]:
     """Return modules of the working folder that an import there would take instead of the installed ones."""
+    try:
+        folder = Path.cwd()
+    except FileNotFoundError:  # it was removed, as the probe of the disks tells
+        return []
     if any(Path(place).resolve() == folder.resolve() for place in sys.path if place):
         return []  # it is searched in any case: what lies there is meant
     found = []

@@ -113,7 +113,9 @@ def disks() -> Facts:
     """Write, flush, rename and read a file where runs and the cache lie."""
     from detronome.data.store.cache_folder import cache_roots
 
-    places = {"working folder": Path.cwd(), "cache": cache_roots()[0]}
+    places = {"cache": cache_roots()[0]}
+    with suppress(FileNotFoundError):  # it was removed
+        places = {"working folder": Path.cwd(), **places}
     return {"disks": [{"use": use, **_disk(path)} for use, path in places.items()]}
 
 

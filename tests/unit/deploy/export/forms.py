@@ -72,4 +72,4 @@ def description(family: str, form: Form, folder: Path) -> Description:
 
 @cache
 def form_of(family: str, form: Form) -> ExportedDetector:
-    return open_exported(folder_of(family) / f"model{SUFFIXES[form]}", device=CPU, threads=1)
+    return open_exported(folder_of(family) / f"model{SUFFIXES[form]}", device=CPU)

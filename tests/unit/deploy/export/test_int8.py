@@ -66,7 +66,7 @@ def test_int8_is_near_and_leaves_the_original_alone(runtime: str, family: str, t
     seen = [batch((64, 96)), batch((96, 64), (64, 80)), batch((128, 128), seed=3)]
     quantize(original, tmp_path / name, iter(seen))
     assert sha256_of(original) == digest
-    fp32, int8 = form_of(family, "onnx"), open_form(tmp_path / name, device=CPU, threads=1)
+    fp32, int8 = form_of(family, "onnx"), open_form(tmp_path / name, device=CPU)
     for images, padding_mask in (*seen, batch((80, 112), (96, 96), (64, 64), seed=7)):
         tensors = torch.from_numpy(images), torch.from_numpy(padding_mask)
         ours, output = int8(*tensors), fp32(*tensors)

@@ -243,6 +243,40 @@ def test_a_draining_server_refuses(make_service: MakeService) -> None:
         assert client.get("/healthz").status_code == 200
 
 
+def test_a_body_that_is_on_its_way_when_the_server_is_stopped_is_answered(make_service: MakeService) -> None:
+    service = make_service()
+
+    def content() -> Iterator[bytes]:
+        whole = encoded(50)
+        yield whole[:10]
+        service.is_draining = True
+        yield whole[10:]
+
+    async def scenario() -> list[Any]:
+        service.start()
+        pieces = content()
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            piece = next(pieces, None)
+            return await asyncio.Event().wait() if piece is None else request_of(piece)
+
+        def request_of(piece: bytes) -> Any:
+            return {"type": "http.request", "body": piece, "more_body": not service.is_draining}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict", "query_string": b"",
+            "headers": [(b"host", b"localhost")], "http_version": "1.1", "scheme": "http", "root_path": "",
+        }  # fmt: skip
+        await build_app(service)(scope, receive, send)
+        return sent
+
+    assert asyncio.run(scenario())[0]["status"] == 200
+
+
 @pytest.mark.parametrize(
     ("method", "path", "content", "headers", "status"),
     [
@@ -311,14 +345,16 @@ def test_metrics_count_what_happened(make_service: MakeService) -> None:
         for content in (encoded(1), encoded(2), b"noise"):
             client.post("/predict", content=content)
         client.get("/secret-" + "x" * 50)
+        client.post("/predict", content=encoded(0))  # on which the model fails
         text = client.get("/metrics").text
     for line in (
         'detronome_requests_total{path="/predict",status="200"} 2',
         'detronome_requests_total{path="/predict",status="415"} 1',
+        'detronome_requests_total{path="/predict",status="500"} 1',
         'detronome_requests_total{path="other",status="404"} 1',
         'detronome_refused_total{reason="bad_image"} 1',
         "detronome_request_seconds_count 2",
-        "detronome_batch_images_count 2",
+        "detronome_batch_images_count 3",
         "detronome_queue_length 0",
         "detronome_in_flight 0",
         "detronome_ready 1",

@@ -93,6 +93,12 @@ def test_all_bodies_together_have_a_limit() -> None:
     assert budget.held_bytes == 0
 
 
+def test_one_body_alone_is_never_too_much_for_all() -> None:
+    budget = UploadBudget(100)
+    assert len(read([b"x" * 80, b"x" * 80], max_bytes=200, budget=budget)) == 160
+    assert budget.held_bytes == 0
+
+
 def form(*fields: tuple[str, bytes], boundary: str = "xyz") -> bytes:
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="a/../b.jpg"\r\n\r\n'.encode()

@@ -6,14 +6,15 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
 
 from detronome.deploy.serve.connections import protocol_class
-from detronome.deploy.serve.server import _allow_files, _loop_factory
+from detronome.deploy.serve.server import _allow_files, _loop_factory, serve
+from detronome.deploy.serve.service import Service
 from detronome.errors import ConfigError
 from detronome.runtime.web import listen
 
@@ -281,3 +282,17 @@ def test_as_many_files_are_allowed_as_there_may_be_connections() -> None:
 def test_an_address_that_cannot_be_listened_at_is_told(host: str, port: int) -> None:
     with pytest.raises(ConfigError, match="--port"):
         listen(host, port)
+
+
+def test_a_connection_is_kept_for_as_long_as_it_may_be_idle(
+    make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ToldError(Exception):
+        pass
+
+    def config(*_: Any, timeout_keep_alive: float, **__: Any) -> None:
+        raise ToldError(timeout_keep_alive)
+
+    monkeypatch.setattr(uvicorn, "Config", config)
+    with pytest.raises(ToldError, match=r"^60$"):
+        serve(make_service(idle_s=60), host="127.0.0.1", port=0)

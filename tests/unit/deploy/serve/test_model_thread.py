@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from fake_model import FakeProcess, SlowModel, open_never
 
 from detronome.deploy.serve.limits import RefusedError
-from detronome.deploy.serve.model_process import ModelProcess
+from detronome.deploy.serve.model_process import ModelProcess, ModelProcessError
 from detronome.deploy.serve.model_thread import ModelThread
 from detronome.deploy.serve.queue import BatchQueue, Job
 
@@ -84,6 +87,26 @@ def test_a_real_process_computes_batches_in_order_and_fails_alone() -> None:
         assert not isinstance(second[0], Exception) and second[0].boxes_xyxy[0, 0] == 255
     finally:
         process.stop()
+    assert not process.is_alive
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system stops no process")
+def test_a_process_that_takes_no_batch_is_ended() -> None:
+    process = ModelProcess(SlowModel, hang_s=0.5)
+    try:
+        process.start()
+        assert process._process is not None and process._process.pid is not None
+        os.kill(process._process.pid, signal.SIGSTOP)
+        with pytest.raises(ModelProcessError):
+            process.send([np.zeros((2000, 2000, 3), np.uint8)])
+    finally:
+        process.stop()
+
+
+def test_a_process_that_does_not_open_its_model_in_time_is_ended() -> None:
+    process = ModelProcess(open_never, start_s=0.5)
+    with pytest.raises(ModelProcessError, match=r"within 0\.5 s"):
+        process.start()
     assert not process.is_alive
 
 

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import http.server
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -150,6 +151,20 @@ def test_files_that_cannot_be_had(
     with pytest.raises(RefusedError) as caught:
         fetch(f"http://example.org{path}", **options)
     assert caught.value.status == status
+
+
+def test_certificates_are_read_once_for_all_fetches(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, contexts = remote_images.httpx2.AsyncClient, list[Any]()
+
+    def client(*, verify: Any = None, **options: Any) -> Any:
+        contexts.append(verify)
+        return plain(verify=verify, **options)
+
+    monkeypatch.setattr(remote_images.httpx2, "AsyncClient", client)
+    for _ in range(2):
+        with pytest.raises(RefusedError):
+            fetch("https://127.0.0.1/")
+    assert contexts[0] is contexts[1] and contexts[0].verify_mode == ssl.CERT_REQUIRED
 
 
 def test_a_redirect_is_judged_again(inside: list[tuple[str, str]]) -> None:

@@ -104,12 +104,12 @@ def test_a_request_under_another_name_is_refused(tmp_path: Path) -> None:
         assert get(port, "/state.json", host="localhost")[0] == 200
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "no.such.host.invalid"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "no.such.host.invalid", "192.168..1"])
 def test_an_address_that_cannot_be_used_is_told(tmp_path: Path, host: str) -> None:
     pytest.importorskip("uvicorn")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        if host != "127.0.0.1":
+        if host.endswith("invalid"):
             port = -1  # no name is looked up for it
         with pytest.raises(ConfigError, match="nothing can be served there") as error:
             serve(Watcher(tmp_path), host=host, port=port, on_ready=pytest.fail)
