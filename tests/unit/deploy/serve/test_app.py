@@ -30,6 +30,11 @@ from starlette.testclient import TestClient
 pytestmark = pytest.mark.filterwarnings("ignore:Using .httpx. with .starlette")
 MakeService = Callable[..., Service]
 JPEG = {"Content-Type": "image/jpeg"}
+PREDICT = {
+    "type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict", "query_string": b"",
+    "headers": [(b"host", b"localhost")], "http_version": "1.1", "scheme": "http", "root_path": "",
+}  # fmt: skip
+"""What a server tells the application of a request."""
 
 
 @contextmanager
@@ -267,11 +272,7 @@ def test_a_body_that_is_on_its_way_when_the_server_is_stopped_is_answered(make_s
         async def send(message: Any) -> None:
             sent.append(message)
 
-        scope = {
-            "type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict", "query_string": b"",
-            "headers": [(b"host", b"localhost")], "http_version": "1.1", "scheme": "http", "root_path": "",
-        }  # fmt: skip
-        await build_app(service)(scope, receive, send)
+        await build_app(service)(dict(PREDICT), receive, send)
         return sent
 
     assert asyncio.run(scenario())[0]["status"] == 200
@@ -410,11 +411,7 @@ def test_a_client_that_leaves_leaves_the_queue(make_service: MakeService, proces
             async def send(message: Any) -> None:
                 sent.append(message)
 
-            scope = {
-                "type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict", "query_string": b"",
-                "headers": [(b"host", b"localhost")], "http_version": "1.1", "scheme": "http", "root_path": "",
-            }  # fmt: skip
-            return asyncio.create_task(app(scope, receive, send))
+            return asyncio.create_task(app(dict(PREDICT), receive, send))
 
         first = request(encoded(1), None)
         while process.batches != [1]:
@@ -456,11 +453,7 @@ def test_a_large_answer_is_counted_until_it_is_read(make_service: MakeService, m
                     await reads.wait()
                 sent.append(message)
 
-            scope = {
-                "type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict", "query_string": b"",
-                "headers": [(b"host", b"localhost")], "http_version": "1.1", "scheme": "http", "root_path": "",
-            }  # fmt: skip
-            await app(scope, receive, send)
+            await app(dict(PREDICT), receive, send)
             return sent
 
         first = asyncio.create_task(ask(is_read))
