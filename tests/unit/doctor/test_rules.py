@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from importlib.metadata import requires
+from importlib.metadata import Distribution, requires
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +209,18 @@ def test_metadata_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert facts["packages"]["odd"]["version"] == "0.23ubuntu1"
     assert facts["damaged"] == {"half": str(half)}
     assert [facts["packages"][name]["is_editable"] for name in ("odd", "edited", "copied")] == [False, True, False]
+
+
+def test_what_lies_in_no_folder_of_metadata_is_never_to_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FromElsewhere(Distribution):
+        def read_text(self, filename: str) -> None:
+            return None
+
+        def locate_file(self, path: object) -> Path:
+            return Path()
+
+    monkeypatch.setattr(installed_probe, "distributions", lambda: [FromElsewhere()])
+    assert installed_probe.packages()["damaged"] == {}
 
 
 def test_a_working_folder_that_is_gone_is_told(tmp_path: Path) -> None:

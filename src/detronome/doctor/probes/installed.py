@@ -98,8 +98,10 @@ def packages() -> Facts:
         except Exception:  # half a folder
             name, version, place, requires = "", "", "", []
         if not name or not version:
+            # Only a folder of metadata may be named: the fix removes it.
             path = Path(getattr(distribution, "_path", ""))
-            damaged[normal_name(name or path.name.split("-")[0])] = str(path)
+            if path.suffix in (".dist-info", ".egg-info"):
+                damaged[normal_name(name or path.name.split("-")[0])] = str(path)
             continue
         key = normal_name(name)
         if key not in found:
